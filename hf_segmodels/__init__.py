@@ -1,0 +1,45 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Semantic segmentation with plain vision transformers.
+
+Importing the package registers its models with transformers' Auto classes; everything else is imported on first use.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from transformers.utils import _LazyModule
+
+from .auto import register
+
+
+__version__ = "0.1.0"
+
+_import_structure = {
+    "auto": [],
+    "inference": [],
+    "labels": [],
+    "losses": [],
+    "metrics": [],
+    "plain_vit.configuration_plain_vit": ["PlainViTConfig"],
+    "plain_vit.modeling_plain_vit": ["PlainViTBackbone"],
+    "segmenter.configuration_segmenter": ["SegmenterConfig"],
+    "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
+    "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
+    "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
+    "visualization": [],
+}
+
+register()
+
+if TYPE_CHECKING:
+    from .plain_vit.configuration_plain_vit import PlainViTConfig
+    from .plain_vit.modeling_plain_vit import PlainViTBackbone
+    from .segmenter.configuration_segmenter import SegmenterConfig
+    from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
+    from .segmenter.image_processing_segmenter import SegmenterImageProcessor
+    from .segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+else:
+    sys.modules[__name__] = _LazyModule(
+        __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}
+    )

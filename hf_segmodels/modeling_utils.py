@@ -1,0 +1,86 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""What the four models share: the backbone behind `backbone_config`, padding to whole patches, and their base class."""
+
+import torch
+from torch import nn
+from transformers import AutoBackbone
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from .inference import DensePredictionMixin
+from .losses import check_labels
+from .plain_vit.configuration_plain_vit import PlainViTConfig
+from .plain_vit.modeling_plain_vit import PlainViTBackbone
+
+
+def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of `backbone_config`, with random weights: a [`PlainViTBackbone`] or any transformers backbone."""
+    if isinstance(backbone_config, PlainViTConfig):
+        return PlainViTBackbone(backbone_config)
+    return AutoBackbone.from_config(backbone_config)
+
+
+def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
+    """
+    Number of pixels that height and width must be a multiple of, so that each feature map covers the image exactly:
+    the patch size of a plain ViT, the total stride of a hierarchical encoder (one that has `depths`).
+    """
+    patch_size = getattr(backbone_config, "patch_size", 4)
+    patch_size = patch_size if isinstance(patch_size, int) else max(patch_size)
+    depths = getattr(backbone_config, "depths", None)
+    return patch_size if depths is None else patch_size * 2 ** (len(depths) - 1)
+
+
+def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
+    """Pads `(batch_size, num_channels, height, width)` with zeros at the bottom and right to multiples of `divisor`."""
+    height, width = pixel_values.shape[-2:]
+    return nn.functional.pad(pixel_values, (0, -width % divisor, 0, -height % divisor))
+
+
+class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
+    """
+    Base class of the four models: an encoder from `config.backbone_config` in `self.backbone`, its freezing, and the
+    capabilities that transformers asks for. Hidden states and attentions are captured by the encoder that owns the
+    layers, never here: capturing twice would take them from the wrong layers.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # losses are means over the pixels of a step, so the Trainer has to divide by the accumulation steps itself
+    accepts_loss_kwargs = False
+    _no_split_modules = ["PlainViTEmbeddings", "PlainViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        self.size_divisor = get_size_divisor(config.backbone_config)
+        if config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def _check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+        if labels.shape[-2:] != pixel_values.shape[-2:] or labels.shape[0] != pixel_values.shape[0]:
+            raise ValueError(
+                f"`labels` {tuple(labels.shape)} must have the batch size, height and width of `pixel_values` "
+                f"{tuple(pixel_values.shape)}: give image and label map to the image processor together."
+            )
+        # reading values would break a compiled graph and stall a GPU; there the processor and the collator check
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_labels(labels, self.config.num_labels, self.config.semantic_loss_ignore_index)
+
+
+__all__ = ["SegmentationPreTrainedModel", "build_backbone", "get_size_divisor", "pad_to_multiple"]

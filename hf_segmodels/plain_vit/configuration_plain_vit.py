@@ -1,0 +1,174 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the plain vision transformer that all four methods stand on."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a [`PlainViTBackbone`]: AugReg ViT, DeiT (with a distillation token) and the hybrids with a
+    ResNetV2 stem. The defaults give ViT-B/16 at 512x512.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width D of the tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number L of transformer layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Heads per attention; must divide `hidden_size`.
+        intermediate_size (`int`, *optional*):
+            Width of the MLP's hidden layer; four times `hidden_size` when not given.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the MLP (`"gelu"` is the exact one).
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout after the embeddings, after the attention's projection and after both MLP layers.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout on the attention weights.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last layer; rises linearly from 0 at the first one.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that initialises linear layers, tokens and position embeddings.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-06):
+            Epsilon of every LayerNorm: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
+        qkv_bias (`bool`, *optional*, defaults to `True`):
+            Whether queries, keys and values have a bias.
+        image_size (`int` or pair, *optional*, defaults to 512):
+            `(height, width)` in pixels whose patch grid is the grid of the stored position embeddings. Any other
+            input size works: the embeddings are interpolated.
+        patch_size (`int`, *optional*, defaults to 16):
+            Pixels per token side. With a hybrid stem this is the stem's total stride.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of the input.
+        use_cls_token (`bool`, *optional*, defaults to `True`):
+            Whether a class token is prepended.
+        use_distillation_token (`bool`, *optional*, defaults to `False`):
+            Whether DeiT's distillation token follows the class token.
+        position_embedding_interpolation (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bicubic"`):
+            How position embeddings are resized (half-pixel centres, no antialias): bilinear in Segmenter, bicubic in
+            the other three.
+        position_embedding_resize_rule (`"grid"` or `"token_count"`, *optional*, defaults to `"grid"`):
+            `"grid"` resizes whenever the patch grid differs from the stored one. `"token_count"` resizes only when the
+            *number* of tokens differs, as the original repositories do: a 2x8 grid against a stored 4x4 one is then
+            left as it is. Only for checkpoints that must behave as the code that trained them.
+        stem_type (`"patch"` or `"resnetv2"`, *optional*, defaults to `"patch"`):
+            `"patch"` projects pixel patches; `"resnetv2"` is the hybrids' convolutional stem.
+        stem_depths (`list[int]`, *optional*, defaults to `(2, 2, 2, 2)`):
+            Bottlenecks per stage of the hybrid stem: `(2, 2, 2, 2)` for R26, `(3, 4, 6, 3)` for R50.
+        stem_hidden_sizes (`list[int]`, *optional*, defaults to `(256, 512, 1024, 2048)`):
+            Output channels per stage; multiples of 128 (bottlenecks are a quarter as wide and have 32 norm groups).
+        stem_embedding_size (`int`, *optional*, defaults to 64):
+            Channels of the hybrid stem's first convolution; a multiple of 32.
+        final_norm (`"last"`, `"all"` or `"none"`, *optional*, defaults to `"last"`):
+            Which of the feature maps pass the final LayerNorm: only the last layer's (Segmenter, RegProxy), all of
+            them, or none, in which case it does not exist (SegViT, UN-EPT).
+        out_features (`list[str]`, *optional*):
+            Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). The last
+            layer when neither this nor `out_indices` is given.
+        out_indices (`list[int]`, *optional*):
+            The same by index: 0 is the embeddings, i the output of the i-th layer.
+
+    Example:
+
+    ```python
+    >>> from hf_segmodels import PlainViTBackbone, PlainViTConfig
+
+    >>> config = PlainViTConfig(hidden_size=192, num_attention_heads=3, out_features=["stage6", "stage12"])
+    >>> backbone = PlainViTBackbone(config)
+    >>> backbone.channels
+    [192, 192]
+    ```
+    """
+
+    model_type = "plain_vit"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    image_size: int | list[int] | tuple[int, int] = 512
+    patch_size: int = 16
+    num_channels: int = 3
+    use_cls_token: bool = True
+    use_distillation_token: bool = False
+    position_embedding_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    position_embedding_resize_rule: Literal["grid", "token_count"] = "grid"
+    stem_type: Literal["patch", "resnetv2"] = "patch"
+    stem_depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    stem_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    stem_embedding_size: int = 64
+    final_norm: Literal["last", "all", "none"] = "last"
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patch tokens (class and distillation token)."""
+        return int(self.use_cls_token) + int(self.use_distillation_token)
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """`(height, width)` of the stored position embeddings, in patches."""
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: checks fields against each other."""
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads}): change one of the two."
+            )
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"`image_size` must be an int or (height, width), got {self.image_size}.")
+        if self.patch_size < 1 or min(self.position_grid) < 1:
+            raise ValueError(
+                f"`image_size` ({self.image_size}) must hold at least one patch of `patch_size` ({self.patch_size})."
+            )
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
+        if self.use_distillation_token and not self.use_cls_token:
+            raise ValueError("`use_distillation_token` needs `use_cls_token=True`: DeiT has both tokens.")
+        if self.stem_type == "resnetv2":
+            self._validate_stem()
+
+    def _validate_stem(self):
+        if len(self.stem_depths) != len(self.stem_hidden_sizes) or len(self.stem_depths) == 0:
+            raise ValueError(
+                f"`stem_depths` {self.stem_depths} and `stem_hidden_sizes` {self.stem_hidden_sizes} need one entry for "
+                "each stage of the hybrid stem."
+            )
+        stride = 4 * 2 ** (len(self.stem_depths) - 1)
+        if self.patch_size != stride:
+            raise ValueError(
+                f"A hybrid stem of {len(self.stem_depths)} stages has a stride of {stride}: set `patch_size={stride}` "
+                f"(got {self.patch_size})."
+            )
+        if self.stem_embedding_size % 32 != 0 or any(size % 128 != 0 for size in self.stem_hidden_sizes):
+            raise ValueError(
+                "GroupNorm with 32 groups needs `stem_embedding_size` to be a multiple of 32 and `stem_hidden_sizes` "
+                f"of 128, got {self.stem_embedding_size} and {self.stem_hidden_sizes}."
+            )
+
+
+__all__ = ["PlainViTConfig"]

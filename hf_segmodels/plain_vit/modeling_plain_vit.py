@@ -1,0 +1,385 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""The plain vision transformer that all four methods stand on: AugReg ViT, DeiT and the ResNetV2 hybrids."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.bit.configuration_bit import BitConfig
+from transformers.models.bit.modeling_bit import BitBottleneckLayer, BitEmbeddings, BitEncoder
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_plain_vit import PlainViTConfig
+
+
+class PlainViTHybridStem(nn.Module):
+    """ResNetV2 stem of the hybrids R26 and R50 (ViT paper, section 3.1): BiT's bottlenecks without pre-activation."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        bit_config = BitConfig(
+            num_channels=config.num_channels,
+            embedding_size=config.stem_embedding_size,
+            hidden_sizes=list(config.stem_hidden_sizes),
+            depths=list(config.stem_depths),
+            layer_type="bottleneck",
+            global_padding="same",
+            embedding_dynamic_padding=True,
+        )
+        self.embedder = BitEmbeddings(bit_config)
+        self.encoder = BitEncoder(bit_config)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # (batch_size, num_channels, height, width) -> (batch_size, stem_hidden_sizes[-1], height / P, width / P), ceil
+        return self.encoder(self.embedder(pixel_values)).last_hidden_state
+
+
+class PlainViTPatchEmbeddings(nn.Module):
+    """
+    Turns `pixel_values` of shape `(batch_size, num_channels, height, width)` into a feature map of shape
+    `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`.
+    """
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.stem = PlainViTHybridStem(config) if config.stem_type == "resnetv2" else None
+        if self.stem is None:
+            self.projection = nn.Conv2d(
+                config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            )
+        else:
+            self.projection = nn.Conv2d(config.stem_hidden_sizes[-1], config.hidden_size, kernel_size=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. Convert the images to {self.num_channels} channels, or set "
+                "`num_channels` in the backbone's config."
+            )
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        if self.stem is not None:
+            return self.projection(self.stem(pixel_values))
+        height, width = pixel_values.shape[-2:]
+        pixel_values = nn.functional.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.projection(pixel_values)
+
+
+class PlainViTEmbeddings(nn.Module):
+    """Patch embeddings, class and distillation tokens, and position embeddings."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.config = config
+        grid_height, grid_width = config.position_grid
+        self.patch_embeddings = PlainViTPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
+        self.distillation_token = (
+            nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_distillation_token else None
+        )
+        self.position_embeddings = nn.Parameter(
+            torch.zeros(1, config.num_prefix_tokens + grid_height * grid_width, config.hidden_size)
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
+        """
+        Position embeddings for a patch grid of `(height, width)`: the prefix tokens' are kept, the grid's are resized
+        with half-pixel centres and no antialias, in float32.
+
+        Returns:
+            `torch.Tensor` of shape `(1, num_prefix_tokens + height * width, hidden_size)`.
+        """
+        grid_height, grid_width = self.config.position_grid
+        # an exported graph has to hold for every size, so it always interpolates (exact where the grids agree)
+        if not torch.compiler.is_exporting():
+            if self.config.position_embedding_resize_rule == "token_count":
+                keep = height * width == grid_height * grid_width
+            else:
+                keep = (height, width) == (grid_height, grid_width)
+            if keep:
+                return self.position_embeddings
+
+        num_prefix_tokens = self.config.num_prefix_tokens
+        prefix, grid = self.position_embeddings.split([num_prefix_tokens, grid_height * grid_width], dim=1)
+        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
+        grid = grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
+        grid = nn.functional.interpolate(
+            grid.float(),
+            size=(height, width),
+            mode=self.config.position_embedding_interpolation,
+            align_corners=False,
+        ).to(prefix.dtype)
+        # (1, D, height, width) -> (1, height * width, D)
+        return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        embeddings = self.patch_embeddings(pixel_values)
+        batch_size, _, height, width = embeddings.shape
+        # (batch_size, D, height, width) -> (batch_size, height * width, D)
+        embeddings = embeddings.flatten(2).transpose(1, 2)
+        prefix = [token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None]
+        embeddings = torch.cat([*prefix, embeddings], dim=1)
+        embeddings = embeddings + self.interpolate_position_embeddings(height, width)
+        return self.dropout(embeddings), (height, width)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also returns its weights `(batch_size, num_heads, query_length, key_length)`."""
+    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attention_weights = attention_weights + attention_mask
+    attention_weights = nn.functional.softmax(attention_weights, dim=-1)
+    attention_weights = nn.functional.dropout(attention_weights, p=dropout, training=module.training)
+    # (batch_size, num_heads, length, head_dim) -> (batch_size, length, num_heads, head_dim)
+    return torch.matmul(attention_weights, value).transpose(1, 2).contiguous(), attention_weights
+
+
+class PlainViTAttention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, num_tokens, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
+        # (batch_size, num_tokens, 3, num_heads, head_dim) -> 3 x (batch_size, num_heads, num_tokens, head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        # (batch_size, num_tokens, num_heads, head_dim) -> (batch_size, num_tokens, hidden_size)
+        attention_output = attention_output.reshape(batch_size, num_tokens, -1)
+        return self.o_proj(attention_output), attention_weights
+
+
+class PlainViTMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dropout(self.activation(self.fc1(hidden_states)))
+        return self.dropout(self.fc2(hidden_states))
+
+
+class PlainViTDropPath(nn.Module):
+    """Stochastic depth per sample (https://huggingface.co/papers/1603.09382): identity outside training."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1.0 - self.drop_prob
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
+        return hidden_states * keep / keep_prob
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
+
+
+class PlainViTLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer (Segmenter, equations 1 and 2)."""
+
+    def __init__(self, config: PlainViTConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = PlainViTAttention(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = PlainViTMLP(config)
+        self.drop_path = PlainViTDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
+        return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class PlainViTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the capabilities that transformers asks for."""
+
+    config_class = PlainViTConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PlainViTEmbeddings", "PlainViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": PlainViTLayer, "attentions": PlainViTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, PlainViTEmbeddings):
+            init.trunc_normal_(module.position_embeddings, std=std)
+            for token in (module.cls_token, module.distillation_token):
+                if token is not None:
+                    init.trunc_normal_(token, std=std)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            if module.bias is None:  # the hybrid stem's weight-standardised convolutions
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                fan_in = module.weight[0].numel()
+                init.trunc_normal_(module.weight, std=fan_in**-0.5)
+                init.zeros_(module.bias)
+        elif isinstance(module, BitBottleneckLayer):
+            # the residual branch starts as zero; children are initialised before their parent
+            init.zeros_(module.norm3.weight)
+
+
+class PlainViTEncoder(PlainViTPreTrainedModel):
+    """A stack of [`PlainViTLayer`]; it owns the layers, so hidden states and attentions are captured here only."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__(config)
+        drop_path_rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList([PlainViTLayer(config, rate) for rate in drop_path_rates])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        tapped_layers: tuple[int, ...] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`):
+                The embedded tokens.
+            tapped_layers (`tuple[int]`, *optional*):
+                Numbers of the layers whose outputs are wanted, in rising order; 0 is the input. The last layer by
+                default.
+
+        Returns:
+            `BackboneOutput` whose `feature_maps` are the wanted outputs, each `(batch_size, num_tokens, hidden_size)`.
+        """
+        tapped_layers = (len(self.layers),) if tapped_layers is None else tapped_layers
+        tapped = [hidden_states] if 0 in tapped_layers else []
+        for number, layer in enumerate(self.layers, start=1):
+            hidden_states = layer(hidden_states, **kwargs)
+            if number in tapped_layers:
+                tapped.append(hidden_states)
+        return BackboneOutput(feature_maps=tuple(tapped))
+
+
+class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
+    """
+    Plain vision transformer that gives feature maps of chosen layers.
+
+    Inputs of any size are accepted: they are padded with zeros at the bottom and right to whole patches (hybrid stems
+    pad inside, TensorFlow's "SAME" way), and position embeddings are interpolated.
+    """
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.embeddings = PlainViTEmbeddings(config)
+        self.encoder = PlainViTEncoder(config)
+        self.layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_norm != "none" else nn.Identity()
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images.
+
+        Returns:
+            `BackboneOutput` with `feature_maps`, one `(batch_size, hidden_size, ceil(height / patch_size),
+            ceil(width / patch_size))` for each of `config.out_features`, class and distillation tokens removed; and,
+            where asked for, `hidden_states` and `attentions` over all tokens.
+
+        Raises:
+            ValueError: if the number of channels is not the config's.
+        """
+        embeddings, (height, width) = self.embeddings(pixel_values)
+        num_layers = self.config.num_hidden_layers
+        tapped_layers = tuple(index % (num_layers + 1) for index in self.out_indices)
+        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
+
+        feature_maps = []
+        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
+            if self.config.final_norm == "all" or number == num_layers:
+                hidden_states = self.layernorm(hidden_states)
+            # (batch_size, num_tokens, D) -> (batch_size, D, height, width)
+            patch_tokens = hidden_states[:, self.config.num_prefix_tokens :]
+            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, (height, width)))
+
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["PlainViTBackbone", "PlainViTPreTrainedModel"]

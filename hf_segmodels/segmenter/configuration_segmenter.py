@@ -1,0 +1,110 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Segmenter."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+from ..plain_vit.configuration_plain_vit import PlainViTConfig
+
+
+@strict
+class SegmenterConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SegmenterForSemanticSegmentation`]. The defaults give Seg-B-Mask/16 for ADE20K as the released
+    code builds it.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the encoder: a [`PlainViTConfig`] (the paper's; ViT-B/16 with LayerNorm epsilon 1e-5,
+            bilinear position embeddings and stochastic depth 0.1 by default), or that of any transformers backbone
+            (DINOv2, DINOv3, BEiT, Swin, ...). Its last feature map is decoded.
+        decoder_type (`"mask_transformer"` or `"linear"`, *optional*, defaults to `"mask_transformer"`):
+            Which decoder of section 3.2: the mask transformer (Seg-*-Mask) or the point-wise linear layer (Seg-*).
+        decoder_hidden_size (`int`, *optional*):
+            Width of the mask transformer; the encoder's width when not given.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
+            Layers of the mask transformer.
+        decoder_num_attention_heads (`int`, *optional*):
+            Its heads; one for every 64 channels (at least one) when not given.
+        decoder_intermediate_size (`int`, *optional*):
+            Width of its MLPs' hidden layer; four times its width when not given.
+        decoder_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout in the mask transformer (the released code's default; the paper says none).
+        decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth in the mask transformer.
+        decoder_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Epsilon of the decoder's LayerNorms.
+        freeze_backbone (`bool`, *optional*, defaults to `False`):
+            Whether the encoder gets no gradients and stays in eval mode while training.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that do not count in the loss.
+        window_size (`int` or pair, *optional*):
+            Sliding window `(height, width)` for `predict` and for `forward` in eval mode; none when not given. The
+            released models use their training crop.
+        window_stride (`int` or pair, *optional*):
+            Stride of the window; the window size when not given.
+        small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"upscale"`):
+            What happens to images smaller than the window: scaled up until the short side fills it (the released
+            code), padded with zeros at the bottom and right, or nothing.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that initialises linear layers and class embeddings.
+
+    Example:
+
+    ```python
+    >>> from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+
+    >>> encoder = PlainViTConfig(hidden_size=192, num_attention_heads=3, layer_norm_eps=1e-5)
+    >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder, num_labels=19))
+    ```
+    """
+
+    model_type = "segmenter"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    decoder_type: Literal["mask_transformer", "linear"] = "mask_transformer"
+    decoder_hidden_size: int | None = None
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int | None = None
+    decoder_intermediate_size: int | None = None
+    decoder_dropout_prob: float | int = 0.1
+    decoder_drop_path_rate: float | int = 0.0
+    decoder_layer_norm_eps: float = 1e-5
+    freeze_backbone: bool = False
+    semantic_loss_ignore_index: int = 255
+    window_size: int | list[int] | tuple[int, int] | None = None
+    window_stride: int | list[int] | tuple[int, int] | None = None
+    small_image_mode: Literal["upscale", "pad", "none"] = "upscale"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = PlainViTConfig(
+                layer_norm_eps=1e-5, position_embedding_interpolation="bilinear", drop_path_rate=0.1
+            )
+        elif isinstance(self.backbone_config, dict):
+            fields = dict(self.backbone_config)
+            model_type = fields.pop("model_type", PlainViTConfig.model_type)
+            config_class = PlainViTConfig if model_type == PlainViTConfig.model_type else CONFIG_MAPPING[model_type]
+            self.backbone_config = config_class(**fields)
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 150)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: checks fields against each other."""
+        heads, width = self.decoder_num_attention_heads, self.decoder_hidden_size
+        if heads is not None and width is not None and width % heads != 0:
+            raise ValueError(
+                f"`decoder_hidden_size` ({width}) must be a multiple of `decoder_num_attention_heads` ({heads}): change "
+                "one of the two."
+            )
+        if self.window_stride is not None and self.window_size is None:
+            raise ValueError(f"`window_stride` ({self.window_stride}) needs a `window_size`: set it or remove the stride.")
+
+
+__all__ = ["SegmenterConfig"]

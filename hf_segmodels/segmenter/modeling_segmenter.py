@@ -1,0 +1,214 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter: Transformer for Semantic Segmentation (https://huggingface.co/papers/2105.05633)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from ..inference import slide_when_configured
+from ..losses import semantic_cross_entropy
+from ..modeling_utils import SegmentationPreTrainedModel, pad_to_multiple
+from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from ..plain_vit.modeling_plain_vit import PlainViTEncoder
+from .configuration_segmenter import SegmenterConfig
+
+
+@dataclass
+class SegmenterOutput(ModelOutput):
+    """
+    Output of [`SegmenterForSemanticSegmentation`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, given with `labels`):
+            Cross-entropy, mean over the pixels that are not ignored.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels, height / patch_size, width / patch_size)`):
+            Scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a multiple of
+            the patch size, or where windows were merged.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, given with `output_hidden_states=True`):
+            The encoder's hidden states, embeddings first, each `(batch_size, num_tokens, hidden_size)`.
+        attentions (`tuple[torch.Tensor]`, *optional*, given with `output_attentions=True`):
+            The encoder's attention weights, each `(batch_size, num_heads, num_tokens, num_tokens)`.
+        decoder_attentions (`tuple[torch.Tensor]`, *optional*, given with `output_attentions=True`):
+            The mask transformer's attention weights, each `(batch_size, num_heads, num_patches + num_labels,
+            num_patches + num_labels)`: patches first, then classes.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class SegmenterLinearDecoder(nn.Module):
+    """Point-wise linear layer from patch tokens to class scores (section 3.2, "Linear")."""
+
+    def __init__(self, config: SegmenterConfig, in_channels: int):
+        super().__init__()
+        self.classifier = nn.Linear(in_channels, config.num_labels)
+
+    def forward(self, features: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, None]:
+        # (batch_size, D, h, w) -> (batch_size, h, w, K) -> (batch_size, K, h, w)
+        return self.classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous(), None
+
+
+class SegmenterMaskTransformer(nn.Module):
+    """
+    Patch tokens and one learned embedding per class attend to each other; a class's mask is the cosine between its
+    embedding and the patches', normalised over the classes (section 3.2, "Mask Transformer", equation 4).
+    """
+
+    def __init__(self, config: SegmenterConfig, in_channels: int):
+        super().__init__()
+        width = config.decoder_hidden_size or in_channels
+        encoder_config = PlainViTConfig(
+            hidden_size=width,
+            num_hidden_layers=config.decoder_num_hidden_layers,
+            num_attention_heads=config.decoder_num_attention_heads or max(1, width // 64),
+            intermediate_size=config.decoder_intermediate_size,
+            hidden_dropout_prob=config.decoder_dropout_prob,
+            attention_probs_dropout_prob=config.decoder_dropout_prob,
+            drop_path_rate=config.decoder_drop_path_rate,
+            layer_norm_eps=config.decoder_layer_norm_eps,
+            initializer_range=config.initializer_range,
+            attn_implementation=config._attn_implementation,
+        )
+        self.projection = nn.Linear(in_channels, width)
+        self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, width))
+        self.encoder = PlainViTEncoder(encoder_config)
+        self.layernorm = nn.LayerNorm(width, eps=config.decoder_layer_norm_eps)
+        self.patch_projection = nn.Parameter(torch.zeros(width, width))
+        self.class_projection = nn.Parameter(torch.zeros(width, width))
+        self.mask_norm = nn.LayerNorm(config.num_labels, eps=config.decoder_layer_norm_eps)
+
+    def forward(
+        self, features: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        batch_size, _, height, width = features.shape
+        # (batch_size, D, h, w) -> (batch_size, h * w, d), then the class embeddings are appended
+        patches = self.projection(features.flatten(2).transpose(1, 2))
+        tokens = torch.cat([patches, self.class_embeddings.expand(batch_size, -1, -1)], dim=1)
+        outputs = self.encoder(tokens, output_attentions=output_attentions)
+        tokens = self.layernorm(outputs.feature_maps[0])
+
+        patches, classes = tokens.split([height * width, self.class_embeddings.shape[1]], dim=1)
+        patches = patches @ self.patch_projection
+        classes = classes @ self.class_projection
+        patches = patches / patches.norm(dim=-1, keepdim=True)
+        classes = classes / classes.norm(dim=-1, keepdim=True)
+        masks = self.mask_norm(patches @ classes.transpose(1, 2))
+        # (batch_size, h * w, K) -> (batch_size, K, h, w)
+        return masks.transpose(1, 2).unflatten(2, (height, width)).contiguous(), outputs.attentions
+
+
+class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
+    """Weight initialisation of Segmenter's decoders."""
+
+    config_class = SegmenterConfig
+    base_model_prefix = "segmenter"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, SegmenterMaskTransformer):
+            init.trunc_normal_(module.class_embeddings, std=std)
+            for projection in (module.patch_projection, module.class_projection):
+                init.normal_(projection, std=projection.shape[0] ** -0.5)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
+    """Segmenter: a vision transformer with a linear or mask transformer decoder."""
+
+    def __init__(self, config: SegmenterConfig):
+        super().__init__(config)
+        decoder_class = SegmenterLinearDecoder if config.decoder_type == "linear" else SegmenterMaskTransformer
+        self.decoder = decoder_class(config, self.backbone.channels[-1])
+        self.post_init()
+
+    def _encode_decode(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, tuple[int, int], BackboneOutput, tuple[torch.Tensor, ...] | None]:
+        """Patch-level logits, the padded size that they cover, the encoder's outputs and the decoder's attentions."""
+        padded = pad_to_multiple(pixel_values, self.size_divisor)
+        outputs = self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
+        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        logits, decoder_attentions = self.decoder(outputs.feature_maps[-1], output_attentions=output_attentions)
+        return logits, padded.shape[-2:], outputs, decoder_attentions
+
+    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        logits, padded_size, _, _ = self._encode_decode(pixel_values)
+        return logits, padded_size
+
+    @can_return_tuple
+    @slide_when_configured
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SegmenterOutput:
+        """
+        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
+        windows, and `logits` are their average at full resolution.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images of any size.
+            labels (`torch.Tensor` of shape `(batch_size, height, width)`, int64, *optional*):
+                Class of each pixel, or `config.semantic_loss_ignore_index`.
+
+        Returns:
+            [`SegmenterOutput`].
+
+        Raises:
+            ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+
+        >>> encoder = PlainViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder, num_labels=19)).eval()
+        >>> model(torch.zeros(1, 3, 512, 512)).logits.shape
+        torch.Size([1, 19, 32, 32])
+        ```
+        """
+        height, width = pixel_values.shape[-2:]
+        if labels is not None:
+            self._check_labels(pixel_values, labels)
+        logits, padded_size, outputs, decoder_attentions = self._encode_decode(pixel_values, **kwargs)
+
+        # an exported graph gives patch-level logits for every size: it cannot depend on whether one needed padding
+        is_padded = not torch.compiler.is_exporting() and tuple(padded_size) != (height, width)
+        loss = None
+        if labels is not None or is_padded:
+            full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+            full_logits = full_logits[..., :height, :width]
+            if labels is not None:
+                loss = semantic_cross_entropy(full_logits, labels, self.config.semantic_loss_ignore_index)
+            logits = full_logits if is_padded else logits
+
+        return SegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            decoder_attentions=decoder_attentions,
+        )
+
+
+__all__ = ["SegmenterForSemanticSegmentation", "SegmenterOutput", "SegmenterPreTrainedModel"]
