@@ -2,15 +2,15 @@
 """
 Registration with transformers' Auto classes.
 
-The Auto classes' own `register` wants classes, so it would import torch and every model. Importing `hf_segmodels` must
-stay cheap, hence two steps: when transformers imports one of its auto modules (or if it has already), our entries are
-put there, and an entry imports its class when it is first read.
+The Auto classes' `register` wants classes, so calling it at import would load torch and every model. Importing
+`hf_segmodels` must stay cheap, hence two steps: once transformers has imported one of its auto modules, the place where
+it keeps registered classes is told to fill itself with ours when it is first read.
 """
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, ItemsView, ValuesView
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
@@ -20,41 +20,82 @@ _SEGMENTATION_MODELS = {"segmenter": "Segmenter"}
 _BACKBONES = {"plain_vit": "PlainViT"}
 
 
-class _LazyEntries(dict):
-    """The registered content of an Auto mapping; values given as functions are called when they are first read."""
-
-    def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)
-        if isinstance(value, _LazyClasses):
-            value = self[key] = value()
-        return value
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default
-
-    def values(self) -> ValuesView:
-        return {key: self[key] for key in self}.values()
-
-    def items(self) -> ItemsView:
-        return {key: self[key] for key in self}.items()
+def _get(name: str) -> Any:
+    return getattr(importlib.import_module(__package__), name)
 
 
-class _LazyClasses:
-    """Imports one class, or several by backend, from `hf_segmodels` when called."""
+def _register_configs(module: ModuleType) -> None:
+    for model_type, name in {**_BACKBONES, **_SEGMENTATION_MODELS}.items():
+        module.AutoConfig.register(model_type, _get(f"{name}Config"), exist_ok=True)
 
-    def __init__(self, names: str | dict[str, str]):
-        self.names = names
 
-    def __call__(self) -> type | dict[str, type]:
-        package = importlib.import_module(__package__)
-        if isinstance(self.names, str):
-            return getattr(package, self.names)
-        classes = {}
-        for backend, name in self.names.items():
-            # a missing torchvision leaves the PIL processor
-            if backend != "torchvision" or importlib.util.find_spec("torchvision") is not None:
-                classes[backend] = getattr(package, name)
-        return classes
+def _register_backbones(module: ModuleType) -> None:
+    for name in _BACKBONES.values():
+        module.AutoBackbone.register(_get(f"{name}Config"), _get(f"{name}Backbone"), exist_ok=True)
+
+
+def _register_segmentation_models(module: ModuleType) -> None:
+    for name in _SEGMENTATION_MODELS.values():
+        model_class = _get(f"{name}ForSemanticSegmentation")
+        module.AutoModelForSemanticSegmentation.register(_get(f"{name}Config"), model_class, exist_ok=True)
+
+
+def _register_image_processors(module: ModuleType) -> None:
+    for name in _SEGMENTATION_MODELS.values():
+        classes = {"pil": _get(f"{name}ImageProcessorPil")}
+        if importlib.util.find_spec("torchvision") is not None:
+            classes["torchvision"] = _get(f"{name}ImageProcessor")
+        module.AutoImageProcessor.register(
+            _get(f"{name}Config"), image_processor_classes=classes, exist_ok=True
+        )
+
+
+class _SelfFillingDict(dict):
+    """A dict that calls `fill` once, before it is first read."""
+
+    def __init__(self, entries: dict, fill: Callable[[], None]):
+        super().__init__(entries)
+        self._fill: Callable[[], None] | None = fill
+
+    def fill(self) -> None:
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill()
+
+
+def _fill_before(name: str) -> Callable:
+    method = getattr(dict, name)
+
+    def read(self: _SelfFillingDict, *args: Any) -> Any:
+        self.fill()
+        return method(self, *args)
+
+    return read
+
+
+for _name in ("__contains__", "__getitem__", "__iter__", "__len__", "get", "items", "keys", "values"):
+    setattr(_SelfFillingDict, _name, _fill_before(_name))
+
+
+def _defer(mapping: Any, registration: Callable[[ModuleType], None], module: ModuleType) -> None:
+    if not isinstance(mapping._extra_content, _SelfFillingDict):
+        mapping._extra_content = _SelfFillingDict(mapping._extra_content, lambda: registration(module))
+
+
+def _on_configuration_auto(module: ModuleType) -> None:
+    _defer(module.CONFIG_MAPPING, _register_configs, module)
+
+
+def _on_modeling_auto(module: ModuleType) -> None:
+    _defer(module.AutoBackbone._model_mapping, _register_backbones, module)
+    _defer(module.AutoModelForSemanticSegmentation._model_mapping, _register_segmentation_models, module)
+    for model_type, name in _SEGMENTATION_MODELS.items():
+        # the pipeline looks at these names only, and would log that the model is not supported
+        module.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(model_type, f"{name}ForSemanticSegmentation")
+
+
+def _on_image_processing_auto(module: ModuleType) -> None:
+    _defer(module.IMAGE_PROCESSOR_MAPPING, _register_image_processors, module)
 
 
 class _AfterImport(MetaPathFinder):
@@ -72,45 +113,12 @@ class _AfterImport(MetaPathFinder):
             return spec
         exec_module = spec.loader.exec_module
 
-        def exec_module_and_register(module: ModuleType) -> None:
+        def exec_module_then_act(module: ModuleType) -> None:
             exec_module(module)
             action(module)
 
-        spec.loader.exec_module = exec_module_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module_then_act  # type: ignore[method-assign]
         return spec
-
-
-def _add_entry(mapping: Any, config_class: type, names: str | dict[str, str]) -> None:
-    if not isinstance(mapping._extra_content, _LazyEntries):
-        mapping._extra_content = _LazyEntries(mapping._extra_content)
-    if config_class not in mapping._extra_content:
-        mapping._extra_content[config_class] = _LazyClasses(names)
-
-
-def _register_configs(module: ModuleType) -> None:
-    for model_type, name in {**_BACKBONES, **_SEGMENTATION_MODELS}.items():
-        module.AutoConfig.register(model_type, _config_class(model_type, name), exist_ok=True)
-
-
-def _config_class(model_type: str, name: str) -> type:
-    return getattr(importlib.import_module(f"{__package__}.{model_type}.configuration_{model_type}"), f"{name}Config")
-
-
-def _register_models(module: ModuleType) -> None:
-    for model_type, name in _BACKBONES.items():
-        _add_entry(module.AutoBackbone._model_mapping, _config_class(model_type, name), f"{name}Backbone")
-    for model_type, name in _SEGMENTATION_MODELS.items():
-        class_name = f"{name}ForSemanticSegmentation"
-        mapping = module.AutoModelForSemanticSegmentation._model_mapping
-        _add_entry(mapping, _config_class(model_type, name), class_name)
-        # the pipeline looks at the names only, and would log that the model is not supported
-        module.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(model_type, class_name)
-
-
-def _register_image_processors(module: ModuleType) -> None:
-    for model_type, name in _SEGMENTATION_MODELS.items():
-        names = {"torchvision": f"{name}ImageProcessor", "pil": f"{name}ImageProcessorPil"}
-        _add_entry(module.IMAGE_PROCESSOR_MAPPING, _config_class(model_type, name), names)
 
 
 def register() -> None:
@@ -119,17 +127,14 @@ def register() -> None:
     `AutoModelForSemanticSegmentation` and `AutoImageProcessor`. `import hf_segmodels` does it; doing it again changes
     nothing.
     """
-    auto = "transformers.models.auto"
+    package = "transformers.models.auto"
     actions: dict[str, Callable[[ModuleType], None]] = {
-        f"{auto}.configuration_auto": _register_configs,
-        f"{auto}.modeling_auto": _register_models,
-        f"{auto}.image_processing_auto": _register_image_processors,
+        f"{package}.configuration_auto": _on_configuration_auto,
+        f"{package}.modeling_auto": _on_modeling_auto,
+        f"{package}.image_processing_auto": _on_image_processing_auto,
     }
-    pending = {}
-    for name, action in actions.items():
-        if name in sys.modules:
-            action(sys.modules[name])
-        else:
-            pending[name] = action
+    pending = {name: action for name, action in actions.items() if name not in sys.modules}
+    for name in actions.keys() - pending.keys():
+        actions[name](sys.modules[name])
     if pending and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport(pending))
