@@ -45,9 +45,7 @@ def _register_image_processors(module: ModuleType) -> None:
         classes = {"pil": _get(f"{name}ImageProcessorPil")}
         if importlib.util.find_spec("torchvision") is not None:
             classes["torchvision"] = _get(f"{name}ImageProcessor")
-        module.AutoImageProcessor.register(
-            _get(f"{name}Config"), image_processor_classes=classes, exist_ok=True
-        )
+        module.AutoImageProcessor.register(_get(f"{name}Config"), image_processor_classes=classes, exist_ok=True)
 
 
 class _SelfFillingDict(dict):

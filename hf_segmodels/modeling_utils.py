@@ -1,16 +1,29 @@
-# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What the four models share: the backbone behind `backbone_config`, padding to whole patches, and their base class."""
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the four models share: the backbone behind `backbone_config` and their base class."""
 
 import torch
 from torch import nn
 from transformers import AutoBackbone
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import auto_docstring
 
 from .inference import DensePredictionMixin
 from .losses import check_labels
 from .plain_vit.configuration_plain_vit import PlainViTConfig
-from .plain_vit.modeling_plain_vit import PlainViTBackbone
+from .plain_vit.modeling_plain_vit import PlainViTBackbone, pad_to_multiple
 
 
 def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
@@ -31,12 +44,7 @@ def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     return patch_size if depths is None else patch_size * 2 ** (len(depths) - 1)
 
 
-def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Pads `(batch_size, num_channels, height, width)` with zeros at the bottom and right to multiples of `divisor`."""
-    height, width = pixel_values.shape[-2:]
-    return nn.functional.pad(pixel_values, (0, -width % divisor, 0, -height % divisor))
-
-
+@auto_docstring
 class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
     """
     Base class of the four models: an encoder from `config.backbone_config` in `self.backbone`, its freezing, and the
@@ -49,27 +57,45 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     # losses are means over the pixels of a step, so the Trainer has to divide by the accumulation steps itself
     accepts_loss_kwargs = False
-    _no_split_modules = ["PlainViTEmbeddings", "PlainViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig):  # trf-ignore: TRF013
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
         self.size_divisor = get_size_divisor(config.backbone_config)
-        if config.freeze_backbone:
-            self.backbone.requires_grad_(False)
+
+    def post_init(self):
+        super().post_init()
+        # loading replaces the parameters, but ends with `eval()`, which freezes them again
+        self.train(self.training)
+
+    def pad_to_whole_patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """
+        Pads `(batch_size, num_channels, height, width)` with zeros at the bottom and right to whole patches (whole
+        cells of the coarsest feature map).
+
+        Returns:
+            The padded images, unpadded where the backbone pads in the same way itself, and the padded
+            `(height, width)`.
+        """
+        height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
+        padded_size = (height * self.size_divisor, width * self.size_divisor)
+        backbone_config = self.config.backbone_config
+        if not isinstance(backbone_config, PlainViTConfig) or backbone_config.stem_type != "patch":
+            pixel_values = pad_to_multiple(pixel_values, self.size_divisor)
+        return pixel_values, padded_size
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:
-            self.backbone.eval()
+        if self.config.freeze_backbone:  # CODEPATH: heads on a frozen encoder; no released checkpoint
+            self.backbone.requires_grad_(False).eval()
         return self
 
     def _check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
@@ -83,4 +109,4 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
             check_labels(labels, self.config.num_labels, self.config.semantic_loss_ignore_index)
 
 
-__all__ = ["SegmentationPreTrainedModel", "build_backbone", "get_size_divisor", "pad_to_multiple"]
+__all__ = ["SegmentationPreTrainedModel", "build_backbone", "get_size_divisor"]

@@ -1,4 +1,16 @@
-# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of the plain vision transformer that all four methods stand on."""
 
 from typing import Literal
@@ -6,71 +18,74 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import auto_docstring
 
 
+@auto_docstring(
+    custom_intro="""
+    Configuration of a [`PlainViTBackbone`]: AugReg ViT, DeiT (with a distillation token) and the hybrids with a
+    ResNetV2 stem. The defaults give ViT-B/16 at 512x512.
+    """
+)
 @strict
 class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of a [`PlainViTBackbone`]: AugReg ViT, DeiT (with a distillation token) and the hybrids with a
-    ResNetV2 stem. The defaults give ViT-B/16 at 512x512.
-
-    Args:
-        hidden_size (`int`, *optional*, defaults to 768):
-            Width D of the tokens.
-        num_hidden_layers (`int`, *optional*, defaults to 12):
-            Number L of transformer layers.
-        num_attention_heads (`int`, *optional*, defaults to 12):
-            Heads per attention; must divide `hidden_size`.
-        intermediate_size (`int`, *optional*):
-            Width of the MLP's hidden layer; four times `hidden_size` when not given.
-        hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the MLP (`"gelu"` is the exact one).
-        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout after the embeddings, after the attention's projection and after both MLP layers.
-        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout on the attention weights.
-        drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth of the last layer; rises linearly from 0 at the first one.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the truncated normal that initialises linear layers, tokens and position embeddings.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-06):
-            Epsilon of every LayerNorm: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
-        qkv_bias (`bool`, *optional*, defaults to `True`):
-            Whether queries, keys and values have a bias.
-        image_size (`int` or pair, *optional*, defaults to 512):
-            `(height, width)` in pixels whose patch grid is the grid of the stored position embeddings. Any other
-            input size works: the embeddings are interpolated.
-        patch_size (`int`, *optional*, defaults to 16):
-            Pixels per token side. With a hybrid stem this is the stem's total stride.
-        num_channels (`int`, *optional*, defaults to 3):
-            Channels of the input.
-        use_cls_token (`bool`, *optional*, defaults to `True`):
-            Whether a class token is prepended.
-        use_distillation_token (`bool`, *optional*, defaults to `False`):
-            Whether DeiT's distillation token follows the class token.
-        position_embedding_interpolation (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bicubic"`):
-            How position embeddings are resized (half-pixel centres, no antialias): bilinear in Segmenter, bicubic in
-            the other three.
-        position_embedding_resize_rule (`"grid"` or `"token_count"`, *optional*, defaults to `"grid"`):
-            `"grid"` resizes whenever the patch grid differs from the stored one. `"token_count"` resizes only when the
-            *number* of tokens differs, as the original repositories do: a 2x8 grid against a stored 4x4 one is then
-            left as it is. Only for checkpoints that must behave as the code that trained them.
-        stem_type (`"patch"` or `"resnetv2"`, *optional*, defaults to `"patch"`):
-            `"patch"` projects pixel patches; `"resnetv2"` is the hybrids' convolutional stem.
-        stem_depths (`list[int]`, *optional*, defaults to `(2, 2, 2, 2)`):
-            Bottlenecks per stage of the hybrid stem: `(2, 2, 2, 2)` for R26, `(3, 4, 6, 3)` for R50.
-        stem_hidden_sizes (`list[int]`, *optional*, defaults to `(256, 512, 1024, 2048)`):
-            Output channels per stage; multiples of 128 (bottlenecks are a quarter as wide and have 32 norm groups).
-        stem_embedding_size (`int`, *optional*, defaults to 64):
-            Channels of the hybrid stem's first convolution; a multiple of 32.
-        final_norm (`"last"`, `"all"` or `"none"`, *optional*, defaults to `"last"`):
-            Which of the feature maps pass the final LayerNorm: only the last layer's (Segmenter, RegProxy), all of
-            them, or none, in which case it does not exist (SegViT, UN-EPT).
-        out_features (`list[str]`, *optional*):
-            Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). The last
-            layer when neither this nor `out_indices` is given.
-        out_indices (`list[int]`, *optional*):
-            The same by index: 0 is the embeddings, i the output of the i-th layer.
+    hidden_size (`int`, *optional*, defaults to 768):
+        Width D of the tokens.
+    num_hidden_layers (`int`, *optional*, defaults to 12):
+        Number L of transformer layers.
+    num_attention_heads (`int`, *optional*, defaults to 12):
+        Heads per attention; must divide `hidden_size`.
+    intermediate_size (`int`, *optional*):
+        Width of the MLP's hidden layer; four times `hidden_size` when not given.
+    hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation of the MLP (`"gelu"` is the exact one).
+    hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout after the embeddings, after the attention's projection and after both MLP layers.
+    attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout on the attention weights.
+    drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Stochastic depth of the last layer; rises linearly from 0 at the first one.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the truncated normal that initialises linear layers, tokens and position embeddings.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-06):
+        Epsilon of every LayerNorm: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
+    qkv_bias (`bool`, *optional*, defaults to `True`):
+        Whether queries, keys and values have a bias.
+    image_size (`int` or pair, *optional*, defaults to 512):
+        `(height, width)` in pixels whose patch grid is the grid of the stored position embeddings. Any other
+        input size works: the embeddings are interpolated.
+    patch_size (`int`, *optional*, defaults to 16):
+        Pixels per token side. With a hybrid stem this is the stem's total stride.
+    num_channels (`int`, *optional*, defaults to 3):
+        Channels of the input.
+    use_cls_token (`bool`, *optional*, defaults to `True`):
+        Whether a class token is prepended.
+    use_distillation_token (`bool`, *optional*, defaults to `False`):
+        Whether DeiT's distillation token follows the class token.
+    position_embedding_interpolation (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bicubic"`):
+        How position embeddings are resized (half-pixel centres, no antialias): bilinear in Segmenter, bicubic in
+        the other three.
+    position_embedding_resize_rule (`"grid"` or `"token_count"`, *optional*, defaults to `"grid"`):
+        `"grid"` resizes whenever the patch grid differs from the stored one. `"token_count"` resizes only when the
+        *number* of tokens differs, as the original repositories do: a 2x8 grid against a stored 4x4 one is then
+        left as it is. Only for checkpoints that must behave as the code that trained them.
+    stem_type (`"patch"` or `"resnetv2"`, *optional*, defaults to `"patch"`):
+        `"patch"` projects pixel patches; `"resnetv2"` is the hybrids' convolutional stem.
+    stem_depths (`list[int]`, *optional*, defaults to `(2, 2, 2, 2)`):
+        Bottlenecks per stage of the hybrid stem: `(2, 2, 2, 2)` for R26, `(3, 4, 6, 3)` for R50.
+    stem_hidden_sizes (`list[int]`, *optional*, defaults to `(256, 512, 1024, 2048)`):
+        Output channels per stage; multiples of 128 (bottlenecks are a quarter as wide and have 32 norm groups).
+    stem_embedding_size (`int`, *optional*, defaults to 64):
+        Channels of the hybrid stem's first convolution; a multiple of 32.
+    final_norm (`"last"`, `"all"` or `"none"`, *optional*, defaults to `"last"`):
+        Which of the feature maps pass the final LayerNorm: only the last layer's (Segmenter, RegProxy), all of
+        them, or none, in which case it does not exist (SegViT, UN-EPT).
+    out_features (`list[str]`, *optional*):
+        Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). The last
+        layer when neither this nor `out_indices` is given.
+    out_indices (`list[int]`, *optional*):
+        The same by index: 0 is the embeddings, i the output of the i-th layer.
 
     Example:
 

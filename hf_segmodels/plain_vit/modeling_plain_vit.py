@@ -1,4 +1,16 @@
-# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The plain vision transformer that all four methods stand on: AugReg ViT, DeiT and the ResNetV2 hybrids."""
 
 from collections.abc import Callable
@@ -14,11 +26,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.bit.configuration_bit import BitConfig
 from transformers.models.bit.modeling_bit import BitBottleneckLayer, BitEmbeddings, BitEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_plain_vit import PlainViTConfig
+
+
+# trf-ignore: TRF041 config.stem_type, config.use_cls_token, config.use_distillation_token, config.final_norm
+# trf-ignore: TRF041 config.position_embedding_resize_rule
+
+
+def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
+    """Pads `(batch_size, num_channels, height, width)` with zeros at the bottom and right to multiples of `divisor`."""
+    # not `-size % divisor`: the remainder of a negative symbolic size does not compile
+    pad_height, pad_width = ((size + divisor - 1) // divisor * divisor - size for size in pixel_values.shape[-2:])
+    return nn.functional.pad(pixel_values, (0, pad_width, 0, pad_height))
 
 
 class PlainViTHybridStem(nn.Module):
@@ -71,9 +94,7 @@ class PlainViTPatchEmbeddings(nn.Module):
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         if self.stem is not None:
             return self.projection(self.stem(pixel_values))
-        height, width = pixel_values.shape[-2:]
-        pixel_values = nn.functional.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        return self.projection(pixel_values)
+        return self.projection(pad_to_multiple(pixel_values, self.patch_size))
 
 
 class PlainViTEmbeddings(nn.Module):
@@ -129,7 +150,9 @@ class PlainViTEmbeddings(nn.Module):
         batch_size, _, height, width = embeddings.shape
         # (batch_size, D, height, width) -> (batch_size, height * width, D)
         embeddings = embeddings.flatten(2).transpose(1, 2)
-        prefix = [token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None]
+        prefix = [
+            token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None
+        ]
         embeddings = torch.cat([*prefix, embeddings], dim=1)
         embeddings = embeddings + self.interpolate_position_embeddings(height, width)
         return self.dropout(embeddings), (height, width)
@@ -247,10 +270,9 @@ class PlainViTLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 
+@auto_docstring
 class PlainViTPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the capabilities that transformers asks for."""
-
-    config_class = PlainViTConfig
+    config: PlainViTConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -265,6 +287,7 @@ class PlainViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, PlainViTEmbeddings):
             init.trunc_normal_(module.position_embeddings, std=std)
@@ -273,26 +296,23 @@ class PlainViTPreTrainedModel(PreTrainedModel):
                     init.trunc_normal_(token, std=std)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             if module.bias is None:  # the hybrid stem's weight-standardised convolutions
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
                 fan_in = module.weight[0].numel()
                 init.trunc_normal_(module.weight, std=fan_in**-0.5)
-                init.zeros_(module.bias)
         elif isinstance(module, BitBottleneckLayer):
             # the residual branch starts as zero; children are initialised before their parent
             init.zeros_(module.norm3.weight)
 
 
+@auto_docstring(
+    custom_intro="""
+    A stack of transformer layers. It owns them, so hidden states and attentions are captured here and nowhere else.
+    """
+)
 class PlainViTEncoder(PlainViTPreTrainedModel):
-    """A stack of [`PlainViTLayer`]; it owns the layers, so hidden states and attentions are captured here only."""
-
     def __init__(self, config: PlainViTConfig):
         super().__init__(config)
         drop_path_rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
@@ -302,22 +322,19 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
     def forward(
         self,
         hidden_states: torch.Tensor,
         tapped_layers: tuple[int, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`):
-                The embedded tokens.
-            tapped_layers (`tuple[int]`, *optional*):
-                Numbers of the layers whose outputs are wanted, in rising order; 0 is the input. The last layer by
-                default.
-
-        Returns:
-            `BackboneOutput` whose `feature_maps` are the wanted outputs, each `(batch_size, num_tokens, hidden_size)`.
+        r"""
+        hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`):
+            The embedded tokens.
+        tapped_layers (`tuple[int, ...]`, *optional*):
+            Numbers of the layers whose outputs are wanted as `feature_maps`, each of shape `(batch_size, num_tokens,
+            hidden_size)`, in rising order; 0 is the input. The last layer by default.
         """
         tapped_layers = (len(self.layers),) if tapped_layers is None else tapped_layers
         tapped = [hidden_states] if 0 in tapped_layers else []
@@ -328,21 +345,24 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
         return BackboneOutput(feature_maps=tuple(tapped))
 
 
-class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
-    """
+@auto_docstring(
+    custom_intro="""
     Plain vision transformer that gives feature maps of chosen layers.
 
     Inputs of any size are accepted: they are padded with zeros at the bottom and right to whole patches (hybrid stems
     pad inside, TensorFlow's "SAME" way), and position embeddings are interpolated.
     """
-
+)
+class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     def __init__(self, config: PlainViTConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.embeddings = PlainViTEmbeddings(config)
         self.encoder = PlainViTEncoder(config)
         self.layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_norm != "none" else nn.Identity()
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if config.final_norm != "none"
+            else nn.Identity()
         )
         self.post_init()
 
@@ -350,16 +370,12 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     @can_return_tuple
+    @auto_docstring
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
-
-        Returns:
-            `BackboneOutput` with `feature_maps`, one `(batch_size, hidden_size, ceil(height / patch_size),
-            ceil(width / patch_size))` for each of `config.out_features`, class and distillation tokens removed; and,
-            where asked for, `hidden_states` and `attentions` over all tokens.
+        r"""
+        The feature maps have the shape `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`,
+        one for each of `config.out_features`, without class and distillation tokens. Hidden states and attentions are
+        over all tokens.
 
         Raises:
             ValueError: if the number of channels is not the config's.

@@ -1,4 +1,16 @@
-# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Segmenter: Transformer for Semantic Segmentation (https://huggingface.co/papers/2105.05633)."""
 
 from dataclasses import dataclass
@@ -8,35 +20,36 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
 from ..losses import semantic_cross_entropy
-from ..modeling_utils import SegmentationPreTrainedModel, pad_to_multiple
+from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTEncoder
 from .configuration_segmenter import SegmenterConfig
 
 
+# trf-ignore: TRF041 config.decoder_type
+
+
+@auto_docstring(custom_intro="Output of [`SegmenterForSemanticSegmentation`].")
 @dataclass
 class SegmenterOutput(ModelOutput):
-    """
-    Output of [`SegmenterForSemanticSegmentation`].
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, *optional*, given with `labels`):
-            Cross-entropy, mean over the pixels that are not ignored.
-        logits (`torch.Tensor` of shape `(batch_size, num_labels, height / patch_size, width / patch_size)`):
-            Scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a multiple of
-            the patch size, or where windows were merged.
-        hidden_states (`tuple[torch.Tensor]`, *optional*, given with `output_hidden_states=True`):
-            The encoder's hidden states, embeddings first, each `(batch_size, num_tokens, hidden_size)`.
-        attentions (`tuple[torch.Tensor]`, *optional*, given with `output_attentions=True`):
-            The encoder's attention weights, each `(batch_size, num_heads, num_tokens, num_tokens)`.
-        decoder_attentions (`tuple[torch.Tensor]`, *optional*, given with `output_attentions=True`):
-            The mask transformer's attention weights, each `(batch_size, num_heads, num_patches + num_labels,
-            num_patches + num_labels)`: patches first, then classes.
+    r"""
+    loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
+        Cross-entropy, mean over the pixels that are not ignored.
+    logits (`torch.Tensor` of shape `(batch_size, num_labels, height / patch_size, width / patch_size)`):
+        Scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a multiple of the
+        patch size, or where windows were merged.
+    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
+        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
+    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
+        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+    decoder_attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
+        The mask transformer's attention weights, each of shape `(batch_size, num_heads, num_patches + num_labels,
+        num_patches + num_labels)`: patches first, then classes.
     """
 
     loss: torch.Tensor | None = None
@@ -53,7 +66,7 @@ class SegmenterLinearDecoder(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(in_channels, config.num_labels)
 
-    def forward(self, features: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, None]:
+    def forward(self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[torch.Tensor, None]:
         # (batch_size, D, h, w) -> (batch_size, h, w, K) -> (batch_size, K, h, w)
         return self.classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous(), None
 
@@ -88,13 +101,13 @@ class SegmenterMaskTransformer(nn.Module):
         self.mask_norm = nn.LayerNorm(config.num_labels, eps=config.decoder_layer_norm_eps)
 
     def forward(
-        self, features: torch.Tensor, output_attentions: bool = False
+        self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         batch_size, _, height, width = features.shape
         # (batch_size, D, h, w) -> (batch_size, h * w, d), then the class embeddings are appended
         patches = self.projection(features.flatten(2).transpose(1, 2))
         tokens = torch.cat([patches, self.class_embeddings.expand(batch_size, -1, -1)], dim=1)
-        outputs = self.encoder(tokens, output_attentions=output_attentions)
+        outputs = self.encoder(tokens, **kwargs)
         tokens = self.layernorm(outputs.feature_maps[0])
 
         patches, classes = tokens.split([height * width, self.class_embeddings.shape[1]], dim=1)
@@ -107,14 +120,14 @@ class SegmenterMaskTransformer(nn.Module):
         return masks.transpose(1, 2).unflatten(2, (height, width)).contiguous(), outputs.attentions
 
 
+@auto_docstring
 class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
-    """Weight initialisation of Segmenter's decoders."""
-
-    config_class = SegmenterConfig
+    config: SegmenterConfig
     base_model_prefix = "segmenter"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, SegmenterMaskTransformer):
             init.trunc_normal_(module.class_embeddings, std=std)
@@ -122,15 +135,14 @@ class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
                 init.normal_(projection, std=projection.shape[0] ** -0.5)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
 
 
+@auto_docstring(
+    custom_intro="""
+    Segmenter: a vision transformer with a linear or mask transformer decoder on its patch tokens.
+    """
+)
 class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
-    """Segmenter: a vision transformer with a linear or mask transformer decoder."""
-
     def __init__(self, config: SegmenterConfig):
         super().__init__(config)
         decoder_class = SegmenterLinearDecoder if config.decoder_type == "linear" else SegmenterMaskTransformer
@@ -141,11 +153,11 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, tuple[int, int], BackboneOutput, tuple[torch.Tensor, ...] | None]:
         """Patch-level logits, the padded size that they cover, the encoder's outputs and the decoder's attentions."""
-        padded = pad_to_multiple(pixel_values, self.size_divisor)
-        outputs = self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
+        pixel_values, padded_size = self.pad_to_whole_patches(pixel_values)
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         logits, decoder_attentions = self.decoder(outputs.feature_maps[-1], output_attentions=output_attentions)
-        return logits, padded.shape[-2:], outputs, decoder_attentions
+        return logits, padded_size, outputs, decoder_attentions
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         logits, padded_size, _, _ = self._encode_decode(pixel_values)
@@ -153,24 +165,19 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
     @can_return_tuple
     @slide_when_configured
+    @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SegmenterOutput:
-        """
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
+
         In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
         windows, and `logits` are their average at full resolution.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size.
-            labels (`torch.Tensor` of shape `(batch_size, height, width)`, int64, *optional*):
-                Class of each pixel, or `config.semantic_loss_ignore_index`.
-
-        Returns:
-            [`SegmenterOutput`].
 
         Raises:
             ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
@@ -193,7 +200,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         logits, padded_size, outputs, decoder_attentions = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph gives patch-level logits for every size: it cannot depend on whether one needed padding
-        is_padded = not torch.compiler.is_exporting() and tuple(padded_size) != (height, width)
+        is_padded = not torch.compiler.is_exporting() and padded_size != (height, width)
         loss = None
         if labels is not None or is_padded:
             full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
