@@ -1,0 +1,86 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+The common suites of transformers, set up for our models: a new model's file states its tiny configuration and classes.
+
+See `tests/transformers_suite/segmenter/test_modeling_segmenter.py` for how little that is.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.testing_utils import torch_device
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+
+
+class VisionModelTester:
+    """Tiny sizes and inputs under the names that transformers' suites look for."""
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+
+    batch_size = 3
+    num_channels = 3
+    image_size = 32
+    patch_size = 8
+    hidden_size = 32
+    num_hidden_layers = 2
+    num_attention_heads = 4
+    intermediate_size = 37
+    num_labels = 5
+    num_prefix_tokens = 1
+    is_training = True
+
+    def __init__(self, parent: Any):
+        self.parent = parent
+        self.seq_length = (self.image_size // self.patch_size) ** 2 + self.num_prefix_tokens
+
+    def get_config(self) -> PreTrainedConfig:
+        raise NotImplementedError
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        shape = [self.batch_size, self.num_channels, self.image_size, self.image_size]
+        return self.get_config(), {"pixel_values": floats_tensor(shape)}
+
+
+class VisionModelSuite(ModelTesterMixin):
+    """`ModelTesterMixin` for models that take images, with what it takes for granted about text models replaced."""
+
+    model_tester_class: ClassVar[type[VisionModelTester]]
+    config_kwargs: ClassVar[dict[str, Any]] = {}
+
+    # there is no token embedding matrix
+    test_resize_embeddings = False
+    # the suite checks this for models of 2023 and later, which it tells by the year in their licence header
+    test_can_init_all_missing_weights_before_2023 = True
+
+    def setUp(self):
+        self.model_tester = self.model_tester_class(self)
+        self.config_tester = ConfigTester(
+            self,
+            config_class=self.model_tester.config_class,
+            has_text_modality=False,
+            common_properties=[],
+            **self.config_kwargs,
+        )
+
+    def test_config_common(self):
+        self.config_tester.run_common_tests()
+
+    def test_model_get_set_embeddings(self):
+        # the suite's version wants an `nn.Embedding`; images have patch embeddings
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            self.assertIsInstance(model.get_input_embeddings(), nn.Module)
+            replacement = nn.Identity()
+            model.set_input_embeddings(replacement)
+            self.assertIs(model.get_input_embeddings(), replacement)
+            self.assertIsNone(model.get_output_embeddings())
+
+
+class SemanticSegmentationModelTester(VisionModelTester):
+    def prepare_config_and_labelled_inputs(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        config, inputs = self.prepare_config_and_inputs_for_common()
+        inputs["labels"] = ids_tensor([self.batch_size, self.image_size, self.image_size], self.num_labels)
+        return config, {name: value.to(torch_device) for name, value in inputs.items()}
