@@ -44,6 +44,7 @@ def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     return patch_size if depths is None else patch_size * 2 ** (len(depths) - 1)
 
 
+# trf-ignore: TRF013
 @auto_docstring
 class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
     """
@@ -63,7 +64,7 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def __init__(self, config: PreTrainedConfig):  # trf-ignore: TRF013
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
         self.size_divisor = get_size_divisor(config.backbone_config)

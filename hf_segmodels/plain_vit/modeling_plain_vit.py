@@ -370,12 +370,17 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     @can_return_tuple
-    @auto_docstring
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        r"""
+    @auto_docstring(
+        custom_intro="""
         The feature maps have the shape `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`,
         one for each of `config.out_features`, without class and distillation tokens. Hidden states and attentions are
         over all tokens.
+        """
+    )
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalised images of any size.
 
         Raises:
             ValueError: if the number of channels is not the config's.

@@ -165,7 +165,12 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
     @can_return_tuple
     @slide_when_configured
-    @auto_docstring
+    @auto_docstring(
+        custom_intro="""
+        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
+        windows, and `logits` are their average at full resolution.
+        """
+    )
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -173,11 +178,10 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> SegmenterOutput:
         r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalised images of any size.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
-
-        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
-        windows, and `logits` are their average at full resolution.
 
         Raises:
             ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
