@@ -1,0 +1,95 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""From the label maps people have (PIL, numpy, torch; 8, 16 or 64 bits; palettes) to checked int64 class maps."""
+
+import numpy as np
+import PIL.Image
+import torch
+
+
+# Modes with one number per pixel that is an id, not a colour ("P" holds palette indices).
+_INDEX_MODES = ("1", "L", "P", "I")
+
+
+def label_map_to_tensor(
+    label_map: "PIL.Image.Image | np.ndarray | torch.Tensor", name: str = "label map"
+) -> torch.Tensor:
+    """
+    Reads one label map into a new int64 tensor; the input is left alone.
+
+    Args:
+        label_map (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            PIL image of mode "L", "P" (indices are taken, never colours), "1", "I" or "I;16", or an array of integers
+            of shape `(height, width)`, `(1, height, width)` or `(height, width, 1)`.
+        name (`str`, *optional*): What error messages call it.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`, int64.
+
+    Raises:
+        ValueError: if it holds colours or fractions, or is not one map.
+        TypeError: if it is no image or array.
+    """
+    if isinstance(label_map, PIL.Image.Image):
+        if label_map.mode.split(";")[0] not in _INDEX_MODES:
+            raise ValueError(
+                f"{name} is a PIL image of mode {label_map.mode!r}; class ids need one integer per pixel (mode 'L', 'P' "
+                "or 'I;16'). Translate the colours into class ids first."
+            )
+        label_map = np.asarray(label_map)
+    if not isinstance(label_map, (np.ndarray, torch.Tensor)):
+        raise TypeError(
+            f"{name} is of type {type(label_map).__name__}; give a PIL image, a numpy array or a torch tensor "
+            "(open files with `PIL.Image.open`)."
+        )
+    if label_map.ndim == 3 and 1 in (label_map.shape[0], label_map.shape[-1]):
+        # (1, height, width) or (height, width, 1) -> (height, width)
+        label_map = label_map[0] if label_map.shape[0] == 1 else label_map[..., 0]
+    if label_map.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(label_map.shape)}; expected (height, width) with one class id per pixel. One-hot "
+            "maps have to become class ids (`argmax`), colours have to be translated."
+        )
+    if isinstance(label_map, np.ndarray):
+        if label_map.dtype.kind not in "biu":
+            raise ValueError(f"{name} has dtype {label_map.dtype}; class ids are integers (`.astype(np.int64)`).")
+        # int64 before any arithmetic (0 - 1 is 255 in uint8), native byte order, and a copy
+        return torch.from_numpy(label_map.astype(np.int64, order="C"))
+    if label_map.is_floating_point() or label_map.is_complex():
+        raise ValueError(f"{name} has dtype {label_map.dtype}; class ids are integers (`.long()`).")
+    return label_map.detach().to("cpu", torch.int64, copy=True)
+
+
+def reduce_labels(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """
+    Shifts class ids down by one for data sets whose 0 means "unlabelled": 0 becomes `ignore_index`, k becomes k - 1,
+    `ignore_index` stays. Returns a new tensor.
+    """
+    ignored = (labels == 0) | (labels == ignore_index)
+    return (labels - 1).masked_fill_(ignored, ignore_index)
+
+
+def check_label_map(labels: torch.Tensor, num_labels: int, ignore_index: int = 255, name: str = "label map") -> None:
+    """
+    Checks that a label map holds classes and ignored pixels only.
+
+    Args:
+        labels (`torch.Tensor` of shape `(height, width)`, int64): Class ids, after `reduce_labels` if that applies.
+        num_labels (`int`): Number of classes.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        name (`str`, *optional*): What the error message calls it.
+
+    Raises:
+        ValueError: says which values are outside, where the first one is, and what to do.
+    """
+    outside = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
+    if not outside.any():
+        return
+    y, x = outside.nonzero()[0].tolist()
+    values = labels[outside].unique().tolist()
+    shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+    raise ValueError(
+        f"{name} holds labels outside the {num_labels} classes (0 to {num_labels - 1}; {ignore_index} is ignored): "
+        f"{shown}; the first one, {labels[y, x]}, at y={y}, x={x}. If 0 means 'unlabelled' and classes start at 1, set "
+        f"`do_reduce_labels=True` (and do not shift them yourself as well); give void pixels the value of `ignore_index`, "
+        "or set `ignore_index` to theirs; if these are classes, raise `num_labels`."
+    )
