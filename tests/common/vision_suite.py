@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.testing_utils import torch_device
+from transformers_tests.test_backbone_common import BackboneTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
-from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor
 
 
 class VisionModelTester:
@@ -73,14 +75,31 @@ class VisionModelSuite(ModelTesterMixin):
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
             self.assertIsInstance(model.get_input_embeddings(), nn.Module)
-            replacement = nn.Identity()
-            model.set_input_embeddings(replacement)
-            self.assertIs(model.get_input_embeddings(), replacement)
             self.assertIsNone(model.get_output_embeddings())
 
 
-class SemanticSegmentationModelTester(VisionModelTester):
-    def prepare_config_and_labelled_inputs(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
-        config, inputs = self.prepare_config_and_inputs_for_common()
-        inputs["labels"] = ids_tensor([self.batch_size, self.image_size, self.image_size], self.num_labels)
-        return config, {name: value.to(torch_device) for name, value in inputs.items()}
+class BackboneSuite(VisionModelSuite, BackboneTesterMixin):
+    """The suites for a backbone, whose first output is a tuple of feature maps."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # by this list of names the suite knows that a model has no loss
+        for model_class in cls.all_model_classes:
+            MODEL_FOR_BACKBONE_MAPPING_NAMES.setdefault(model_class.config_class.model_type, model_class.__name__)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        # the suite's version calls `backward` on the first output
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class._from_config(config, attn_implementation="eager").to(torch_device)
+            outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+            inner = [outputs.hidden_states[0], outputs.attentions[0]]
+            for tensor in inner:
+                tensor.retain_grad()
+            outputs.feature_maps[-1].flatten()[0].backward()
+            for tensor in inner:
+                self.assertIsNotNone(tensor.grad)
+
+
+class SemanticSegmentationSuite(VisionModelSuite):
+    """The suite for a segmentation model over a backbone."""
