@@ -102,4 +102,6 @@ class BackboneSuite(VisionModelSuite, BackboneTesterMixin):
 
 
 class SemanticSegmentationSuite(VisionModelSuite):
-    """The suite for a segmentation model over a backbone."""
+    """The suite for a segmentation model: a decoder over the backbone of its `backbone_config`."""
+
+    _is_composite = True
