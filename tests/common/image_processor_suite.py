@@ -33,7 +33,7 @@ class SegmentationProcessorSuite(suite.ImageProcessingTestMixin, suite.PostProce
 
     def test_pil_can_run_without_torchvision(self):
         def dedent_and_register(script: str) -> str:
-            return "import hf_segmodels\n" + textwrap.dedent(script)
+            return textwrap.dedent(script).replace("from transformers", "import hf_segmodels\nfrom transformers", 1)
 
         # the suite runs a script in a fresh interpreter, in which transformers has not heard of our processors
         with mock.patch.object(suite, "textwrap", mock.Mock(dedent=dedent_and_register)):
