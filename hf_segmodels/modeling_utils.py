@@ -82,7 +82,15 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
         Returns:
             The padded images, unpadded where the backbone pads in the same way itself, and the padded
             `(height, width)`.
+
+        Raises:
+            ValueError: if there is no image, or one without pixels.
         """
+        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
+            raise ValueError(
+                f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches, and check the loading "
+                "of images."
+            )
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
