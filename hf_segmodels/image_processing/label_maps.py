@@ -90,6 +90,6 @@ def check_label_map(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
     raise ValueError(
         f"{name} holds labels outside the {num_labels} classes (0 to {num_labels - 1}; {ignore_index} is ignored): "
         f"{shown}; the first one, {labels[y, x]}, at y={y}, x={x}. If 0 means 'unlabelled' and classes start at 1, set "
-        f"`do_reduce_labels=True` (and do not shift them yourself as well); give void pixels the value of `ignore_index`, "
-        "or set `ignore_index` to theirs; if these are classes, raise `num_labels`."
+        "`do_reduce_labels=True` (unless they are shifted already); for void pixels set `ignore_index` to their value or "
+        "give them that of `ignore_index`; if these are classes, raise `num_labels`."
     )

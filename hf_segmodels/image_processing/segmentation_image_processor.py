@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
     ChannelDimension,
     ImageInput,
@@ -28,7 +28,6 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from ..inference import upsample_argmax
 from .label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
 
@@ -58,12 +57,13 @@ def image_to_tensor(
     input_data_format: str | ChannelDimension | None = None,
 ) -> torch.Tensor:
     """
-    Reads one image into a tensor of shape `(num_channels, height, width)`: uint8 stays, any other dtype becomes float32.
+    Reads one image into a new tensor of shape `(num_channels, height, width)`: uint8 stays, any other dtype becomes
+    float32. The input is left alone.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
             PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
-            `(num_channels, height, width)`. Never written to.
+            `(num_channels, height, width)`.
         do_convert_rgb (`bool`, *optional*):
             Whether grey images are repeated to three channels, transparent ones composed onto white and other PIL
             modes converted. Arrays with another number of channels than 1 or 4 are left as they are.
@@ -82,8 +82,8 @@ def image_to_tensor(
         # A copy in C order: torch refuses negative strides (`image[..., ::-1]`) and warns of read-only arrays.
         image = np.array(image, order="C")
         image = torch.from_numpy(image if image.dtype == np.uint8 else image.astype(np.float32))
-    elif image.dtype != torch.uint8:
-        image = image.detach().to(torch.float32)
+    else:
+        image = image.detach().to(torch.uint8 if image.dtype == torch.uint8 else torch.float32, copy=True)
     if image.numel() == 0:
         raise ValueError(f"An image has no pixels (shape {tuple(image.shape)}).")
 
@@ -92,7 +92,7 @@ def image_to_tensor(
         image, input_data_format = image[None], ChannelDimension.FIRST
     if input_data_format is None:
         try:
-            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
                 f"Cannot tell which axis of an image of shape {tuple(image.shape)} holds the channels: pass "
@@ -116,7 +116,7 @@ def _compose_on_white(image: torch.Tensor) -> torch.Tensor:
     return composed.round().to(torch.uint8) if image.dtype == torch.uint8 else composed
 
 
-class _SegmentationImageProcessorMixin:
+class _SegmentationImageProcessorBase(BaseImageProcessor):
     """
     What both backends do alike: everything but rescaling, normalising and padding pixels, which the backend of
     transformers after it in the class order does.
@@ -140,8 +140,8 @@ class _SegmentationImageProcessorMixin:
     ignore_index = 255
     num_labels = None
 
-    def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]):
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]
 
     def preprocess(
         self,
@@ -198,6 +198,8 @@ class _SegmentationImageProcessorMixin:
         Raises:
             ValueError: if there is not one target size for each image.
         """
+        from ..inference import upsample_argmax
+
         logits = outputs.logits
         if target_sizes is None:
             sizes = [tuple(logits.shape[-2:])] * len(logits)
@@ -210,7 +212,7 @@ class _SegmentationImageProcessorMixin:
         if return_segmentation_scores:
             scores = [
                 F.interpolate(image_logits[None], size=size, mode="bilinear", align_corners=False)[0]
-                for image_logits, size in zip(logits, sizes)
+                for image_logits, size in zip(logits, sizes, strict=True)
             ]
             return [
                 SemanticSegmentationPostProcessorOutput(
@@ -222,27 +224,27 @@ class _SegmentationImageProcessorMixin:
             return list(logits.argmax(dim=1))
         if len(set(sizes)) == 1:
             return list(upsample_argmax(logits, sizes[0]))
-        return [upsample_argmax(image_logits[None], size)[0] for image_logits, size in zip(logits, sizes)]
+        return [upsample_argmax(image_logits[None], size)[0] for image_logits, size in zip(logits, sizes, strict=True)]
 
     # What follows overrides steps of transformers' `BaseImageProcessor`, in the order in which it takes them.
 
-    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+    def _validate_preprocess_kwargs(self, do_center_crop: bool | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         super()._validate_preprocess_kwargs(**kwargs)
-        if kwargs.get("do_center_crop"):
+        if do_center_crop:
             raise ValueError(
                 "`do_center_crop` is not supported, since labels would no longer fit: crop both beforehand."
             )
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(  # type: ignore[override]
         self,
-        images: ImageInput,
-        segmentation_maps: ImageInput | None = None,
+        images: Any,
+        segmentation_maps: Any = None,
         *,
         do_convert_rgb: bool | None,
         input_data_format: str | ChannelDimension | None,
         return_tensors: str | TensorType | None,
         device: "str | torch.device | None" = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         images = self._prepare_image_like_inputs(
             images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
@@ -257,15 +259,15 @@ class _SegmentationImageProcessorMixin:
             labels = _prepare_labels(segmentation_maps, in_sizes, out_sizes, **kwargs)
             data["labels"] = [self._from_tensor(label_map, device) for label_map in labels]
         if return_tensors is not None:
-            _check_equal_sizes(pixel_values)
+            _check_equal_shapes(pixel_values)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         if _is_grey_array(images):
-            images = [images]
-        # transformers only takes lists of 3-D arrays
-        if not (isinstance(images, (list, tuple)) and images and all(_is_grey_array(image) for image in images)):
-            images = super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+            return [images]
+        if isinstance(images, (list, tuple)) and images and all(_is_grey_array(image) for image in images):
+            return list(images)  # transformers only knows arrays with a channel axis
+        images = super()._prepare_images_structure(images, expected_ndims=expected_ndims)
         if len(images) == 0:
             raise ValueError("`images` is empty: give at least one image.")
         return images
@@ -276,7 +278,7 @@ class _SegmentationImageProcessorMixin:
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: "str | torch.device | None" = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> "torch.Tensor | np.ndarray":
         """Reads one image into the backend's array type, channels first; see [`image_to_tensor`]."""
         return self._from_tensor(image_to_tensor(image, do_convert_rgb, input_data_format), device)
@@ -287,20 +289,21 @@ class _SegmentationImageProcessorMixin:
         size: SizeDict,
         resample: "PILImageResampling | int | None" = None,
         antialias: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> "torch.Tensor | np.ndarray":
         """Resizes one image of shape `(num_channels, height, width)`; see [`resized_size`] and [`resize_image`]."""
-        new_size = resized_size(*image.shape[-2:], size)
-        return self._from_tensor(resize_image(torch.as_tensor(image), new_size, resample, antialias))
+        height, width = image.shape[-2:]
+        resized = resize_image(torch.as_tensor(image), resized_size(height, width, size), resample, antialias)
+        return self._from_tensor(resized)
 
     def _preprocess(
         self,
-        images: "list[torch.Tensor] | list[np.ndarray]",
+        images: list,
         do_resize: bool | None,
         size: SizeDict,
         resample: "PILImageResampling | int | None",
         antialias: bool | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         if do_resize:
             images = [self.resize(image, size, resample=resample, antialias=bool(antialias)) for image in images]
@@ -313,14 +316,14 @@ class _SegmentationImageProcessorMixin:
         raise NotImplementedError
 
 
-class SegmentationImageProcessor(_SegmentationImageProcessorMixin, TorchvisionBackend):
+class SegmentationImageProcessor(_SegmentationImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]
     """Image processor for semantic segmentation on transformers' torchvision backend (torch tensors, any device)."""
 
     def _from_tensor(self, tensor: torch.Tensor, device: "str | torch.device | None" = None) -> torch.Tensor:
         return tensor if device is None else tensor.to(device)
 
 
-class SegmentationImageProcessorPil(_SegmentationImageProcessorMixin, PilBackend):
+class SegmentationImageProcessorPil(_SegmentationImageProcessorBase, PilBackend):  # type: ignore[misc]
     """The same on transformers' PIL backend (numpy arrays): needs no torchvision and gives the same values."""
 
     def _from_tensor(self, tensor: torch.Tensor, device: "str | torch.device | None" = None) -> np.ndarray:
@@ -332,16 +335,16 @@ def _is_grey_array(image: Any) -> bool:
 
 
 def _prepare_labels(
-    segmentation_maps: ImageInput,
-    in_sizes: list[tuple[int, int]],
-    out_sizes: list[tuple[int, int]],
+    segmentation_maps: Any,
+    in_sizes: list[tuple[int, ...]],
+    out_sizes: list[tuple[int, ...]],
     *,
     do_resize: bool | None,
     size: SizeDict,
     do_reduce_labels: bool | None,
     num_labels: int | None,
     ignore_index: int,
-    **kwargs,
+    **kwargs: Any,
 ) -> list[torch.Tensor]:
     """
     Label maps `(height, width)` of `in_sizes` -> int64 tensors of `out_sizes`, through the same resizing and padding
@@ -351,7 +354,7 @@ def _prepare_labels(
     if len(maps) != len(in_sizes):
         raise ValueError(f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map for each image.")
     labels = []
-    for index, (label_map, in_size, out_size) in enumerate(zip(maps, in_sizes, out_sizes)):
+    for index, (label_map, in_size, out_size) in enumerate(zip(maps, in_sizes, out_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
         label_map = label_map_to_tensor(label_map, name)
         if label_map.shape != in_size:
@@ -364,28 +367,26 @@ def _prepare_labels(
         if num_labels is not None:
             check_label_map(label_map, num_labels, ignore_index, f"{name}{' (reduced)' if do_reduce_labels else ''}")
         if do_resize:
-            label_map = resize_label_map(label_map, resized_size(*in_size, size))
+            label_map = resize_label_map(label_map, resized_size(in_size[0], in_size[1], size))
         height, width = label_map.shape
         labels.append(F.pad(label_map, (0, out_size[1] - width, 0, out_size[0] - height), value=ignore_index))
     return labels
 
 
-def _flatten_label_maps(segmentation_maps: ImageInput) -> list:
+def _flatten_label_maps(segmentation_maps: Any) -> list:
     """One map, a list (of lists) of maps, or an array of maps -> list of maps."""
     if isinstance(segmentation_maps, (list, tuple)):
         if segmentation_maps and all(isinstance(maps, (list, tuple)) for maps in segmentation_maps):
             return [label_map for maps in segmentation_maps for label_map in maps]
         return list(segmentation_maps)
-    if getattr(segmentation_maps, "ndim", 2) == 4 or (
-        getattr(segmentation_maps, "ndim", 2) == 3
-        and 1 not in (segmentation_maps.shape[0], segmentation_maps.shape[-1])
-    ):
+    shape: tuple[int, ...] = getattr(segmentation_maps, "shape", ())
+    if len(shape) == 4 or (len(shape) == 3 and 1 not in (shape[0], shape[-1])):
         return list(segmentation_maps)
     return [segmentation_maps]
 
 
 def _check_channels(images: list, *statistics: float | tuple[float, ...]) -> None:
-    for name, values in zip(("image_mean", "image_std"), statistics):
+    for name, values in zip(("image_mean", "image_std"), statistics, strict=True):
         if values is None or isinstance(values, (int, float)):
             continue
         for index, image in enumerate(images):
@@ -397,7 +398,7 @@ def _check_channels(images: list, *statistics: float | tuple[float, ...]) -> Non
                 )
 
 
-def _check_equal_sizes(pixel_values: list) -> None:
+def _check_equal_shapes(pixel_values: list) -> None:
     shapes = sorted({tuple(image.shape) for image in pixel_values})
     if len(shapes) > 1:
         raise ValueError(
