@@ -5,16 +5,19 @@ The common suites of transformers, set up for our models: a new model's file sta
 See `tests/transformers_suite/segmenter/test_modeling_segmenter.py` for how little that is.
 """
 
+import tempfile
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.testing_utils import torch_device
 from transformers_tests.test_backbone_common import BackboneTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor
+
+from common.pipeline_suite import SegmentationPipelineSuite
 
 
 class VisionModelTester:
@@ -101,7 +104,20 @@ class BackboneSuite(VisionModelSuite, BackboneTesterMixin):
                 self.assertIsNotNone(tensor.grad)
 
 
-class SemanticSegmentationSuite(VisionModelSuite):
-    """The suite for a segmentation model: a decoder over the backbone of its `backbone_config`."""
+class SemanticSegmentationSuite(VisionModelSuite, SegmentationPipelineSuite):
+    """The suites for a segmentation model: a decoder over the backbone of its `backbone_config`."""
 
     _is_composite = True
+
+    def test_sdpa_can_dispatch_composite_models(self):
+        # the suite's version wants a vision tower and a language model
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                for kwargs, expected in (({}, "sdpa"), ({"attn_implementation": "eager"}, "eager")):
+                    loaded = model_class.from_pretrained(folder, **kwargs)
+                    owners = [module for module in loaded.modules() if isinstance(module, PreTrainedModel)]
+                    self.assertGreaterEqual(len(owners), 2)
+                    for module in owners:
+                        self.assertEqual(module.config._attn_implementation, expected, type(module).__name__)

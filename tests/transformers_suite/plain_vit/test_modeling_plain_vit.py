@@ -1,5 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 import unittest
+from typing import Any
 
 from common.vision_suite import BackboneSuite, VisionModelTester
 from hf_segmodels import PlainViTBackbone, PlainViTConfig
@@ -8,7 +9,7 @@ from hf_segmodels import PlainViTBackbone, PlainViTConfig
 class PlainViTModelTester(VisionModelTester):
     config_class = PlainViTConfig
 
-    def get_config(self) -> PlainViTConfig:
+    def get_config(self, **overrides: Any) -> PlainViTConfig:
         return PlainViTConfig(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
@@ -17,6 +18,7 @@ class PlainViTModelTester(VisionModelTester):
             image_size=self.image_size,
             patch_size=self.patch_size,
             out_indices=[1, 2],
+            **overrides,
         )
 
 
@@ -24,3 +26,28 @@ class PlainViTBackboneTest(BackboneSuite, unittest.TestCase):
     model_tester_class = PlainViTModelTester
     config_class = PlainViTConfig
     all_model_classes = (PlainViTBackbone,)
+
+
+class DistilledPlainViTModelTester(PlainViTModelTester):
+    num_prefix_tokens = 2
+
+    def get_config(self) -> PlainViTConfig:
+        return super().get_config(use_distillation_token=True, final_norm="all")
+
+
+class DistilledPlainViTBackboneTest(PlainViTBackboneTest):
+    model_tester_class = DistilledPlainViTModelTester
+
+
+class HybridPlainViTModelTester(PlainViTModelTester):
+    image_size = 16
+    patch_size = 4
+
+    def get_config(self) -> PlainViTConfig:
+        return super().get_config(
+            stem_type="resnetv2", stem_depths=[1], stem_hidden_sizes=[128], stem_embedding_size=32
+        )
+
+
+class HybridPlainViTBackboneTest(PlainViTBackboneTest):
+    model_tester_class = HybridPlainViTModelTester
