@@ -80,9 +80,11 @@ def image_to_tensor(
         input_data_format = ChannelDimension.LAST
     if not isinstance(image, torch.Tensor):
         # A copy in C order: torch refuses negative strides (`image[..., ::-1]`) and warns of read-only arrays.
-        image = np.array(image, order="C")
-        image = torch.from_numpy(image if image.dtype == np.uint8 else image.astype(np.float32))
+        array = np.array(image, order="C")
+        white = 1 if array.dtype.kind == "f" else 255
+        image = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
     else:
+        white = 1 if image.is_floating_point() else 255
         image = image.detach().to(torch.uint8 if image.dtype == torch.uint8 else torch.float32, copy=True)
     if image.numel() == 0:
         raise ValueError(f"An image has no pixels (shape {tuple(image.shape)}).")
@@ -104,13 +106,12 @@ def image_to_tensor(
     if do_convert_rgb and image.shape[0] == 1:
         image = image.expand(3, -1, -1)
     elif do_convert_rgb and image.shape[0] == 4:
-        image = _compose_on_white(image)
+        image = _compose_on_white(image, white)
     return image.contiguous()
 
 
-def _compose_on_white(image: torch.Tensor) -> torch.Tensor:
-    """Red, green, blue, alpha `(4, height, width)` -> `(3, height, width)`, same dtype."""
-    white = 255 if image.dtype == torch.uint8 else 1
+def _compose_on_white(image: torch.Tensor, white: int) -> torch.Tensor:
+    """Red, green, blue, alpha `(4, height, width)` of range 0 to `white` -> `(3, height, width)`, same dtype."""
     alpha = image[3:].float() / white
     composed = image[:3] * alpha + (1 - alpha) * white
     return composed.round().to(torch.uint8) if image.dtype == torch.uint8 else composed

@@ -245,6 +245,8 @@ def test_transparency_becomes_white(processor_class, rng):
     over = Image.alpha_composite(Image.new("RGBA", (30, 20), "white"), Image.fromarray(rgba)).convert("RGB")
     assert np.abs(pixels.astype(int) - np.array(over).transpose(2, 0, 1)).max() <= 1
     np.testing.assert_array_equal(pixels, processor(rgba, **options).pixel_values[0])
+    wide = processor(rgba.astype(np.int64), **options).pixel_values[0]
+    np.testing.assert_allclose(wide, pixels, atol=0.51)
     fractions = processor(torch.from_numpy(rgba / 255.0), **options).pixel_values[0]
     np.testing.assert_allclose(fractions, pixels / 255, atol=1 / 255)
     pixels = processor(palette, **options).pixel_values[0]
