@@ -65,7 +65,8 @@ def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torc
     """
     Bilinear resize of `(..., in_height, in_width)` uint8 without antialiasing, equal to OpenCV's to the last bit: the
     same fixed-point weights and the same truncations. A float resize differs by one grey level in an eighth of the
-    pixels; integers also make the result independent of the device.
+    pixels; integers also make the result independent of the device. (OpenCV itself takes another way, up to one grey
+    level off, when it halves arrays of 2 or of more than 4 channels.)
     """
     in_height, in_width = image.shape[-2:]
     low, high, low_weight, high_weight = _bilinear_taps(in_width, width, image.device)
