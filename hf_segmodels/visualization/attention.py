@@ -1,0 +1,159 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Attention maps over the image, as in figures 1 and 6 of the Segmenter paper (appendix B): where does one patch, or one
+class of the mask transformer, look?
+
+A model gives attention weights with `output_attentions=True` when it was loaded with `attn_implementation="eager"`.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+# dark violet, purple, red, orange, light yellow: ever lighter, so that it also reads in grey
+_HEAT = np.array([[10, 7, 46], [92, 18, 110], [190, 49, 87], [244, 125, 35], [252, 236, 145]])
+
+
+def attention_map(
+    attention: torch.Tensor,
+    grid: tuple[int, int],
+    *,
+    patch: tuple[int, int] | None = None,
+    class_index: int | None = None,
+    token: int | None = None,
+    num_prefix_tokens: int = 0,
+    head: int | None = None,
+) -> torch.Tensor:
+    """
+    How much one token attends to each patch.
+
+    Encoder: the tokens are `num_prefix_tokens` (cls, distillation) and then the patches. Decoder of a mask transformer:
+    no prefix tokens, the patches and then the classes.
+
+    Args:
+        attention (`torch.Tensor` of shape `(..., num_heads, num_tokens, num_tokens)`):
+            Attention weights of one layer, for example `outputs.attentions[-1]` or `outputs.decoder_attentions[-1][0]`.
+        grid (`tuple[int, int]`):
+            Rows and columns of patches, for example `outputs.logits.shape[-2:]`.
+        patch (`tuple[int, int]`, *optional*):
+            Row and column of the patch that looks; see [`patch_at`].
+        class_index (`int`, *optional*):
+            Class that looks (decoder).
+        token (`int`, *optional*):
+            Place in the sequence of the token that looks, 0 for cls. Exactly one of the three is given.
+        num_prefix_tokens (`int`, *optional*, defaults to 0):
+            Tokens before the patches.
+        head (`int`, *optional*):
+            Attention head; the mean of all heads if unset.
+
+    Returns:
+        `torch.Tensor` of shape `(..., height, width)` of the grid, float32. Its sum is below 1 by what goes to tokens
+        that are not patches.
+
+    Raises:
+        ValueError: if there are fewer tokens than grid and prefix need, or the token that looks is not among them.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_segmodels.visualization import attention_map
+
+    >>> attention = torch.full((1, 3, 17, 17), 1 / 17)  # cls and 4 x 4 patches
+    >>> attention_map(attention, (4, 4), patch=(2, 1), num_prefix_tokens=1).shape
+    torch.Size([1, 4, 4])
+    ```
+    """
+    rows, columns = grid
+    num_tokens, num_patches = attention.shape[-1], rows * columns
+    if attention.ndim < 3 or attention.shape[-2] != num_tokens or num_tokens < num_prefix_tokens + num_patches:
+        raise ValueError(
+            f"Attention weights of shape {tuple(attention.shape)} do not fit {num_prefix_tokens} prefix tokens and a grid "
+            f"of {rows} x {columns} patches: give one layer's (..., num_heads, num_tokens, num_tokens), and the grid of "
+            "the padded image. Window attention (Swin) has no such maps."
+        )
+    if [patch, class_index, token].count(None) != 2:
+        raise ValueError("Give exactly one of `patch`, `class_index` and `token`: the one that looks.")
+    if patch is not None:
+        if not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
+            raise ValueError(f"`patch` {tuple(patch)} is outside the grid of {rows} rows and {columns} columns.")
+        token = num_prefix_tokens + patch[0] * columns + patch[1]
+    elif class_index is not None:
+        token = num_prefix_tokens + num_patches + class_index
+        if class_index < 0 or token >= num_tokens:
+            raise ValueError(
+                f"`class_index` {class_index} is not among the {num_tokens - num_prefix_tokens - num_patches} class tokens "
+                "after the patches: only the decoder of a mask transformer has them."
+            )
+    elif not 0 <= token < num_tokens:
+        raise ValueError(f"`token` {token} is not among the {num_tokens} tokens.")
+    # (..., heads, tokens, tokens) -> (..., heads, patches)
+    weights = attention[..., token, num_prefix_tokens : num_prefix_tokens + num_patches].detach().float()
+    weights = weights.mean(dim=-2) if head is None else weights[..., head, :]
+    # (..., patches) -> (..., rows, columns)
+    return weights.unflatten(-1, (rows, columns))
+
+
+def patch_at(
+    point: tuple[float, float],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    coverage: tuple[float, float] = (1.0, 1.0),
+) -> tuple[int, int]:
+    """
+    Row and column of the patch under a point of the image.
+
+    Args:
+        point (`tuple[float, float]`): `(x, y)` in pixels of the image.
+        size (`tuple[int, int]`): `(height, width)` of the image.
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        coverage (`tuple[float, float]`, *optional*): As in [`overlay_heat_map`].
+    """
+    (x, y), (height, width) = point, size
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"The point (x, y) = {tuple(point)} is outside the image of height {height} and width {width}."
+        )
+    return int(y / height / coverage[0] * grid[0]), int(x / width / coverage[1] * grid[1])
+
+
+def overlay_heat_map(
+    image: Image.Image,
+    heat_map: "torch.Tensor | np.ndarray",
+    alpha: float = 0.6,
+    coverage: tuple[float, float] = (1.0, 1.0),
+) -> Image.Image:
+    """
+    Lays a heat map over an image, from dark violet (the lowest value) to light yellow (the highest).
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image, of any size. Not changed.
+        heat_map (`torch.Tensor` or `np.ndarray` of shape `(rows, columns)`):
+            Values of any range; scaled up bilinearly. The highest half per cent are drawn alike, or one strong patch
+            would darken all others.
+        alpha (`float`, *optional*, defaults to 0.6):
+            Opacity of the heat map, from 0 to 1.
+        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
+            How much the heat map covers in units of the image's height and width; above 1 where the image was padded at
+            the bottom and right to whole patches: `(padded_height / height, padded_width / width)`.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image of the same size.
+    """
+    values = heat_map.detach().cpu().numpy() if isinstance(heat_map, torch.Tensor) else np.asarray(heat_map)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"A heat map has the shape (rows, columns), but this one {values.shape}.")
+    if min(coverage) < 1:
+        raise ValueError(f"`coverage` {tuple(coverage)} is below 1: the heat map would not cover the whole image.")
+    values = values.astype(np.float32)
+    low, high = values.min(), np.quantile(values, 0.995)
+    scaled = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+    # the part of the heat map that lies over the image, in its own cells
+    box = (0, 0, values.shape[1] / coverage[1], values.shape[0] / coverage[0])
+    large = np.asarray(Image.fromarray(scaled).resize(image.size, Image.Resampling.BILINEAR, box=box))
+    stops = np.linspace(0, 1, len(_HEAT))
+    # (height, width) -> (height, width, 3)
+    colors = np.stack([np.interp(large, stops, channel) for channel in _HEAT.T], axis=-1)
+    return Image.blend(image.convert("RGB"), Image.fromarray(colors.round().astype(np.uint8)), alpha)

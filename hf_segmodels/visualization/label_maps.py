@@ -1,0 +1,272 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Label maps as pictures: colours over the image, a legend, panels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .palettes import check_palette
+
+
+if TYPE_CHECKING:
+    import torch
+
+LabelMap = Union[np.ndarray, Image.Image, "torch.Tensor"]
+
+_BACKGROUND = (255, 255, 255)
+_TEXT = (32, 32, 32)
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """How much of a label map one class covers."""
+
+    index: int
+    name: str
+    pixels: int
+    share: float
+    """Between 0 and 1, of the pixels that are not ignored."""
+
+
+def to_label_array(label_map: LabelMap) -> np.ndarray:
+    """
+    A label map from torch, numpy or PIL as an integer array `(height, width)`.
+
+    Raises:
+        ValueError: if it has other than two dimensions or its values are not integers.
+    """
+    if hasattr(label_map, "detach"):
+        label_map = label_map.detach().cpu().numpy()
+    labels = np.asarray(label_map)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"A label map is an integer array of shape (height, width), but this one has shape {labels.shape} and dtype "
+            f"{labels.dtype}: give one item of what `predict` or `post_process_semantic_segmentation` returns."
+        )
+    return labels
+
+
+def _count_labels(labels: np.ndarray) -> dict[int, int]:
+    """Number of pixels of each label that occurs, in the order of the labels."""
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"The label map has the label {labels.min()}: labels start at 0, and 255 means no class.")
+    counts = np.bincount(labels.ravel())
+    return {int(label): int(counts[label]) for label in counts.nonzero()[0]}
+
+
+def class_shares(label_map: LabelMap, id2label: Mapping[int, str], ignore_index: int | None = 255) -> list[ClassShare]:
+    """
+    The classes in a label map, largest first.
+
+    Args:
+        label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
+            Class of each pixel.
+        id2label (`Mapping[int, str]`):
+            Names, as in a model's configuration.
+        ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that do not count.
+    """
+    labels = to_label_array(label_map)
+    pixels = _count_labels(labels)
+    pixels.pop(ignore_index, None)
+    total = sum(pixels.values())
+    shares = [
+        ClassShare(index, id2label.get(index, f"class {index}"), count, count / total)
+        for index, count in pixels.items()
+    ]
+    return sorted(shares, key=lambda item: (-item.pixels, item.index))
+
+
+def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int | None = 255) -> Image.Image:
+    """
+    Paints each pixel in the colour of its class; ignored pixels are black.
+
+    Args:
+        label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
+            Class of each pixel.
+        palette (`np.ndarray` of shape `(num_labels, 3)`):
+            Colours from 0 to 255; see [`palette_for`].
+        ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels without a class.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image of the label map's size.
+
+    Raises:
+        ValueError: if a label has no colour.
+    """
+    labels, palette = to_label_array(label_map), check_palette(palette)
+    missing = [label for label in _count_labels(labels) if label >= len(palette) and label != ignore_index]
+    if missing:
+        raise ValueError(
+            f"The label map has the labels {missing[:5]} but the palette only colours for 0 to {len(palette) - 1}: give "
+            "a palette of the same model, or `ignore_index` if the label means that there is no class."
+        )
+    colors = np.zeros((max(len(palette), (ignore_index or 0) + 1), 3), dtype=np.uint8)
+    colors[: len(palette)] = palette
+    if ignore_index is not None:
+        colors[ignore_index] = 0
+    if len(colors) > 256:
+        # (height, width) -> (height, width, 3)
+        return Image.fromarray(colors[labels])
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(colors.tobytes())
+    return picture.convert("RGB")
+
+
+def overlay(
+    image: Image.Image,
+    label_map: LabelMap,
+    palette: np.ndarray,
+    alpha: float = 0.5,
+    ignore_index: int | None = 255,
+) -> Image.Image:
+    """
+    Lays the colours of the classes over an image.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image that was segmented. Not changed.
+        label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
+            Class of each pixel of the image.
+        palette (`np.ndarray` of shape `(num_labels, 3)`):
+            Colours from 0 to 255; see [`palette_for`].
+        alpha (`float`, *optional*, defaults to 0.5):
+            Opacity of the colours, from 0 (only the image) to 1 (only the colours).
+        ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels where the image shows unchanged.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image of the same size.
+
+    Raises:
+        ValueError: if the sizes differ, a label has no colour, or `alpha` is not between 0 and 1.
+    """
+    labels = to_label_array(label_map)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` is {alpha}: it must be between 0 (only the image) and 1 (only the colours).")
+    if labels.shape != (image.height, image.width):
+        raise ValueError(
+            f"The label map has (height, width) {labels.shape} but the image {(image.height, image.width)}: pass "
+            "`target_sizes=[(image.height, image.width)]` where the label map is made."
+        )
+    # (height, width), 0 where nothing is to be painted
+    opacity = np.where(labels == ignore_index, 0, round(alpha * 255)).astype(np.uint8)
+    return Image.composite(
+        color_label_map(labels, palette, ignore_index), image.convert("RGB"), Image.fromarray(opacity)
+    )
+
+
+def legend(
+    shares: Sequence[ClassShare],
+    palette: np.ndarray,
+    font_size: int = 16,
+    height: int | None = None,
+    max_columns: int = 2,
+) -> Image.Image:
+    """
+    A list of classes: patch of colour, name, share of the pixels.
+
+    Args:
+        shares (`Sequence[ClassShare]`):
+            What to list, in this order; see [`class_shares`].
+        palette (`np.ndarray` of shape `(num_labels, 3)`):
+            Colours from 0 to 255.
+        font_size (`int`, *optional*, defaults to 16):
+            Height of the text in pixels.
+        height (`int`, *optional*):
+            Where the list becomes longer than this (and than six classes), another column begins. One column if unset.
+        max_columns (`int`, *optional*, defaults to 2):
+            Classes for which these columns have no room are summed up in a last line.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image, no larger than its contents need.
+    """
+    palette, font = check_palette(palette), ImageFont.load_default(font_size)
+    margin, line, patch, gap = font_size, round(font_size * 1.7), round(font_size * 1.1), font_size // 2
+
+    # (colour or none, name, share)
+    entries: list[tuple[tuple[int, ...] | None, str, str]] = [
+        (tuple(int(value) for value in palette[item.index]), item.name, _percent(item.share)) for item in shares
+    ]
+    rows = len(shares) if height is None else max(6, (height - 2 * margin) // line)
+    room = rows * max_columns
+    if len(entries) > room:
+        others = shares[room - 1 :]
+        entries[room - 1 :] = [(None, f"{len(others)} more", _percent(sum(item.share for item in others)))]
+    num_columns = max(1, math.ceil(len(entries) / max(rows, 1)))
+    rows = math.ceil(len(entries) / num_columns)
+    columns = [entries[start : start + rows] for start in range(0, len(entries), rows or 1)]
+
+    share_width = max((round(font.getlength(share)) for _, _, share in entries), default=0)
+    name_widths = [max(round(font.getlength(name)) for _, name, _ in column) for column in columns]
+    widths = [patch + gap + name_width + 2 * gap + share_width for name_width in name_widths]
+    size = (sum(widths) + margin * (len(widths) + 1), rows * line + 2 * margin)
+    picture = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    left = margin
+    for column, width in zip(columns, widths, strict=True):
+        for row, (color, name, share) in enumerate(column):
+            middle = margin + row * line + line // 2
+            if color is not None:
+                box = (left, middle - patch // 2, left + patch, middle - patch // 2 + patch)
+                draw.rounded_rectangle(box, radius=max(2, patch // 5), fill=color, outline=(128, 128, 128))
+            draw.text((left + patch + gap, middle), name, fill=_TEXT, font=font, anchor="lm")
+            draw.text((left + width, middle), share, fill=_TEXT, font=font, anchor="rm")
+        left += width + margin
+    return picture
+
+
+def add_legend(image: Image.Image, shares: Sequence[ClassShare], palette: np.ndarray) -> Image.Image:
+    """
+    Puts a [`legend`] to the right of an image, in letters that suit its size.
+
+    Args:
+        image (`PIL.Image.Image`): Usually what [`overlay`] gives.
+        shares (`Sequence[ClassShare]`): What to list.
+        palette (`np.ndarray` of shape `(num_labels, 3)`): Colours from 0 to 255.
+    """
+    font_size = min(max(round(max(image.size) / 40), 13), 48)
+    return side_by_side([image, legend(shares, palette, font_size, height=image.height)], gap=0)
+
+
+def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = None, gap: int = 8) -> Image.Image:
+    """
+    Puts images next to each other, aligned at the top, on white.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): From left to right; sizes may differ.
+        titles (`Sequence[str]`, *optional*): A line of text above each image.
+        gap (`int`, *optional*, defaults to 8): Pixels between two images.
+
+    Raises:
+        ValueError: if there is no image or not one title for each.
+    """
+    if not images or (titles is not None and len(titles) != len(images)):
+        raise ValueError(
+            f"Got {len(images)} images and titles {titles}: give at least one image, and each a title or none."
+        )
+    font_size = min(max(round(max(images[0].size) / 40), 13), 48)
+    font = ImageFont.load_default(font_size)
+    top = 0 if titles is None else round(font_size * 1.7)
+    widths = [image.width for image in images]
+    if titles is not None:
+        widths = [max(width, round(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+    size = (sum(widths) + gap * (len(images) - 1), top + max(image.height for image in images))
+    picture = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    left = 0
+    for index, (image, width) in enumerate(zip(images, widths, strict=True)):
+        picture.paste(image.convert("RGB"), (left, top))
+        if titles is not None:
+            draw.text((left, top // 2), titles[index], fill=_TEXT, font=font, anchor="lm")
+        left += width + gap
+    return picture
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
