@@ -1,0 +1,81 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hf_segmodels
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_import_prints_nothing_and_loads_no_torch():
+    result = run_python("import transformers, sys, hf_segmodels; sys.exit('torch' in sys.modules)")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.slow
+def test_import_adds_little_to_transformers():
+    code = "import transformers, time; start = time.perf_counter(); import hf_segmodels; print(time.perf_counter() - start)"
+    assert min(float(run_python(code).stdout) for _ in range(3)) < 0.3
+
+
+def test_importing_everything_prints_nothing():
+    # transformers' docstring tools print what they miss
+    names = [name for name in dir(hf_segmodels) if not name.startswith("_")]
+    result = run_python(f"import hf_segmodels\nfor name in {names}: getattr(hf_segmodels, name)")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_versions_agree(repository: Path):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert hf_segmodels.__version__ == project["version"]
+
+
+def test_every_room_declares_what_exists():
+    for path in Path(hf_segmodels.__file__).parent.rglob("*.py"):
+        parts = path.relative_to(Path(hf_segmodels.__file__).parent).with_suffix("").parts
+        if parts[-1] in {"__init__", "__main__"}:
+            parts = parts[:-1]
+        module = importlib.import_module(".".join(["hf_segmodels", *parts]))
+        for name in getattr(module, "__all__", []):
+            assert hasattr(module, name), f"{module.__name__}.__all__ names {name}, which does not exist"
+
+
+def test_pinned_versions_satisfy_the_project(repository: Path):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]
+    names = {re.split(r"[<>=\[]", item)[0].lower().replace("_", "-") for item in wanted} - {"hf-segmodels"}
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names <= pinned, f"constraints.txt lacks {sorted(names - pinned)}"
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_with_its_data(repository: Path, tmp_path: Path):
+    # a copy: building leaves files behind
+    tracked = subprocess.run(
+        ["git", "ls-files", "hf_segmodels", "pyproject.toml", "README.md", "LICENSE"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in tracked:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / name, tmp_path / "source" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == {name for name in tracked if name.startswith("hf_segmodels/")}
