@@ -31,6 +31,10 @@ class ClassShare:
     share: float
     """Between 0 and 1, of the pixels that are not ignored."""
 
+    @property
+    def percent(self) -> str:
+        return "< 0.1 %" if self.share < 0.0005 else f"{100 * self.share:.1f} %"
+
 
 def to_label_array(label_map: LabelMap) -> np.ndarray:
     """
@@ -191,13 +195,15 @@ def legend(
 
     # (colour or none, name, share)
     entries: list[tuple[tuple[int, ...] | None, str, str]] = [
-        (tuple(int(value) for value in palette[item.index]), item.name, _percent(item.share)) for item in shares
+        (tuple(int(value) for value in palette[item.index]), item.name, item.percent) for item in shares
     ]
     rows = len(shares) if height is None else max(6, (height - 2 * margin) // line)
     room = rows * max_columns
     if len(entries) > room:
         others = shares[room - 1 :]
-        entries[room - 1 :] = [(None, f"{len(others)} more", _percent(sum(item.share for item in others)))]
+        pixels, share = sum(item.pixels for item in others), sum(item.share for item in others)
+        rest = ClassShare(-1, f"{len(others)} more", pixels, share)
+        entries[room - 1 :] = [(None, rest.name, rest.percent)]
     num_columns = max(1, math.ceil(len(entries) / max(rows, 1)))
     rows = math.ceil(len(entries) / num_columns)
     columns = [entries[start : start + rows] for start in range(0, len(entries), rows or 1)]
@@ -266,7 +272,3 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = N
             draw.text((left, top // 2), titles[index], fill=_TEXT, font=font, anchor="lm")
         left += width + gap
     return picture
-
-
-def _percent(share: float) -> str:
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

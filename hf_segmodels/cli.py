@@ -1,0 +1,156 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+The command `hf-segmodels`.
+
+    hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
+    hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
+
+torch and the models are only imported once a command runs, so that help and mistakes in the arguments show at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs `hf-segmodels`.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
+
+    Returns:
+        `int`: 0; 1 where some images could not be segmented; 2 for a mistake in the arguments; 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["convert"]:
+            from .conversion import main as convert
+
+            return convert(arguments[1:]) or 0
+        return _segment(_parser().parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    from .segment_images import segment_images
+
+    options = {
+        "window_size": arguments.window,
+        "window_stride": arguments.stride,
+        "scales": tuple(arguments.scales) if arguments.scales else None,
+        "flip": arguments.flip or None,
+    }
+    return segment_images(
+        arguments.images,
+        arguments.model,
+        arguments.output,
+        recursive=arguments.recursive,
+        skip_existing=arguments.skip_existing,
+        alpha=arguments.alpha,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attention=arguments.attention,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = _Parser(prog="hf-segmodels", description="Semantic segmentation with plain vision transformers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+
+    segment = commands.add_parser(
+        "segment",
+        help="segment images: an overlay with a legend, and a label map for each",
+        description="Segments images. For each one, DIR gets NAME_overlay.png (the colours of the classes over the "
+        "image, and a legend) and NAME_labels.png (the class index of each pixel: a palette image, or 16-bit grey with "
+        "more than 256 classes). DIR/summary.json lists the classes in each image and their share of the pixels.",
+        epilog="Exit code: 0 if all went well, 1 if some images could not be segmented (the others were), 2 for a mistake "
+        "in the arguments.",
+    )
+    segment.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images")
+    segment.add_argument("--model", required=True, help="folder of a model, or name of a repository on the Hub")
+    segment.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    segment.add_argument("--recursive", action="store_true", help="also search the folders inside folders")
+    segment.add_argument("--skip-existing", action="store_true", help="leave out images that DIR has results of")
+    segment.add_argument(
+        "--window",
+        type=_window,
+        metavar="N|HxW",
+        help="sliding window, in pixels of the image as the model's processor resizes it; 0: the whole image at once "
+        "(default: the model's own)",
+    )
+    segment.add_argument(
+        "--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)"
+    )
+    segment.add_argument(
+        "--scales", nargs="+", type=_scale, metavar="S", help="average over the image at these sizes (default: 1.0)"
+    )
+    segment.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
+    segment.add_argument(
+        "--alpha", type=_alpha, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
+    )
+    segment.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
+    segment.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
+    )
+    segment.add_argument(
+        "--attention", choices=["eager", "sdpa"], help="implementation of attention (default: transformers' choice)"
+    )
+    # only for the list of commands: `main` hands its arguments on unread
+    commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
+    return parser
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    """`"512"` or `"768x1024"` -> (height, width)."""
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels (512) nor HEIGHTxWIDTH (768x1024)")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _window(text: str) -> tuple[int, int] | int:
+    return 0 if text == "0" else _pixels(text)
+
+
+def _scale(text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; images come before the options") from None
+    if not 0 < scale <= 16:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 16")
+    return scale
+
+
+def _alpha(text: str) -> float:
+    try:
+        alpha = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= alpha <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return alpha
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Errors that the commands show without a traceback."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend, in one line that says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
