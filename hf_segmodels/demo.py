@@ -62,11 +62,10 @@ def run(image_path: Path | None, output: Path | None, model: str) -> None:
         raise UserError(f"--output is the image itself, {image_path}: choose another path.")
     image = _read(image_path) if image_path else _sample_photograph()
     predictor = load_predictor(model)
-    config = predictor.model.config
     label_map = predictor(image)
 
-    palette = palette_for(config)
-    shares = class_shares(label_map, config.id2label, ignore_index=None)
+    palette = palette_for(predictor.model.config)
+    shares = class_shares(label_map, predictor.id2label, ignore_index=None)
     painted = add_legend(overlay(image, label_map, palette, ignore_index=None), shares, palette)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

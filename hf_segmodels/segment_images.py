@@ -17,8 +17,6 @@ import torch
 import transformers
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from transformers import PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from .errors import UserError, first_line
 from .visualization import ClassShare, add_legend, class_shares, overlay, palette_for
@@ -36,10 +34,14 @@ _SECONDS_BETWEEN_SUMMARIES = 30.0
 class Predictor:
     """A model with its image processor: PIL image in, label map out."""
 
-    model: PreTrainedModel
-    image_processor: BaseImageProcessor
+    model: Any  # a `PreTrainedModel`; not every one has `predict`
+    image_processor: Any
     options: dict[str, Any] = field(default_factory=dict)
     """For the model's `predict`."""
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return self.model.config.id2label
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -374,8 +376,7 @@ def _run(
     done: dict[str, list[ClassShare]],
     failed: list[tuple[Path, str]],
 ) -> None:
-    config = predictor.model.config
-    palette = palette_for(config)
+    palette = palette_for(predictor.model.config)
     next_summary = time.monotonic() + _SECONDS_BETWEEN_SUMMARIES
     for path, name in tqdm(jobs, desc="segment", unit="image", disable=None):
         try:
@@ -391,7 +392,7 @@ def _run(
         except (ValueError, RuntimeError) as error:
             failed.append((path, first_line(error)))
             continue
-        shares = class_shares(label_map, config.id2label, ignore_index=None)
+        shares = class_shares(label_map, predictor.id2label, ignore_index=None)
         picture = add_legend(overlay(image, label_map, palette, alpha, ignore_index=None), shares, palette)
         results.write(name, path, picture, label_image(label_map, palette), shares, **fields)
         done[name] = shares

@@ -86,7 +86,7 @@ def attention_map(
                 f"`class_index` {class_index} is not among the {num_tokens - num_prefix_tokens - num_patches} class tokens "
                 "after the patches: only the decoder of a mask transformer has them."
             )
-    elif not 0 <= token < num_tokens:
+    elif token is not None and not 0 <= token < num_tokens:
         raise ValueError(f"`token` {token} is not among the {num_tokens} tokens.")
     # (..., heads, tokens, tokens) -> (..., heads, patches)
     weights = attention[..., token, num_prefix_tokens : num_prefix_tokens + num_patches].detach().float()

@@ -75,8 +75,7 @@ def class_shares(label_map: LabelMap, id2label: Mapping[int, str], ignore_index:
             Label of pixels that do not count.
     """
     labels = to_label_array(label_map)
-    pixels = _count_labels(labels)
-    pixels.pop(ignore_index, None)
+    pixels = {index: number for index, number in _count_labels(labels).items() if index != ignore_index}
     total = sum(pixels.values())
     shares = [
         ClassShare(index, id2label.get(index, f"class {index}"), count, count / total)
@@ -201,8 +200,8 @@ def legend(
     room = rows * max_columns
     if len(entries) > room:
         others = shares[room - 1 :]
-        pixels, share = sum(item.pixels for item in others), sum(item.share for item in others)
-        rest = ClassShare(-1, f"{len(others)} more", pixels, share)
+        name = f"{len(others)} more"
+        rest = ClassShare(-1, name, sum(item.pixels for item in others), sum(item.share for item in others))
         entries[room - 1 :] = [(None, rest.name, rest.percent)]
     num_columns = max(1, math.ceil(len(entries) / max(rows, 1)))
     rows = math.ceil(len(entries) / num_columns)

@@ -25,7 +25,7 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
     """
     palette = getattr(config, "palette", None)
     if palette is None:
-        palette = _dataset_palette([config.id2label[index] for index in sorted(config.id2label)])
+        palette = _dataset_palette([name for _, name in sorted((config.id2label or {}).items())])
     if palette is None:
         return generate_palette(config.num_labels)
     palette = check_palette(palette)
