@@ -96,11 +96,20 @@ def load_predictor(
     load_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention is not None:
         load_options["attn_implementation"] = attention
+    source = model if path.is_dir() else f"the repository {model} (there is no such folder here)"
     try:
-        network = transformers.AutoModelForSemanticSegmentation.from_pretrained(model, **load_options)
+        network, loading_info = transformers.AutoModelForSemanticSegmentation.from_pretrained(
+            model, output_loading_info=True, **load_options
+        )
         image_processor = transformers.AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # transformers, json, safetensors: a damaged or foreign folder raises anything
-        raise UserError(f"cannot load a semantic segmentation model from {model}: {first_line(error)}") from error
+        raise UserError(f"cannot load a semantic segmentation model from {source}: {first_line(error)}") from error
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{source} lacks weights that segmentation needs ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
+            "give a model that was trained or converted for it."
+        )
     if not hasattr(network, "predict"):
         if options:
             flags = {"window_size": "--window", "window_stride": "--stride", "scales": "--scales", "flip": "--flip"}

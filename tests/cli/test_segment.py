@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
@@ -332,6 +333,16 @@ class TestMistakes:
         (broken / "config.json").write_text('{"model_type": "bert"}')
         assert segment(path, "--model", broken, "--output", output) == 2
         self.check_one_line(capsys, "cannot load")
+
+    def test_a_model_without_a_trained_decoder(self, tmp_path, model_folder, output, capsys):
+        weights = load_file(model_folder / "model.safetensors")
+        for file in model_folder.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        without_decoder = {name: weight for name, weight in weights.items() if not name.startswith("decoder.")}
+        save_file(without_decoder, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        path = make_image(tmp_path / "a.png")
+        assert segment(path, "--model", tmp_path, "--output", output) == 2
+        assert "lacks weights that segmentation needs (decoder.classifier.bias" in capsys.readouterr().err
 
     def test_output_that_cannot_be_used(self, tmp_path, model_folder, capsys):
         path = make_image(tmp_path / "a.png")
