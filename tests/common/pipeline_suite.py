@@ -59,6 +59,9 @@ class SegmentationPipelineSuite(suite.PipelineTesterMixin):
         config = self.model_tester.get_config()
         size = {"height": self.model_tester.image_size, "width": self.model_tester.image_size}
         processors = {cls.__name__: cls for cls in IMAGE_PROCESSOR_MAPPING[type(config)].values()}
+        test = ImageSegmentationPipelineTests
+        if isinstance(suite.pipeline_test_mapping[TASK]["test"], str):  # from transformers 5.23 on
+            test = f"{test.__module__}.{test.__name__}"
         with tempfile.TemporaryDirectory() as root:
             summary = {}
             for model_class in self.all_model_classes:
@@ -75,6 +78,6 @@ class SegmentationPipelineSuite(suite.PipelineTesterMixin):
                     tiny_model_summary=summary,
                     transformers_module=SimpleNamespace(**processors),
                 ),
-                mock.patch.dict(suite.pipeline_test_mapping[TASK], test=ImageSegmentationPipelineTests),
+                mock.patch.dict(suite.pipeline_test_mapping[TASK], test=test),
             ):
                 super().run_task_tests(task, dtype)
