@@ -1,0 +1,14 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Converts a checkpoint of an original repository; the same as `hf-segmodels convert`.
+
+    python -m conversion.convert --method segmenter --checkpoint checkpoint.pth --output_dir converted --verify
+"""
+
+import sys
+
+from hf_segmodels.conversion import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

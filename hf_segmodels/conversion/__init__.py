@@ -1,0 +1,24 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""From the original repositories' checkpoints to folders for `from_pretrained`, with a proof of parity."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from transformers.utils import _LazyModule
+
+
+_import_structure = {
+    "backbone": ["convert_backbone", "load_backbone_weights"],
+    "checkpoints": ["ConversionError"],
+    "command": ["main"],
+    "segmenter": ["convert_segmenter"],
+}
+
+if TYPE_CHECKING:
+    from .backbone import convert_backbone as convert_backbone
+    from .backbone import load_backbone_weights as load_backbone_weights
+    from .checkpoints import ConversionError as ConversionError
+    from .command import main as main
+    from .segmenter import convert_segmenter as convert_segmenter
+else:
+    sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

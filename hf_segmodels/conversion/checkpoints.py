@@ -1,0 +1,131 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Reading foreign checkpoints without running what is in them, and telling whose they are."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..errors import UserError, first_line
+
+
+class ConversionError(UserError):
+    """A checkpoint or configuration that cannot be converted; the message says why and what to do."""
+
+
+# Container keys of the original training scripts (Segmenter and DeiT; mmcv).
+_CONTAINERS = ("model", "state_dict")
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """
+    Reads the weights in a `.pth` (bare or inside `{"model"}` or `{"state_dict"}`), `.safetensors` or `.npz` file.
+
+    Only numbers are read: a file that would have to run pickled code is refused.
+
+    Returns:
+        Tensors by their original names, on the CPU.
+
+    Raises:
+        ConversionError: if there is no such file, or it is damaged, holds code, or holds no weights.
+    """
+    if not path.is_file():
+        raise ConversionError(f"There is no file {path}. Give the checkpoint's path with --checkpoint.")
+    if path.suffix == ".npz":
+        tensors: Any = _read_npz(path)
+    elif path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+    else:
+        tensors = _read_torch(path)
+    if isinstance(tensors, dict):
+        tensors = next((tensors[name] for name in _CONTAINERS if isinstance(tensors.get(name), dict)), tensors)
+    if not isinstance(tensors, dict) or not any(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise ConversionError(
+            f"{path} holds no weights: expected a dictionary of tensors, bare or under "
+            f"{' or '.join(repr(name) for name in _CONTAINERS)}."
+        )
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "unsupported" not in str(error):
+            raise _damaged(path, error) from error
+        raise ConversionError(
+            f"{path} holds pickled Python objects, not only weights; it was not loaded, because that could run any code. "
+            "If you trust where it comes from, save its weights alone in the environment that made it: "
+            "`torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')`."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, UnicodeDecodeError, AttributeError, IndexError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (zipfile.BadZipFile, EOFError, OSError, TypeError, ValueError, KeyError) as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise ConversionError(
+                f"{path} holds pickled Python objects; it was not loaded, because that could run any code. Save its "
+                "arrays alone with `numpy.savez`."
+            ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConversionError:
+    return ConversionError(
+        f"{path} ({path.stat().st_size} bytes) is damaged or no checkpoint ({first_line(error)}). Compare its size with "
+        "the original's and download it again."
+    )
+
+
+# First match wins: (start of a key, what has such keys, --method that converts it if there is one).
+_SIGNATURES = (
+    ("decode_head.affinity_head.", "RegProxy", None),
+    ("decode_head.q.", "SegViT", None),
+    ("decode_head.atm.", "SegViT", None),
+    ("context_branch.", "UN-EPT", None),
+    ("decode_head.", "an mmsegmentation model", None),
+    ("encoder.patch_embed.", "Segmenter", "segmenter"),
+    ("patch_embed.", "an ImageNet ViT or DeiT", "backbone"),
+    ("Transformer/", "an AugReg ViT", "backbone"),
+    ("opt/target/Transformer/", "an AugReg ViT", "backbone"),
+    ("backbone.embeddings.", "a checkpoint that is converted already", None),
+    ("embeddings.", "a transformers model", None),
+)
+
+
+def check_method(state_dict: dict[str, torch.Tensor], method: str, path: Path) -> None:
+    """
+    Checks that weights are of the kind that `--method` converts.
+
+    Raises:
+        ConversionError: if they are of another method; says which it looks like.
+    """
+    unknown = ("none of the models that are known here", None)
+    origin, origin_method = next(
+        (
+            (origin, origin_method)
+            for start, origin, origin_method in _SIGNATURES
+            if any(key.startswith(start) for key in state_dict)
+        ),
+        unknown,
+    )
+    if origin_method == method:
+        return
+    advice = f"use `--method {origin_method}`" if origin_method else "which cannot be converted"
+    shown = ", ".join(list(state_dict)[:3])
+    raise ConversionError(
+        f"{path} is no checkpoint for `--method {method}`: it looks like {origin} ({advice}). Its first keys: {shown}."
+    )

@@ -1,0 +1,103 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+The command that converts checkpoints.
+
+    hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
+    hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+
+
+METHODS = ("segmenter", "backbone")
+
+
+class ParityError(UserError):
+    """A converted model that differs from the original."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-segmodels convert",
+        description="Converts a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
+        "configuration and image processor. Fails if a weight is missing or left over.",
+        epilog="Exit code: 0 when all went well, 1 when --verify found a difference (nothing is kept then), 2 when the "
+        "input cannot be converted.",
+    )
+    parser.add_argument(
+        "--method",
+        required=True,
+        choices=METHODS,
+        help="segmenter: checkpoint.pth of the original. backbone: AugReg .npz, DeiT .pth, or timm's .pth or .safetensors",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the original's file")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="segmenter: its variant.yml (default: the one beside the checkpoint). backbone: a JSON file with what the "
+        "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
+    )
+    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load DIR back and compare it with an independent forward pass over the original weights, and with "
+        "input.npy and logits.npy where they lie beside the checkpoint; writes parity_report.json",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
+
+    Returns:
+        `int`: 0; 1 where the converted model differs from the original; 2 where the input cannot be converted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except ParityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # torch and the models are only imported once the arguments are known to be right
+    from .backbone import convert_backbone
+    from .outputs import written_at_once
+    from .parity import format_report, verify
+    from .segmenter import convert_segmenter
+
+    convert = {"segmenter": convert_segmenter, "backbone": convert_backbone}[arguments.method]
+    with written_at_once(arguments.output_dir, arguments.overwrite) as folder:
+        conversion = convert(arguments.checkpoint, arguments.config)
+        if conversion.dropped_keys:
+            print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
+        for note in conversion.notes:
+            print(f"note: {note}")
+        conversion.model.save_pretrained(folder)
+        conversion.image_processor.save_pretrained(folder)
+        if arguments.verify:
+            report = verify(conversion, folder, arguments.checkpoint)
+            print(format_report(report))
+            if not report["passed"]:
+                raise ParityError(
+                    "the converted model differs from the original, so nothing was written. If the configuration is the "
+                    "checkpoint's own, this is a bug in the conversion: please report it with the lines above."
+                )
+    print(f"wrote {arguments.output_dir}")

@@ -1,0 +1,92 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""What a conversion gives, and writing it in one piece or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.modeling_utils import PreTrainedModel
+
+from .checkpoints import ConversionError
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """
+    A converted checkpoint.
+
+    Args:
+        method (`str`): `"segmenter"` or `"backbone"`.
+        model (`PreTrainedModel`): The model, in eval mode.
+        image_processor (`ImageProcessingMixin`): Its image processor.
+        dropped_keys (`list[str]`): Original parameters that the model has no use for.
+        image_size (`tuple[int, int]`): Height and width that it was trained at.
+        reference (`Callable`): The original's forward pass over the original weights: `pixel_values` -> what
+            `model_scores` gives.
+        model_scores (`Callable`): A model of this class and `pixel_values` -> the tensor that is compared.
+        notes (`list[str]`): What a user should know of choices that were made.
+    """
+
+    method: str
+    model: PreTrainedModel
+    image_processor: ImageProcessingMixin
+    dropped_keys: list[str]
+    image_size: tuple[int, int]
+    reference: Callable[[torch.Tensor], torch.Tensor]
+    model_scores: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+    notes: list[str] = field(default_factory=list)
+
+
+def is_occupied(folder: Path) -> bool:
+    """Whether there is something that writing to `folder` could replace."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+# What a conversion, an earlier one too, may have left in a folder.
+_ARTEFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
+
+
+@contextmanager
+def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """
+    Gives a new folder beside `folder` to write to. When the block ends it becomes `folder`; when it fails it is removed
+    and nothing has changed.
+
+    Args:
+        folder (`Path`): The folder that is to hold the results.
+        overwrite (`bool`): Whether it may hold something: files of an earlier conversion are replaced, others kept.
+
+    Raises:
+        ConversionError: if it holds something and `overwrite` is not set.
+    """
+    if is_occupied(folder) and (not overwrite or not folder.is_dir()):
+        advice = (
+            "choose another --output_dir, or pass --overwrite" if folder.is_dir() else "choose another --output_dir"
+        )
+        raise ConversionError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: {advice}.")
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if not is_occupied(folder):
+            if folder.is_dir():
+                folder.rmdir()
+            partial.rename(folder)
+            return
+        for pattern in _ARTEFACTS:
+            for stale in folder.glob(pattern):
+                stale.unlink()
+        for file in partial.iterdir():
+            file.rename(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+__all__ = ["Conversion", "is_occupied", "written_at_once"]

@@ -1,0 +1,118 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""A proof that a converted model gives what the original gives."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers.modeling_utils import PreTrainedModel
+
+from .checkpoints import ConversionError
+from .outputs import Conversion
+
+
+TOLERANCE = 1e-4
+REPORT_NAME = "parity_report.json"
+
+
+def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
+    """
+    Compares scores `(batch_size, num_channels, height, width)` with a reference.
+
+    Returns:
+        `max_abs_difference`, `max_relative_difference` (to the largest reference score), `labels_equal_percent` (of the
+        channels with the largest scores) and `passed`: whether the difference is at most 1e-4, or 1e-4 of the largest
+        score where that is above 1 (float32 has no more digits there).
+    """
+    if scores.shape != reference.shape:
+        raise ConversionError(f"The model gives shape {tuple(scores.shape)}, the original {tuple(reference.shape)}.")
+    difference = (scores - reference).abs().max().item()
+    largest = reference.abs().max().item()
+    equal = (scores.argmax(dim=1) == reference.argmax(dim=1)).double().mean().item()
+    return {
+        "shape": list(scores.shape),
+        "max_abs_difference": difference,
+        "max_relative_difference": difference / max(largest, torch.finfo(torch.float32).tiny),
+        "labels_equal_percent": round(100 * equal, 4),
+        # a nan does not pass
+        "passed": bool(difference <= TOLERANCE * max(1.0, largest)),
+    }
+
+
+@torch.no_grad()
+def verify(conversion: Conversion, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """
+    Loads a saved model through the Auto classes and compares it with the original's forward pass: on noise at the
+    training size, on noise at an odd size, and on `input.npy` and `logits.npy` where these lie beside the checkpoint.
+
+    Args:
+        conversion (`Conversion`): What was saved.
+        folder (`Path`): Where; the report is written there too.
+        checkpoint (`Path`): The file that was converted.
+
+    Returns:
+        The report; `report["passed"]` tells whether all comparisons did.
+    """
+    if conversion.method == "backbone":
+        model = AutoBackbone.from_pretrained(folder)
+    else:
+        # whole images: the original's network is compared, not its merging of windows
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, window_size=None, window_stride=None)
+    model.eval()
+    height, width = conversion.image_size
+    generator = torch.Generator().manual_seed(0)
+    num_channels = _num_channels(model)
+    inputs = {
+        "noise at the training size": torch.randn(1, num_channels, height, width, generator=generator),
+        # no multiple of a patch size, another grid in both directions
+        "noise at an odd size": torch.randn(2, num_channels, height - 5, width // 2 + 3, generator=generator),
+    }
+    cases = {name: compare(conversion.model_scores(model, x), conversion.reference(x)) for name, x in inputs.items()}
+    stored_input, stored_logits = checkpoint.with_name("input.npy"), checkpoint.with_name("logits.npy")
+    if stored_input.is_file() and stored_logits.is_file():
+        scores = conversion.model_scores(model, torch.from_numpy(np.load(stored_input)))
+        cases["stored logits of the original"] = compare(scores, torch.from_numpy(np.load(stored_logits)))
+
+    report = {
+        "method": conversion.method,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": _sha256(checkpoint),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dropped_keys": conversion.dropped_keys,
+        "tolerance": TOLERANCE,
+        "cases": cases,
+        "passed": all(case["passed"] for case in cases.values()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as lines for people."""
+    lines = [f"parity with the original, {report['num_parameters']:,} parameters, float32:"]
+    for name, case in report["cases"].items():
+        lines.append(
+            f"  {'ok    ' if case['passed'] else 'FAILED'} {name} {tuple(case['shape'])}: "
+            f"max |d| {case['max_abs_difference']:.2e}, relative {case['max_relative_difference']:.2e}, "
+            f"labels equal {case['labels_equal_percent']:g} %"
+        )
+    return "\n".join(lines)
+
+
+def _num_channels(model: PreTrainedModel) -> int:
+    return getattr(model.config, "backbone_config", model.config).num_channels
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["REPORT_NAME", "TOLERANCE", "compare", "format_report", "verify"]

@@ -1,0 +1,51 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Class names and colours of the data sets that the papers report on."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+
+_FOLDER = Path(__file__).parent
+
+DATASETS: tuple[str, ...] = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+
+@cache
+def _read(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    data = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return tuple(data["names"]), tuple((red, green, blue) for red, green, blue in data["palette"])
+
+
+def load_labels(name: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """
+    Class names and palette of a data set, both in the order of the class ids.
+
+    Args:
+        name (`str`):
+            One of `DATASETS`: `"ade20k"` (150 classes), `"cityscapes"` (19), `"coco_stuff_171"`,
+            `"pascal_context_59"`, or `"pascal_context_60"` (with background as class 0).
+
+    Returns:
+        The names, and their colours as `(red, green, blue)`, 0 to 255.
+
+    Raises:
+        ValueError: if there is no such data set; names those there are.
+
+    Example:
+
+    ```python
+    >>> from hf_segmodels.labels import load_labels
+
+    >>> names, palette = load_labels("cityscapes")
+    >>> names[0], palette[0]
+    ('road', (128, 64, 128))
+    ```
+    """
+    if name not in DATASETS:
+        raise ValueError(f"There are no labels for {name!r}. Choose one of {', '.join(DATASETS)}.")
+    names, palette = _read(name)
+    return list(names), list(palette)
+
+
+__all__ = ["DATASETS", "load_labels"]
