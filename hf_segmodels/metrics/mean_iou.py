@@ -1,0 +1,103 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Mean IoU as a module of the `evaluate` library, loaded from this file (no Hub needed):
+
+    metric = evaluate.load(hf_segmodels.metrics.MEAN_IOU, num_labels=150)
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+
+from hf_segmodels.metrics import ConfusionMatrix
+
+
+_DESCRIPTION = """
+Mean intersection over union of semantic segmentation, with totals over the whole data set as mmsegmentation counts them.
+Batches go into a confusion matrix at once, so that nothing but `num_labels` squared integers is kept.
+"""
+
+_INPUTS = """
+Args:
+    predictions: label maps, of shape (height, width) each.
+    references: labels of the same sizes; `ignore_index` does not count.
+    num_labels (int): number of classes; given to `evaluate.load` or to `compute`.
+    ignore_index (int, optional): label of pixels that do not count, 255.
+Returns:
+    mean_iou, mean_accuracy, overall_accuracy (float, 0 to 1), per_category_iou, per_category_accuracy (list of float,
+    nan for classes that do not occur).
+"""
+
+
+class MeanIoU(evaluate.Metric):
+    """
+    Streaming mean IoU. With several processes (`torch.distributed`), `compute` adds up the counts of all of them and
+    must be called by all.
+
+    Args:
+        num_labels (`int`, *optional*): Number of classes; needed before the first `add` or `add_batch`.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+    """
+
+    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        self.matrix: ConfusionMatrix | None = None
+
+    def _info(self) -> evaluate.MetricInfo:
+        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": label_map, "references": label_map}),
+        )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Counts a batch: a tensor or array `(batch_size, height, width)`, or a list of label maps of any sizes."""
+        if predictions is None or references is None:
+            raise ValueError("`predictions` and `references` are both needed.")
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions do not fit {len(references)} references.")
+        for prediction, reference in zip(predictions, references, strict=True):
+            self.add(prediction=prediction, reference=reference, **kwargs)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Counts one label map of shape `(height, width)`."""
+        if self.matrix is None:
+            if self.num_labels is None:
+                raise ValueError("Say how many classes there are: `evaluate.load(MEAN_IOU, num_labels=...)`.")
+            self.matrix = ConfusionMatrix(self.num_labels, self.ignore_index)
+        self.matrix.update(prediction, reference)
+
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        num_labels: int | None = None,
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Scores of all that was added since the last `compute`, and of `predictions` and `references` if given."""
+        if kwargs:
+            raise ValueError(f"Unknown arguments {sorted(kwargs)}: labels are reduced by the image processor.")
+        if self.matrix is not None and (num_labels, ignore_index) != (None, None):
+            raise ValueError(
+                "Give `num_labels` and `ignore_index` to `evaluate.load`: batches have been counted already."
+            )
+        self.num_labels = self.num_labels if num_labels is None else num_labels
+        self.ignore_index = self.ignore_index if ignore_index is None else ignore_index
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        if self.matrix is None:
+            raise ValueError("Nothing to compute: add predictions and references first.")
+        matrix, self.matrix = self.matrix, None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+            counts = matrix.counts.to(device)
+            torch.distributed.all_reduce(counts)
+            matrix.counts = counts.cpu()
+        return matrix.compute()

@@ -1,0 +1,94 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Mean IoU: the originals' figures, whatever way the pixels arrive."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_segmodels.metrics import MEAN_IOU, ConfusionMatrix
+
+
+@pytest.fixture
+def golden(shared):
+    folder = shared / "golden" / "segmenter"
+    arrays = np.load(folder / "mean_iou.npz")
+    pairs = [(arrays[f"pred{index}"], arrays[f"gt{index}"]) for index in range(len(arrays) // 2)]
+    return pairs, json.loads((folder / "mean_iou.json").read_text())
+
+
+def assert_golden(scores, expected):
+    assert scores["overall_accuracy"] == pytest.approx(expected["aAcc"], abs=1e-12)
+    for ours, theirs in (("per_category_iou", "iou"), ("per_category_accuracy", "acc")):
+        values = [math.nan if value is None else value for value in expected[theirs]]
+        assert scores[ours] == pytest.approx(values, abs=1e-12, nan_ok=True)
+    reported = expected["reported"]
+    assert round(100 * scores["mean_iou"], 2) == reported["mean_iou"]
+    assert round(100 * scores["mean_accuracy"], 2) == reported["mean_accuracy"]
+    assert round(100 * scores["overall_accuracy"], 2) == reported["pixel_accuracy"]
+
+
+def test_equals_the_original_metric(golden):
+    pairs, expected = golden
+    matrix = ConfusionMatrix(expected["num_classes"], expected["ignore_index"])
+    for prediction, label_map in pairs:
+        matrix.update(prediction, label_map)
+    assert_golden(matrix.compute(), expected)
+
+
+def test_evaluate_module_loads_from_its_path_and_equals_the_original(golden, tmp_path, monkeypatch):
+    evaluate = pytest.importorskip("evaluate")
+    pairs, expected = golden
+    metric = evaluate.load(MEAN_IOU, num_labels=expected["num_classes"], cache_dir=str(tmp_path))
+    metric.add_batch(predictions=[pairs[0][0], pairs[1][0]], references=[pairs[0][1], pairs[1][1]])
+    metric.add(prediction=pairs[2][0], reference=pairs[2][1])
+    assert_golden(metric.compute(predictions=[pairs[3][0]], references=[pairs[3][1]]), expected)
+    with pytest.raises(ValueError, match="Nothing to compute"):
+        metric.compute()
+
+
+def test_counts_do_not_depend_on_batches_or_processes():
+    generator = torch.Generator().manual_seed(0)
+    predictions = torch.randint(0, 4, (6, 9, 7), generator=generator)
+    references = torch.randint(0, 4, (6, 9, 7), generator=generator)
+    references[:, 0] = 255
+    whole = ConfusionMatrix(4)
+    whole.update(predictions, references)
+    first, second = ConfusionMatrix(4), ConfusionMatrix(4)
+    first.update(predictions[:2], references[:2].to(torch.uint8))
+    second.update(predictions[2:].numpy(), references[2:].numpy())
+    first.merge(second)
+    assert torch.equal(first.counts, whole.counts)
+    assert whole.counts.sum() == 6 * 8 * 7
+
+
+def test_scores_by_hand():
+    matrix = ConfusionMatrix(3)
+    matrix.update([[0, 0, 1, 1], [1, 0, 0, 0]], [[0, 0, 0, 1], [255, 255, 255, 0]])
+    scores = matrix.compute()
+    # class 0: 3 of 4 labelled and 3 predicted; class 1: 1 labelled, 2 predicted; class 2 does not occur
+    assert scores["per_category_iou"] == pytest.approx([3 / 4, 1 / 2, math.nan], nan_ok=True)
+    assert scores["mean_iou"] == pytest.approx(0.625)
+    assert scores["mean_accuracy"] == pytest.approx((3 / 4 + 1) / 2)
+    assert scores["overall_accuracy"] == pytest.approx(4 / 5)
+
+
+def test_all_pixels_ignored_gives_nan_not_an_error():
+    matrix = ConfusionMatrix(2)
+    matrix.update([[0, 1]], [[255, 255]])
+    assert math.isnan(matrix.compute()["mean_iou"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "message"),
+    [
+        ([[0, 1]], [[0, 2]], "Labels hold values from 0 to 2"),
+        ([[0, 5]], [[0, 1]], "Predictions hold values from 0 to 5"),
+        ([[0, 1, 1]], [[0, 1]], "target_sizes"),
+    ],
+)
+def test_bad_input_is_refused(prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        ConfusionMatrix(2).update(prediction, reference)

@@ -1,0 +1,248 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""The Accelerate script, on a few synthetic images."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision import tv_tensors
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from training import run_segmentation_accelerate as script
+from training.augmentation import RandomCropWithClassLimit, training_augmentation
+from training.data import AugmentedData, SegmentationData, TrainingBatches
+from training.recipe import Recipe
+from training.run_segmentation_accelerate import build_model, learning_rate_factor, load_id2label, main, train
+
+
+MODEL = {
+    "model_type": "segmenter",
+    "decoder_type": "linear",
+    "backbone_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    | {"image_size": 32, "use_cls_token": False},
+}
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory):
+    """A data set of 8 + 2 images: class 0 is dark, class 1 bright, the first row is void."""
+    folder = tmp_path_factory.mktemp("camera")
+    generator = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    for split, length in (("train", 8), ("validation", 2)):
+        labels = generator.integers(0, 2, (length, 4, 5), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+        noise = generator.integers(0, 60, (*labels.shape, 3), dtype=np.uint8)
+        images = labels[..., None] * np.uint8(180) + noise
+        labels[:, 0] = 255
+        rows = {"image": list(map(Image.fromarray, images)), "label": list(map(Image.fromarray, labels))}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    (folder / "id2label.json").write_text(json.dumps({0: "dark", 1: "bright"}))
+    return folder
+
+
+@pytest.fixture
+def recipe(camera, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def make(name="run", **fields):
+        defaults = {
+            "dataset": str(camera),
+            "model": MODEL,
+            "output_dir": str(tmp_path / name),
+            "image_processor": {"do_resize": False},
+            "base_size": [32, 40],
+            "crop_size": [32, 32],
+            "scale_range": [0.8, 1.2],
+            "max_class_share": 1.0,
+            "batch_size": 4,
+            "max_steps": 4,
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            "log_steps": 1,
+        }
+        return Recipe(**(defaults | fields))
+
+    return make
+
+
+class Interrupted(Exception):
+    pass
+
+
+def weights(folder):
+    return AutoModelForSemanticSegmentation.from_pretrained(folder).state_dict()
+
+
+def assert_equal_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        assert torch.equal(values, second[name]), name
+
+
+def test_learns_and_saves_what_auto_classes_load(recipe):
+    run = recipe(max_steps=30, ema_decay=0.9, color_jitter=[0.1, 0.1, 0.1, 0.0])
+    scores = train(run)
+    assert scores["losses"][-1] < 0.5 * scores["losses"][0]
+    assert scores["mean_iou"] > 0.9
+
+    model = AutoModelForSemanticSegmentation.from_pretrained(run.output_dir)
+    assert model.config.id2label == {0: "dark", 1: "bright"}
+    processor = AutoImageProcessor.from_pretrained(run.output_dir)
+    assert not processor.do_resize
+    results = json.loads(Path(run.output_dir, "results.json").read_text())
+    assert results["mean_iou"] == scores["mean_iou"]
+    assert results["recipe"]["max_steps"] == 30
+
+
+def test_resumed_run_equals_uninterrupted_one(recipe):
+    fields = {"ema_decay": 0.9, "color_jitter": [0.2, 0.2, 0.2, 0.0], "warmup_steps": 1, "checkpoint_steps": 2}
+    # dropout draws from the global random state, which a checkpoint has to hold too
+    fields["model"] = MODEL | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
+    whole = recipe("whole", **fields)
+    train(whole)
+
+    part = recipe("part", **fields)
+
+    save = script.save_checkpoint
+
+    def save_then_stop(*arguments):
+        save(*arguments)
+        raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "save_checkpoint", save_then_stop)
+        with pytest.raises(Interrupted):
+            train(part)
+    torch.manual_seed(123)
+    part.resume = True
+    assert len(train(part)["losses"]) == 2
+
+    assert_equal_weights(whole.output_dir, part.output_dir)
+    states = [torch.load(f"{run.output_dir}/checkpoint-4/optimizer.bin", weights_only=True) for run in (whole, part)]
+    for index, state in states[0]["state"].items():
+        for name, values in state.items():
+            assert torch.equal(values, states[1]["state"][index][name]), (index, name)
+
+
+def test_accumulated_gradients_equal_those_of_a_large_batch(recipe):
+    # scale 1, a crop of the image's size and flips keep the number of valid pixels equal in all samples
+    fields = {"scale_range": [1.0, 1.0], "crop_size": [32, 40], "optimizer": "sgd", "learning_rate": 0.1}
+    large = recipe("large", batch_size=8, max_steps=2, **fields)
+    small = recipe("small", batch_size=4, max_steps=2, gradient_accumulation_steps=2, **fields)
+    losses = [train(run)["losses"] for run in (large, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    first, second = weights(large.output_dir), weights(small.output_dir)
+    for name, values in first.items():
+        torch.testing.assert_close(values, second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_class_weights_and_smoothing_train_too(recipe):
+    run = recipe(max_steps=20, class_weighting="median_frequency", label_smoothing=0.1)
+    losses = train(run)["losses"]
+    assert losses[-1] < losses[0]
+
+
+def test_stops_on_a_loss_that_is_not_finite(recipe):
+    with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
+        train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
+
+
+def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
+    run = recipe()
+    data = SegmentationData(run.dataset, "train")
+    transform = training_augmentation([32, 40], [24, 24], [0.5] * 3, (0.5, 2.0), (0.3, 0.3, 0.3, 0.1), 0.75)
+    samples = AugmentedData(data, transform, seed=0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = samples[(3, 2)]
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    again = samples[(3, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], samples[(4, 2)][0])
+    assert first[0].shape == (3, 24, 24)
+    assert set(first[1].unique().tolist()) <= {0, 1, 255}
+
+
+def test_padding_is_ignored_and_becomes_zero_after_normalisation():
+    crop = RandomCropWithClassLimit([8, 8], [51.0, 102.0, 153.0], 255, max_class_share=1.0)
+    image, label_map = tv_tensors.Image(torch.zeros(3, 4, 8, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(4, 8))
+    image, label_map = crop(image, label_map.to(torch.uint8))
+    padded = label_map == 255
+    assert padded.sum() == 32
+    assert image[:, padded].unique(dim=1).flatten().tolist() == [51, 102, 153]
+
+
+def test_crops_avoid_one_class_filling_them():
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[:, 40:] = 1
+    shares = []
+    for share in (1.0, 0.75):
+        crop = RandomCropWithClassLimit([16, 16], [0.0] * 3, 255, max_class_share=share)
+        torch.manual_seed(0)
+        drawn = [crop(tv_tensors.Image(labels[None].repeat(3, 1, 1)), tv_tensors.Mask(labels))[1] for _ in range(40)]
+        shares.append(sum(bool((part.float().mean() - 0.5).abs() <= 0.25) for part in drawn) / 40)
+    assert shares[0] < 0.6
+    assert shares[1] > 0.8
+
+
+def test_processes_share_each_global_batch():
+    whole = list(TrainingBatches(10, 4, start=1, stop=6, seed=7))
+    parts = [list(TrainingBatches(10, 2, 1, 6, rank, 2, seed=7)) for rank in range(2)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+    epoch = [index for batch in TrainingBatches(10, 5, 2, 4, seed=7) for _, index in batch]
+    assert sorted(epoch) == list(range(10))
+
+
+def test_learning_rate_is_the_original_schedule(shared):
+    expected = json.loads((shared / "golden/segmenter/lr_schedule.json").read_text())["lr_1e3_iters20"]
+    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=20, learning_rate=1e-3, schedule="poly")
+    ours = [1e-3 * learning_rate_factor(step, recipe) for step in range(20)]
+    assert ours == pytest.approx(expected[:20], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "overrides", "message"),
+    [
+        ({"dataset": "x", "model": {}, "learning_rat": 1}, [], "did you mean `learning_rate`"),
+        ({"model": {"model_type": "segmenter"}}, [], "needs `dataset`"),
+        ({"dataset": "x"}, [], "needs `model`"),
+        ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
+        ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
+        ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
+        ({"dataset": "x", "pretrained": "y"}, ["batch_size=0"], "at least 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
+        (["dataset"], [], "no recipe"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    assert main([str(path), *overrides]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_overrides_reach_into_fields(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset: x\nmodel: {model_type: segmenter}\nlearning_rate: 1e-3\n")
+    recipe = Recipe.read(path, ["model.decoder_type=linear", "crop_size=[64, 96]", "ema_decay=0.5"])
+    assert recipe.model == {"model_type": "segmenter", "decoder_type": "linear"}
+    assert (recipe.learning_rate, recipe.crop_size, recipe.ema_decay) == (1e-3, [64, 96], 0.5)
+
+
+def test_shipped_recipes_are_short_and_build_their_models(repository):
+    recipes = sorted((repository / "training" / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert len(path.read_text().splitlines()) <= 30
+        recipe = Recipe.read(path)
+        with torch.device("meta"):
+            model, processor = build_model(recipe)
+        assert model.config.num_labels == len(load_id2label(recipe) or range(150))
+        assert processor.num_labels == model.config.num_labels

@@ -1,0 +1,153 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""A recipe: all that a training run depends on, read from YAML and `key=value` overrides."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclasses.dataclass
+class Recipe:
+    """
+    The fields of a recipe. Whatever is left out has the value given here.
+
+    Args:
+        dataset (`str`): Folder or Hub repository for `datasets.load_dataset`.
+        model (`dict`): Fields of the model's configuration, `model_type` among them.
+        output_dir (`str`): Where checkpoints, the model and `results.json` go.
+        pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
+        image_processor (`dict`): Fields of the image processor.
+        train_split, eval_split (`str`): Names of the splits.
+        image_column, label_column (`str`): Names of the columns.
+        id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's
+            folder when not given.
+        base_size, crop_size (`[height, width]`): Size at scale 1, and of the training crops.
+        scale_range (`[lowest, highest]`): Random scale.
+        color_jitter (`[brightness, contrast, saturation, hue]`): Strength of random colour changes.
+        max_class_share (`float`): Largest share of a crop's labelled pixels that one class may have.
+        batch_size (`int`): Samples for each process and forward pass.
+        gradient_accumulation_steps (`int`): Forward passes for each update.
+        max_steps (`int`): Updates.
+        optimizer (`"adamw"` or `"sgd"`): SGD has Nesterov momentum 0.9, as in Segmenter's released code.
+        learning_rate, weight_decay (`float`): Of the optimizer; biases, norms and embeddings do not decay.
+        warmup_steps (`int`): Updates in which the learning rate rises linearly.
+        schedule (`"poly"` or `"cosine"`): Fall of the learning rate afterwards; poly has power 0.9.
+        min_learning_rate (`float`): Where it ends.
+        max_grad_norm (`float`): Limit of the gradient's norm; 0 for none.
+        ema_decay (`float`): Decay of the moving average of weights that is evaluated and saved; 0 for none.
+        class_weighting (`"none"`, `"median_frequency"` or `"sqrt_median_frequency"`): Weights of the loss.
+        label_smoothing (`float`): Of the loss.
+        mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
+        seed (`int`): Of initialisation, order and augmentation.
+        num_workers (`int`): Processes that load data.
+        log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
+        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
+    """
+
+    dataset: str = ""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    output_dir: str = "runs/segmentation"
+    pretrained: str | None = None
+    image_processor: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train_split: str = "train"
+    eval_split: str = "validation"
+    image_column: str = "image"
+    label_column: str = "label"
+    id2label: Any = None
+    base_size: Sequence[int] = (512, 2048)
+    crop_size: Sequence[int] = (512, 512)
+    scale_range: Sequence[float] = (0.5, 2.0)
+    color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    max_class_share: float = 0.75
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 1000
+    optimizer: str = "sgd"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: str = "poly"
+    min_learning_rate: float = 1e-5
+    max_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+    class_weighting: str = "none"
+    label_smoothing: float = 0.0
+    mixed_precision: str = "no"
+    seed: int = 0
+    num_workers: int = 0
+    log_steps: int = 10
+    eval_steps: int = 500
+    checkpoint_steps: int = 250
+    resume: bool = False
+
+    choices = {
+        "optimizer": ("adamw", "sgd"),
+        "schedule": ("poly", "cosine"),
+        "class_weighting": ("none", "median_frequency", "sqrt_median_frequency"),
+        "mixed_precision": ("no", "bf16", "fp16"),
+    }
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("The recipe needs `dataset`: a folder or Hub repository for `datasets.load_dataset`.")
+        if not self.model and not self.pretrained:
+            raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
+        for name, allowed in self.choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # YAML reads 1e-3 (without a point) as a string
+            if field.type is float and isinstance(value, (int, str)):
+                setattr(self, field.name, _number(field.name, value))
+            elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+        """
+        Reads a recipe.
+
+        Args:
+            path (`str` or `Path`): The YAML file.
+            overrides (`Sequence[str]`, *optional*): `key=value` with a YAML value; `model.hidden_size=64` reaches
+                into a field.
+
+        Raises:
+            ValueError: for an unknown key (names the nearest one) or a value that cannot be.
+        """
+        fields = yaml.safe_load(Path(path).read_text()) or {}
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} is no recipe: a YAML file of `key: value` lines is needed.")
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise ValueError(f"Override {override!r} must look like `key=value`.")
+            *parents, last = key.split(".")
+            target = fields
+            for parent in parents:
+                target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise ValueError(f"Override {override!r}: `{parent}` has no fields of its own.")
+            target[last] = yaml.safe_load(value)
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in fields:
+            if key not in known:
+                nearest = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}."
+                raise ValueError(f"Unknown key `{key}` in the recipe: {hint}")
+        return cls(**fields)
+
+
+def _number(name: str, value: int | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"`{name}` must be a number, got {value!r}.") from None
