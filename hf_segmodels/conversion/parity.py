@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 from transformers.modeling_utils import PreTrainedModel
 
+from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .checkpoints import ConversionError
 from .outputs import Conversion
 
@@ -47,7 +48,7 @@ def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
 @torch.no_grad()
 def verify(conversion: Conversion, folder: Path, checkpoint: Path) -> dict[str, Any]:
     """
-    Loads a saved model through the Auto classes and compares it with the original's forward pass: on noise at the
+    Loads a saved model (through the Auto class, unless it is a backbone) and compares it with the original's forward pass: on noise at the
     training size, on noise at an odd size, and on `input.npy` and `logits.npy` where these lie beside the checkpoint.
 
     Args:
@@ -59,7 +60,8 @@ def verify(conversion: Conversion, folder: Path, checkpoint: Path) -> dict[str, 
         The report; `report["passed"]` tells whether all comparisons did.
     """
     if conversion.method == "backbone":
-        model = AutoBackbone.from_pretrained(folder)
+        # AutoBackbone.from_pretrained takes repositories of the Hub only
+        model = PlainViTBackbone.from_pretrained(folder)
     else:
         # whole images: the original's network is compared, not its merging of windows
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, window_size=None, window_stride=None)
