@@ -1,0 +1,141 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Sliding windows: where they lie, running them in batches, and how their scores become an image's."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from .separable_maps import SeparableScores, resize_weights, window_weights
+
+
+DenseLogits = Callable[[torch.Tensor], tuple[torch.Tensor, tuple[int, int]]]
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one axis: every `stride`, the last one shifted back into the image."""
+    return [*range(0, max(size - window, 0), stride), max(size - window, 0)]
+
+
+def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """
+    `(height, width)` from an int or a pair.
+
+    Raises:
+        ValueError: if it is neither, or negative.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 0 for side in pair):
+        raise ValueError(f"`{name}` must be a number of pixels or (height, width), got {value}.")
+    return pair
+
+
+def check_windows(
+    window_size: int | Sequence[int] | None, window_stride: int | Sequence[int] | None
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """
+    Window and stride as pairs; `None` where there are no windows.
+
+    Raises:
+        ValueError: for sizes that are no sizes, and for strides that leave pixels out.
+    """
+    if window_size is None or as_pair(window_size, "window_size") == (0, 0):
+        return None
+    window = as_pair(window_size, "window_size")
+    stride = as_pair(window if window_stride is None else window_stride, "window_stride")
+    if min(window) < 1 or any(not 1 <= step <= side for step, side in zip(stride, window, strict=True)):
+        raise ValueError(
+            f"`window_stride` {stride} must be from 1 to `window_size` {window}: a larger one would leave pixels out."
+        )
+    return window, stride
+
+
+def fit_to_window(pixel_values: torch.Tensor, window: tuple[int, int], mode: str) -> torch.Tensor:
+    """
+    Makes images `(batch_size, num_channels, height, width)` that are smaller than the window large enough for it.
+
+    `"upscale"` scales bilinearly until the window fits, as Segmenter's released code does it: the side that is
+    shortest against the window becomes the window's, the other one keeps the ratio (truncated). `"pad"` adds zeros at
+    the bottom and right. `"none"` leaves them as they are.
+    """
+    height, width = pixel_values.shape[-2:]
+    if mode == "none" or (height >= window[0] and width >= window[1]):
+        return pixel_values
+    if mode == "pad":
+        padding = (0, max(window[1] - width, 0), 0, max(window[0] - height, 0))
+        return nn.functional.pad(pixel_values, padding)
+    # height / window[0] against width / window[1], in whole numbers
+    if height * window[1] < width * window[0]:
+        size = (window[0], int(width / height * window[0]))
+    else:
+        size = (int(height / width * window[1]), window[1])
+    return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+
+
+def window_scores(
+    dense_logits: DenseLogits,
+    pixel_values: torch.Tensor,
+    target_sizes: Sequence[tuple[int, int]],
+    windows: tuple[tuple[int, int], tuple[int, int]] | None,
+    small_image_mode: str,
+    is_flipped: bool,
+    max_windows: int,
+) -> list[SeparableScores]:
+    """
+    Runs a network over windows of a batch of images.
+
+    Args:
+        dense_logits: Maps `(num_windows, num_channels, height, width)` to logits `(num_windows, num_labels,
+            grid_height, grid_width)` and the size in pixels that they cover.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The images.
+        target_sizes: `(height, width)` wanted for each image.
+        windows: Window and stride, or `None` for whole images.
+        small_image_mode: See [`fit_to_window`].
+        is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
+        max_windows: How many windows go through the network together.
+
+    Returns:
+        For each image, its averaged scores at the target size.
+    """
+    batch_size, _, height, width = pixel_values.shape
+    device = pixel_values.device
+    window = stride = (height, width)
+    if windows is not None:
+        pixel_values = fit_to_window(pixel_values, windows[0], small_image_mode)
+        window = tuple(min(side, size) for side, size in zip(windows[0], pixel_values.shape[-2:], strict=True))
+        stride = windows[1]
+    image_size = tuple(pixel_values.shape[-2:])
+    starts = [window_starts(*sizes) for sizes in zip(image_size, window, stride, strict=True)]
+
+    crops = [
+        pixel_values[image, :, top : top + window[0], left : left + window[1]]
+        for image in range(batch_size)
+        for top in starts[0]
+        for left in starts[1]
+    ]
+    logits = []
+    for first in range(0, len(crops), max_windows):
+        batch_logits, covered = dense_logits(torch.stack(crops[first : first + max_windows]))
+        logits.append(batch_logits.float())
+    grids = torch.cat(logits)
+    num_labels, grid_height, grid_width = grids.shape[1:]
+    # (images * rows * columns, K, h, w) -> (images, K, rows, h, columns, w) -> (images, K, rows * h, columns * w)
+    grids = grids.view(batch_size, len(starts[0]), len(starts[1]), num_labels, grid_height, grid_width)
+    grids = grids.permute(0, 3, 1, 4, 2, 5)
+    grids = grids.reshape(batch_size, num_labels, len(starts[0]) * grid_height, len(starts[1]) * grid_width)
+
+    rows = window_weights(starts[0], window[0], image_size[0], grid_height, covered[0], device)
+    columns = window_weights(starts[1], window[1], image_size[1], grid_width, covered[1], device)
+    if small_image_mode == "pad":
+        rows, columns = rows[:height], columns[:width]
+
+    scores = []
+    for grid, (target_height, target_width) in zip(grids, target_sizes, strict=True):
+        target_rows = _resize(rows, target_height)
+        target_columns = _resize(columns, target_width)
+        scores.append(SeparableScores(grid, target_rows, target_columns.flip(0) if is_flipped else target_columns))
+    return scores
+
+
+def _resize(weights: torch.Tensor, size: int) -> torch.Tensor:
+    return weights if weights.shape[0] == size else resize_weights(weights.shape[0], size, weights.device) @ weights
