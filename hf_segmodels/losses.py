@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .label_maps import check_label_map
+
 
 def check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int = 255) -> None:
     """
@@ -25,17 +27,8 @@ def check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int = 255)
             f"Expected integer `labels` of shape (batch_size, height, width), got {tuple(labels.shape)} of "
             f"{labels.dtype}. One-hot or float label maps have to become class indices (`argmax`, `.long()`)."
         )
-    outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
-    if not outside.any():
-        return
-    index, row, column = outside.nonzero()[0].tolist()
-    values = labels[outside].unique().tolist()
-    shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
-    raise ValueError(
-        f"Labels outside the {num_labels} classes (0 to {num_labels - 1}; {ignore_index} is ignored): {shown}; the first "
-        f"one in image {index} of the batch at row {row}, column {column}. Set `do_reduce_labels=True` if 0 means "
-        f"'unlabelled' and classes start at 1, map other void labels to {ignore_index}, or raise `num_labels`."
-    )
+    for index, label_map in enumerate(labels):
+        check_label_map(label_map, num_labels, ignore_index, name=f"labels[{index}]")
 
 
 def semantic_cross_entropy(

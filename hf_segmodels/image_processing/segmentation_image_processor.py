@@ -28,7 +28,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .label_maps import check_label_map, label_map_to_tensor, reduce_labels
+from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
 
 
