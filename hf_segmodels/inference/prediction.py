@@ -92,7 +92,7 @@ def _mean_probabilities(views: Sequence[SeparableScores], top: int = 0, bottom: 
 
 
 def _argmax_of_mean(views: Sequence[SeparableScores]) -> torch.Tensor:
-    height, width = views[0].rows.shape[0], views[0].columns.shape[0]
+    height, width = views[0].rows.size, views[0].columns.size
     band = max(1, _BAND // (views[0].grid.shape[0] * width))
     bands = [_mean_probabilities(views, top, top + band).argmax(dim=0) for top in range(0, height, band)]
     return torch.cat(bands)

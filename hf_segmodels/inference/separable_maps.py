@@ -9,67 +9,174 @@ held where labels are all that is wanted.
 """
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 
-def resize_weights(in_size: int, out_size: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """
-    The matrix of bilinear resizing along one axis, as `torch.nn.functional.interpolate` does it with
-    `align_corners=False`.
-
-    Returns:
-        `torch.Tensor` of shape `(out_size, in_size)`, float32; rows sum to one.
-    """
-    identity = torch.eye(in_size, device=device)[None]
-    # (1, in_size, in_size) -> (in_size, out_size) -> (out_size, in_size)
-    return nn.functional.interpolate(identity, size=out_size, mode="linear", align_corners=False)[0].T.contiguous()
+# A tile grows to `_MAX_TILE` pixels while no more grid entries support it than support a single pixel, so that tiles
+# follow the cells of the grid; and to `_MIN_TILE` in any case, so that small factors do not end in tiny tiles.
+_MIN_TILE, _MAX_TILE = 8, 16
 
 
-def window_weights(
-    starts: list[int], window: int, size: int, grid: int, covered: int, device: torch.device | str | None = None
-) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class AxisMap:
     """
-    The matrix that averages overlapping windows along one axis.
+    A linear map from grid entries to pixels along one axis.
 
     Args:
-        starts (`list[int]`): First pixel of each window.
-        window (`int`): Pixels per window.
-        size (`int`): Pixels of the image; the windows cover all of them.
-        grid (`int`): Patch-level scores per window.
-        covered (`int`): Pixels that these cover (`window` and what was padded to whole patches).
-
-    Returns:
-        `torch.Tensor` of shape `(size, len(starts) * grid)`, float32; rows sum to one.
+        weights (`torch.Tensor` of shape `(num_pixels, num_entries)`): Not negative; rows sum to one, and few of their
+            entries are not zero.
     """
-    one_window = resize_weights(grid, covered, device)[:window]
-    weights = torch.zeros(size, len(starts) * grid, device=device)
-    count = torch.zeros(size, 1, device=device)
-    for number, start in enumerate(starts):
-        weights[start : start + window, number * grid : (number + 1) * grid] = one_window
-        count[start : start + window] += 1
-    return weights / count
+
+    weights: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return self.weights.shape[0]
+
+    @cached_property
+    def tiles(self) -> "AxisTiles":
+        return AxisTiles.cut(self.weights)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class AxisTiles:
+    """
+    An [`AxisMap`] cut into tiles of neighbouring pixels.
+
+    Args:
+        support (`torch.LongTensor` of shape `(num_tiles, num_support)`): The grid entries that a tile's pixels depend
+            on; where it has fewer, the last one again.
+        weights (`torch.Tensor` of shape `(num_tiles, tile_size, num_support)`): Their weights for each pixel; zero for
+            repeated entries, and for the pixels that a shorter tile lacks.
+        position (`torch.LongTensor` of shape `(num_pixels,)`): Index of each pixel in the tiles laid end to end.
+    """
+
+    support: torch.Tensor
+    weights: torch.Tensor
+    position: torch.Tensor
+
+    @property
+    def number(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.weights.shape[1]
+
+    @classmethod
+    def cut(cls, weights: torch.Tensor) -> "AxisTiles":
+        """Cuts a map `(num_pixels, num_entries)`."""
+        values = weights.cpu().numpy()
+        num_pixels = len(values)
+        pixels, entries = values.nonzero()
+        supports = [set(part.tolist()) for part in np.split(entries, np.searchsorted(pixels, range(1, num_pixels)))]
+        smallest = max(map(len, supports))
+        starts, joints = [0], [supports[0]]
+        for pixel, support in enumerate(supports):
+            length, joint = pixel - starts[-1], joints[-1] | support
+            if length >= _MAX_TILE or (length >= _MIN_TILE and len(joint) > smallest):
+                starts.append(pixel)
+                joints.append(support)
+            else:
+                joints[-1] = joint
+
+        lengths = np.diff([*starts, num_pixels])
+        num_support = max(map(len, joints))
+        tile_support = np.zeros((len(starts), num_support), dtype=np.int64)
+        tile_weights = np.zeros((len(starts), lengths.max(), num_support), dtype=values.dtype)
+        position = np.arange(num_pixels) + np.repeat(np.arange(len(starts)) * lengths.max() - starts, lengths)
+        for tile, (start, length, joint) in enumerate(zip(starts, lengths, joints, strict=True)):
+            # descending: a matrix product that adds its terms in this order rounds as `interpolate` does on CPUs
+            support = sorted(joint, reverse=True)
+            tile_support[tile] = support + support[-1:] * (num_support - len(support))
+            tile_weights[tile, :length, : len(support)] = values[start : start + length, support]
+        return cls(*(torch.from_numpy(array).to(weights.device) for array in (tile_support, tile_weights, position)))
+
+
+def _resize_weights(num_entries: int, num_pixels: int) -> torch.Tensor:
+    identity = torch.eye(num_entries)[None, None]
+    resized = nn.functional.interpolate(identity, (num_pixels, num_entries), mode="bilinear", align_corners=False)
+    return resized[0, 0]
+
+
+# `inference_mode(False)`: what the caches keep may later take part in autograd
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def resize_map(num_entries: int, num_pixels: int, device: torch.device) -> AxisMap:
+    """Bilinear resizing along one axis, as `interpolate` does it with `align_corners=False`."""
+    return AxisMap(_resize_weights(num_entries, num_pixels).to(device))
+
+
+class Windows(NamedTuple):
+    """
+    Overlapping windows along one axis.
+
+    Args:
+        starts (`tuple[int, ...]`): First pixel of each window.
+        size (`int`): Pixels per window.
+        num_entries (`int`): Grid entries per window.
+        covered (`int`): Pixels that these cover: `size`, or more where it was padded to whole patches.
+        image_size (`int`): Pixels of the image; the windows cover all of them.
+        kept_size (`int`): Those that are left after padding is cut off.
+    """
+
+    starts: tuple[int, ...]
+    size: int
+    num_entries: int
+    covered: int
+    image_size: int
+    kept_size: int
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def window_map(windows: Windows, target_size: int, is_flipped: bool, device: torch.device) -> AxisMap:
+    """
+    From the grids of windows, laid end to end, to the pixels wanted: averages the windows where they overlap, resizes
+    to `target_size` and mirrors back.
+    """
+    one_window = _resize_weights(windows.num_entries, windows.covered)[: windows.size]
+    # (num_windows, image_size, num_entries)
+    weights = torch.zeros(len(windows.starts), windows.image_size, windows.num_entries)
+    for window, start in zip(weights, windows.starts, strict=True):
+        window[start : start + windows.size] = one_window
+    # (num_windows, image_size, num_entries) -> (image_size, num_windows * num_entries)
+    weights = weights.transpose(0, 1).flatten(1)
+    weights = (weights / weights.sum(dim=1, keepdim=True))[: windows.kept_size]
+    if target_size != windows.kept_size:
+        weights = _resize_weights(windows.kept_size, target_size) @ weights
+    return AxisMap((weights.flip(0) if is_flipped else weights).to(device))
+
+
+@dataclass(frozen=True, eq=False)
 class SeparableScores:
     """
     Scores of one image, not yet evaluated at full resolution.
 
     Args:
-        grid (`torch.Tensor` of shape `(num_labels, grid_height, grid_width)`): Patch-level scores.
-        rows (`torch.Tensor` of shape `(height, grid_height)`): Weights of the grid's rows for each row of pixels.
-        columns (`torch.Tensor` of shape `(width, grid_width)`): The same for columns.
+        grid (`torch.Tensor` of shape `(num_labels, grid_height, grid_width)`): Patch-level scores, float32.
+        rows ([`AxisMap`] of `height` pixels from `grid_height` entries): Weights of the grid's rows.
+        columns ([`AxisMap`] of `width` pixels from `grid_width` entries): The same for columns.
     """
 
     grid: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    rows: AxisMap
+    columns: AxisMap
 
     def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
         """The scores `(num_labels, bottom - top, width)` of a band of rows, by default of all rows."""
-        rows = self.rows[top:bottom]
+        rows = self.rows.weights[top:bottom]
         used = (rows != 0).any(dim=0).nonzero()[:, 0]
-        # (rows, used) @ (num_labels, used, grid_width) @ (grid_width, width) -> (num_labels, rows, width)
-        return rows[:, used] @ self.grid[:, used] @ self.columns.T
+        with torch.autocast(self.grid.device.type, enabled=False):
+            # (rows, used) @ (num_labels, used, grid_width) @ (grid_width, width) -> (num_labels, rows, width)
+            return rows[:, used] @ self.grid[:, used] @ self.columns.weights.T

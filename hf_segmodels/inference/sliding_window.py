@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .separable_maps import SeparableScores, resize_weights, window_weights
+from .separable_maps import SeparableScores, Windows, window_map
 
 
 DenseLogits = Callable[[torch.Tensor], tuple[torch.Tensor, tuple[int, int]]]
@@ -98,14 +98,13 @@ def window_scores(
         For each image, its averaged scores at the target size.
     """
     batch_size, _, height, width = pixel_values.shape
-    device = pixel_values.device
     window = stride = (height, width)
     if windows is not None:
         pixel_values = fit_to_window(pixel_values, windows[0], small_image_mode)
         window = tuple(min(side, size) for side, size in zip(windows[0], pixel_values.shape[-2:], strict=True))
         stride = windows[1]
     image_size = tuple(pixel_values.shape[-2:])
-    starts = [window_starts(*sizes) for sizes in zip(image_size, window, stride, strict=True)]
+    starts = [tuple(window_starts(*sizes)) for sizes in zip(image_size, window, stride, strict=True)]
 
     crops = [
         pixel_values[image, :, top : top + window[0], left : left + window[1]]
@@ -118,24 +117,18 @@ def window_scores(
         batch_logits, covered = dense_logits(torch.stack(crops[first : first + max_windows]))
         logits.append(batch_logits.float())
     grids = torch.cat(logits)
-    num_labels, grid_height, grid_width = grids.shape[1:]
+    num_labels, *grid_size = grids.shape[1:]
     # (images * rows * columns, K, h, w) -> (images, K, rows, h, columns, w) -> (images, K, rows * h, columns * w)
-    grids = grids.view(batch_size, len(starts[0]), len(starts[1]), num_labels, grid_height, grid_width)
-    grids = grids.permute(0, 3, 1, 4, 2, 5)
-    grids = grids.reshape(batch_size, num_labels, len(starts[0]) * grid_height, len(starts[1]) * grid_width)
+    grids = grids.view(batch_size, len(starts[0]), len(starts[1]), num_labels, *grid_size).permute(0, 3, 1, 4, 2, 5)
+    grids = grids.flatten(4, 5).flatten(2, 3)
 
-    rows = window_weights(starts[0], window[0], image_size[0], grid_height, covered[0], device)
-    columns = window_weights(starts[1], window[1], image_size[1], grid_width, covered[1], device)
-    if small_image_mode == "pad":
-        rows, columns = rows[:height], columns[:width]
-
-    scores = []
-    for grid, (target_height, target_width) in zip(grids, target_sizes, strict=True):
-        target_rows = _resize(rows, target_height)
-        target_columns = _resize(columns, target_width)
-        scores.append(SeparableScores(grid, target_rows, target_columns.flip(0) if is_flipped else target_columns))
-    return scores
-
-
-def _resize(weights: torch.Tensor, size: int) -> torch.Tensor:
-    return weights if weights.shape[0] == size else resize_weights(weights.shape[0], size, weights.device) @ weights
+    kept = (height, width) if small_image_mode == "pad" else image_size
+    rows, columns = (Windows(*axis) for axis in zip(starts, window, grid_size, covered, image_size, kept, strict=True))
+    return [
+        SeparableScores(
+            grid,
+            window_map(rows, target_height, False, pixel_values.device),
+            window_map(columns, target_width, is_flipped, pixel_values.device),
+        )
+        for grid, (target_height, target_width) in zip(grids, target_sizes, strict=True)
+    ]
