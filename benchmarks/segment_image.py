@@ -1,0 +1,269 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Times the label map of one image against the plain way, after checking that both give the same labels.
+
+    python benchmarks/segment_image.py [--threads 2] [--repeats 9] [--device cpu] [--output benchmarks/results]
+
+The model is Segmenter-S/16-Mask with 150 classes, random weights, float32. The plain way is the same model with eager
+attention, softmax and argmax over logits upsampled to full resolution; ours is sdpa attention and `upsample_argmax`.
+
+How long labels take depends on how many classes compete in a place, so patch-level logits are timed in two forms:
+
+- *peaked*, as a trained model's: 14 Voronoi regions of random classes, averaged over 3x3 patches and worth 8 logits, on
+  a background of Gaussian noise that is smooth over 8 patches (standard deviation 1) plus white noise (0.3), seed 0.
+  They replace the network's logits after it has run, so its time is part of the figure.
+- *random weights*: what the network itself gives.
+
+Ways are timed in turns, one call each, and medians are compared. Peak memory is that of a process of its
+own for each way, over what it held before (Linux only).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+from hf_segmodels.inference import upsample_argmax
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def segmenter_small(
+    window_size: int | None = None, window_stride: int | None = None
+) -> SegmenterForSemanticSegmentation:
+    """Segmenter-S/16-Mask with 150 classes and fixed random weights."""
+    torch.manual_seed(0)
+    encoder = PlainViTConfig(
+        hidden_size=384,
+        num_attention_heads=6,
+        layer_norm_eps=1e-5,
+        position_embedding_interpolation="bilinear",
+        image_size=window_size or 512,
+    )
+    config = SegmenterConfig(backbone_config=encoder, window_size=window_size, window_stride=window_stride)
+    return SegmenterForSemanticSegmentation(config).eval()
+
+
+def peaked_logits(num_labels: int, height: int, width: int, regions: int = 14, seed: int = 0) -> torch.Tensor:
+    """Logits `(1, num_labels, height, width)` as described above."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(regions, 2, generator=generator) * torch.tensor([height, width])
+    classes = torch.randint(0, num_labels, (regions,), generator=generator)
+    grid = torch.cartesian_prod(torch.arange(height) + 0.5, torch.arange(width) + 0.5)
+    # (height * width,) -> (1, num_labels, height, width)
+    labels = classes[torch.cdist(grid, centres).argmin(dim=1)].view(height, width)
+    masks = nn.functional.one_hot(labels, num_labels).permute(2, 0, 1)[None].float()
+    masks = nn.functional.avg_pool2d(nn.functional.pad(masks, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    smooth = torch.randn(1, num_labels, -(-height // 8), -(-width // 8), generator=generator)
+    smooth = nn.functional.interpolate(smooth, size=(height, width), mode="bicubic", align_corners=False)
+    return 8.0 * masks + smooth + 0.3 * torch.randn(1, num_labels, height, width, generator=generator)
+
+
+def plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Softmax and argmax at full resolution."""
+    upsampled = nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    return upsampled.softmax(dim=1).argmax(dim=1)
+
+
+def check_equal(name: str, labels: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]) -> None:
+    """Exits where labels differ from those of the upsampled logits by more than a tie of rounding."""
+    upsampled = nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    chosen = upsampled.gather(1, labels[:, None])[:, 0]
+    behind = upsampled.amax(dim=1) - chosen
+    differing = int((labels != upsampled.argmax(dim=1)).sum())
+    if behind.max() > 1e-5 * upsampled.abs().max():
+        sys.exit(f"{name}: labels differ in {differing} pixels, by up to {behind.max():.2e} in score")
+    print(f"{name}: labels agree ({differing} of {labels.numel()} pixels differ, in ties of rounding)")
+
+
+def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each way, called in turns after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            _synchronize(device)
+            started = time.perf_counter()
+            way()
+            _synchronize(device)
+            if repeat > 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_one_image(repeats: int, device: torch.device) -> dict[str, Any]:
+    """512x512: end to end, labels alone, and the network against the rate of matrix products."""
+    size = (512, 512)
+    ours, plain = segmenter_small().to(device), segmenter_small().to(device)
+    plain.set_attn_implementation("eager")
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    peaked = peaked_logits(150, 32, 32).to(device)
+    random_logits = plain(images).logits
+    torch.testing.assert_close(ours(images).logits, random_logits, atol=1e-4, rtol=1e-4)
+    check_equal("peaked, 512x512", upsample_argmax(peaked, size), peaked, size)
+    check_equal("random weights, 512x512", upsample_argmax(random_logits, size), random_logits, size)
+
+    with FlopCounterMode(display=False) as counter:
+        plain(images)
+    multiply_adds = counter.get_total_flops() / 2
+    # the MLP's first product, the encoder's most common size
+    tokens, weight = torch.randn(1025, 384, device=device), torch.randn(384, 1536, device=device)
+
+    def products() -> None:
+        for _ in range(20):
+            tokens @ weight
+
+    half = segmenter_small().to(device, torch.bfloat16)
+    half_images = images.to(torch.bfloat16)
+    seconds = interleaved(
+        {
+            "plain, peaked": lambda: (plain(images), plain_labels(peaked, size)),
+            "ours, peaked": lambda: (ours(images), upsample_argmax(peaked, size)),
+            "plain, random weights": lambda: plain_labels(plain(images).logits, size),
+            "ours, random weights": lambda: upsample_argmax(ours(images).logits, size),
+            "plain labels, peaked": lambda: plain_labels(peaked, size),
+            "ours labels, peaked": lambda: upsample_argmax(peaked, size),
+            "plain labels, random weights": lambda: plain_labels(random_logits, size),
+            "ours labels, random weights": lambda: upsample_argmax(random_logits, size),
+            "network": lambda: ours(images),
+            "network, bfloat16": lambda: half(half_images),
+            "20 matrix products": products,
+        },
+        repeats,
+        device,
+    )
+    rate = 20 * 1025 * 384 * 1536 / seconds["20 matrix products"]
+    ratios = {
+        "images per second, ours over plain, peaked": seconds["plain, peaked"] / seconds["ours, peaked"],
+        "images per second, ours over plain, random weights": seconds["plain, random weights"]
+        / seconds["ours, random weights"],
+        "labels, plain over ours, peaked": seconds["plain labels, peaked"] / seconds["ours labels, peaked"],
+        "labels, plain over ours, random weights": seconds["plain labels, random weights"]
+        / seconds["ours labels, random weights"],
+        "labels over network, peaked": seconds["ours labels, peaked"] / seconds["network"],
+        "network over its multiply-adds at the rate of matrix products": seconds["network"] * rate / multiply_adds,
+        "network, float32 over bfloat16": seconds["network"] / seconds["network, bfloat16"],
+    }
+    return {"giga_multiply_adds": multiply_adds / 1e9, "seconds": seconds, "ratios": ratios}
+
+
+def time_large_image(repeats: int, device: torch.device) -> dict[str, Any]:
+    """2048x1024 in windows of 768, stride 512: `predict` against averaging full-resolution windows."""
+    size = (1024, 2048)
+    model = segmenter_small(window_size=768, window_stride=512).to(device)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    plain = segmenter_small(window_size=768, window_stride=512).to(device)
+    plain.set_attn_implementation("eager")
+
+    def plain_windows() -> torch.Tensor:
+        total, count = torch.zeros(1, 150, *size, device=device), torch.zeros(1, 1, *size, device=device)
+        for top in (0, 256):
+            for left in (0, 512, 1024, 1280):
+                crop = images[..., top : top + 768, left : left + 768]
+                logits, _ = plain._dense_logits(crop)
+                logits = nn.functional.interpolate(logits, size=(768, 768), mode="bilinear", align_corners=False)
+                total[..., top : top + 768, left : left + 768] += logits
+                count[..., top : top + 768, left : left + 768] += 1
+        return total / count
+
+    averaged = plain_windows()
+    check_equal("random weights, 2048x1024 in windows", torch.stack(model.predict(images)), averaged, size)
+    seconds = interleaved(
+        {
+            "plain": lambda: plain_windows().softmax(dim=1).argmax(dim=1),
+            "ours": lambda: model.predict(images),
+        },
+        max(1, repeats // 3),
+        device,
+    )
+    return {"seconds": seconds, "ratios": {"images per second, ours over plain": seconds["plain"] / seconds["ours"]}}
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process: `VmRSS` now, `VmHWM` at its peak (Linux)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
+def extra_peak_memory(way: str) -> int:
+    """Runs one way in this process; bytes by which its peak is above the memory held before (model and input)."""
+    model = segmenter_small()
+    if way == "plain":
+        model.set_attn_implementation("eager")
+    labels = plain_labels if way == "plain" else upsample_argmax
+    images, peaked = torch.randn(1, 3, 512, 512), peaked_logits(150, 32, 32)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    before = _memory("VmRSS")
+    model(images)
+    labels(peaked, (512, 512))
+    return _memory("VmHWM") - before
+
+
+def compare_memory(threads: int) -> dict[str, Any]:
+    """Extra peak memory of both ways on a CPU, each in a process of its own."""
+    peaks = {}
+    for way in ("plain", "ours"):
+        command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", way]
+        peaks[way] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {"bytes": peaks, "ratios": {"extra peak memory, ours over plain": peaks["ours"] / peaks["plain"]}}
+
+
+def commit() -> str:
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return process.stdout.strip()
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--memory-of", choices=["plain", "ours"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(extra_peak_memory(arguments.memory_of))
+        return
+
+    device = torch.device(arguments.device)
+    results: dict[str, Any] = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": arguments.threads,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "commit": commit(),
+        "512x512": time_one_image(arguments.repeats, device),
+        "2048x1024": time_large_image(arguments.repeats, device),
+    }
+    if device.type == "cpu" and Path("/proc/self/clear_refs").exists():
+        results["memory"] = compare_memory(arguments.threads)
+    for name in ("512x512", "2048x1024", "memory"):
+        for text, ratio in results.get(name, {}).get("ratios", {}).items():
+            print(f"{name}: {text}: {ratio:.2f}")
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / f"segment_image_{device.type}.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
