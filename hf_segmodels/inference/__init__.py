@@ -1,16 +1,14 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Inference that the four methods share: sliding windows, several scales, flips, and label maps without full scores."""
 
-from .label_search import separable_argmax, upsample_argmax
+from .label_search import SeparableScores, upsample_argmax
 from .prediction import DensePredictionMixin, dense_prediction, slide_when_configured
-from .separable_maps import SeparableScores
 
 
 __all__ = [
     "DensePredictionMixin",
     "SeparableScores",
     "dense_prediction",
-    "separable_argmax",
     "slide_when_configured",
     "upsample_argmax",
 ]

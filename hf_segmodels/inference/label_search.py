@@ -8,23 +8,71 @@ most tiles, whose pixels need no further work, and a few in the others, where on
 approximated: the labels are those of upsampling every class.
 """
 
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import nn
 
-from .separable_maps import AxisTiles, SeparableScores, resize_map
+from .separable_maps import AxisMap, AxisTiles, resize_map
 
 
 # Scores evaluated at a time: what a core's cache holds; enough to fill a GPU.
 _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 25
 
 
+@dataclass(frozen=True, eq=False)
+class SeparableScores:
+    """
+    Scores of one image, not yet evaluated at full resolution: `rows @ grid[k] @ columns.T` for each class `k`.
+
+    Args:
+        grid (`torch.Tensor` of shape `(num_labels, grid_height, grid_width)`): Patch-level scores.
+        rows ([`AxisMap`] of `height` pixels from `grid_height` entries): Weights of the grid's rows.
+        columns ([`AxisMap`] of `width` pixels from `grid_width` entries): The same for columns.
+    """
+
+    grid: torch.Tensor
+    rows: AxisMap
+    columns: AxisMap
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(num_labels, height, width)`"""
+        return self.grid.shape[0], self.rows.size, self.columns.size
+
+    def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
+        """The scores `(num_labels, bottom - top, width)`, float32, of a band of rows, by default of all rows."""
+        rows = self.rows.weights[top:bottom]
+        used = (rows != 0).any(dim=0).nonzero()[:, 0]
+        with torch.autocast(self.grid.device.type, enabled=False):
+            # (rows, used) @ (num_labels, used, grid_width) @ (grid_width, width) -> (num_labels, rows, width)
+            return rows[:, used] @ self.grid[:, used].float() @ self.columns.weights.T
+
+    @torch.no_grad()
+    def argmax(self) -> torch.Tensor:
+        """
+        The label map: `evaluate().argmax(0)` without holding its argument.
+
+        Equal scores give the lower class. Scores that differ by rounding alone may come out either way; where a float32
+        grid is only resized, on CPUs, rounding is that of `interpolate`. `-inf` never wins, `inf` counts as the largest
+        number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in `argmax`.
+
+        Returns:
+            `torch.Tensor` of shape `(height, width)`, int64.
+        """
+        with torch.autocast(self.grid.device.type, enabled=False):
+            largest = torch.finfo(torch.float32).max
+            # (K, h, w) -> (h, w, K)
+            grid = self.grid.float().permute(1, 2, 0).contiguous().clamp(-largest, largest)
+            return _search(grid, self.rows.tiles, self.columns.tiles)
+
+
 def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
     The labels of bilinearly resized logits: `interpolate(logits, size, mode="bilinear",
     align_corners=False).argmax(1)` many times faster and in a fraction of the memory. Half precision is computed in
-    float32. See [`separable_argmax`] for ties and for scores that are not finite.
+    float32. See [`~SeparableScores.argmax`] for ties and for scores that are not finite.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels, grid_height, grid_width)`): Scores.
@@ -48,27 +96,8 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     columns = resize_map(logits.shape[-1], width, logits.device)
     labels = torch.empty(logits.shape[0], height, width, dtype=torch.long, device=logits.device)
     for index, grid in enumerate(logits):
-        labels[index] = separable_argmax(SeparableScores(grid, rows, columns))
+        labels[index] = SeparableScores(grid, rows, columns).argmax()
     return labels
-
-
-@torch.no_grad()
-def separable_argmax(scores: SeparableScores) -> torch.Tensor:
-    """
-    The label map of one image: `scores.evaluate().argmax(0)` without holding its argument.
-
-    Equal scores give the lower class. Scores that differ by rounding alone may come out either way; where a float32
-    grid is only resized, on CPUs, rounding is that of `interpolate`. `-inf` never wins, `inf` counts as the largest
-    number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in `argmax`.
-
-    Returns:
-        `torch.Tensor` of shape `(height, width)`, int64.
-    """
-    with torch.autocast(scores.grid.device.type, enabled=False):
-        largest = torch.finfo(torch.float32).max
-        # (K, h, w) -> (h, w, K)
-        grid = scores.grid.float().permute(1, 2, 0).contiguous().clamp(-largest, largest)
-        return _search(grid, scores.rows.tiles, scores.columns.tiles)
 
 
 def _search(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:
@@ -103,7 +132,9 @@ def _search(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Te
     # (tiles, pixels) -> (tile rows, tile height, tile columns, tile width) -> (height, width)
     labels = labels.view(rows.number, columns.number, rows.size, columns.size).transpose(1, 2)
     labels = labels.reshape(rows.number * rows.size, columns.number * columns.size)
-    return labels.index_select(0, rows.position).index_select(1, columns.position)
+    # `gather` is twice as fast along rows as `index_select`
+    labels = labels.index_select(0, rows.position)
+    return labels.gather(1, columns.position.expand(len(labels), -1))
 
 
 def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:

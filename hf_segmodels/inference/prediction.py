@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .label_search import separable_argmax
-from .separable_maps import SeparableScores
+from .label_search import SeparableScores
 from .sliding_window import check_windows, window_scores
 
 
@@ -70,14 +69,16 @@ def dense_prediction(
                 "(height, width) for each image."
             )
     sizes = [(int(height), int(width)) for height, width in target_sizes]
+    if any(min(size) < 1 for size in sizes):
+        raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
+    if max_windows < 1:
+        raise ValueError(f"`max_windows` must be at least 1, got {max_windows}.")
     views = [
-        window_scores(
-            model._dense_logits, pixel_values, sizes, windows, model.config.small_image_mode, bool(flip), max_windows
-        )
+        model._window_scores(pixel_values, sizes, windows, bool(flip), max_windows)
         for pixel_values, flip in zip(inputs, flips, strict=True)
     ]
     if len(views) == 1:
-        return [scores.evaluate() if return_scores else separable_argmax(scores) for scores in views[0]]
+        return [scores.evaluate() if return_scores else scores.argmax() for scores in views[0]]
     if return_scores:
         return [_mean_probabilities(image_views) for image_views in zip(*views, strict=True)]
     return [_argmax_of_mean(image_views) for image_views in zip(*views, strict=True)]
@@ -92,8 +93,8 @@ def _mean_probabilities(views: Sequence[SeparableScores], top: int = 0, bottom: 
 
 
 def _argmax_of_mean(views: Sequence[SeparableScores]) -> torch.Tensor:
-    height, width = views[0].rows.size, views[0].columns.size
-    band = max(1, _BAND // (views[0].grid.shape[0] * width))
+    num_labels, height, width = views[0].shape
+    band = max(1, _BAND // (num_labels * width))
     bands = [_mean_probabilities(views, top, top + band).argmax(dim=0) for top in range(0, height, band)]
     return torch.cat(bands)
 
@@ -112,6 +113,21 @@ class DensePredictionMixin:
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         raise NotImplementedError
+
+    def _window_scores(
+        self,
+        pixel_values: torch.Tensor,
+        target_sizes: Sequence[tuple[int, int]],
+        windows: tuple[tuple[int, int], tuple[int, int]] | None,
+        is_flipped: bool,
+        max_windows: int,
+    ) -> list[SeparableScores]:
+        """
+        The averaged scores of one input, one object for each image. A model whose scores are no linear function of its
+        grid overrides this; its objects need `shape`, `evaluate` and `argmax` as [`SeparableScores`] has them.
+        """
+        mode = self.config.small_image_mode
+        return window_scores(self._dense_logits, pixel_values, target_sizes, windows, mode, is_flipped, max_windows)
 
     @torch.no_grad()
     def predict(
@@ -157,31 +173,37 @@ class DensePredictionMixin:
         if pixel_values.ndim != 4:
             raise ValueError(
                 "Expected `pixel_values` of shape (batch_size, num_channels, height, width), got "
-                f"{tuple(pixel_values.shape)}."
+                f"{tuple(pixel_values.shape)}: put a single image into a batch with `pixel_values[None]`."
             )
-        if len(scales) == 0 or min(scales) <= 0:
-            raise ValueError(f"`scales` must be positive factors, such as (0.5, 1.0, 1.5), got {scales}.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"Expected normalised `pixel_values`, got {pixel_values.dtype}: use the image processor.")
         height, width = pixel_values.shape[-2:]
+        scaled_sizes = [(int(height * scale + 0.5), int(width * scale + 0.5)) for scale in scales]
+        if len(scaled_sizes) == 0 or min(map(min, scaled_sizes)) < 1:
+            raise ValueError(
+                f"`scales` must be factors, such as (0.5, 1.0, 1.5), that leave pixels of {height} x {width}, got {scales}."
+            )
         if target_sizes is None:
             target_sizes = [(height, width)] * pixel_values.shape[0]
         elif isinstance(target_sizes, torch.Tensor):
             target_sizes = [(int(size[0]), int(size[1])) for size in target_sizes]
 
         inputs, flips = [], []
-        for scale in scales:
-            size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        for size in scaled_sizes:
             resized = pixel_values if size == (height, width) else _resize_images(pixel_values, size)
             inputs += [resized, resized.flip(-1)] if flip else [resized]
             flips += [False, True] if flip else [False]
 
-        was_training = self.training
+        # each module gets its own mode back: some may be frozen in eval mode while the rest is in training
+        modes = [(module, module.training) for module in self.modules()]  # type: ignore[attr-defined]
         self.eval()  # type: ignore[attr-defined]
         try:
             return dense_prediction(
                 self, inputs, flips, target_sizes, window_size, window_stride, return_scores, max_windows
             )
         finally:
-            self.train(was_training)  # type: ignore[attr-defined]
+            for module, is_training in modes:
+                module.training = is_training
 
 
 def _resize_images(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -199,13 +221,14 @@ def slide_when_configured(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def wrapper(self: Any, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.training or labels is not None:
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_traced or self.training or labels is not None:
             return forward(self, pixel_values, labels=labels, **kwargs)
         windows = check_windows(self.config.window_size, self.config.window_stride)
         wants_internals = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        size = tuple(pixel_values.shape[-2:])
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
         if (
             windows is None
             or wants_internals

@@ -93,27 +93,27 @@ class AxisTiles:
         position = np.arange(num_pixels) + np.repeat(np.arange(len(starts)) * lengths.max() - starts, lengths)
         for tile, (start, length, joint) in enumerate(zip(starts, lengths, joints, strict=True)):
             # descending: a matrix product that adds its terms in this order rounds as `interpolate` does on CPUs
-            support = sorted(joint, reverse=True)
-            tile_support[tile] = support + support[-1:] * (num_support - len(support))
-            tile_weights[tile, :length, : len(support)] = values[start : start + length, support]
+            order = sorted(joint, reverse=True)
+            tile_support[tile] = order + order[-1:] * (num_support - len(order))
+            tile_weights[tile, :length, : len(order)] = values[start : start + length, order]
         return cls(*(torch.from_numpy(array).to(weights.device) for array in (tile_support, tile_weights, position)))
 
 
-def _resize_weights(num_entries: int, num_pixels: int) -> torch.Tensor:
-    identity = torch.eye(num_entries)[None, None]
-    resized = nn.functional.interpolate(identity, (num_pixels, num_entries), mode="bilinear", align_corners=False)
-    return resized[0, 0]
+def _resize(weights: torch.Tensor, num_pixels: int) -> torch.Tensor:
+    """Bilinear resizing after a map: `(pixels, entries)` -> `(num_pixels, entries)`."""
+    size = (num_pixels, weights.shape[1])
+    return nn.functional.interpolate(weights[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 # `inference_mode(False)`: what the caches keep may later take part in autograd
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 @torch.inference_mode(False)
 @torch.no_grad()
 def resize_map(num_entries: int, num_pixels: int, device: torch.device) -> AxisMap:
     """Bilinear resizing along one axis, as `interpolate` does it with `align_corners=False`."""
-    return AxisMap(_resize_weights(num_entries, num_pixels).to(device))
+    return AxisMap(_resize(torch.eye(num_entries), num_pixels).to(device))
 
 
 class Windows(NamedTuple):
@@ -137,7 +137,7 @@ class Windows(NamedTuple):
     kept_size: int
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 @torch.inference_mode(False)
 @torch.no_grad()
 def window_map(windows: Windows, target_size: int, is_flipped: bool, device: torch.device) -> AxisMap:
@@ -145,7 +145,7 @@ def window_map(windows: Windows, target_size: int, is_flipped: bool, device: tor
     From the grids of windows, laid end to end, to the pixels wanted: averages the windows where they overlap, resizes
     to `target_size` and mirrors back.
     """
-    one_window = _resize_weights(windows.num_entries, windows.covered)[: windows.size]
+    one_window = _resize(torch.eye(windows.num_entries), windows.covered)[: windows.size]
     # (num_windows, image_size, num_entries)
     weights = torch.zeros(len(windows.starts), windows.image_size, windows.num_entries)
     for window, start in zip(weights, windows.starts, strict=True):
@@ -154,29 +154,5 @@ def window_map(windows: Windows, target_size: int, is_flipped: bool, device: tor
     weights = weights.transpose(0, 1).flatten(1)
     weights = (weights / weights.sum(dim=1, keepdim=True))[: windows.kept_size]
     if target_size != windows.kept_size:
-        weights = _resize_weights(windows.kept_size, target_size) @ weights
+        weights = _resize(weights, target_size)
     return AxisMap((weights.flip(0) if is_flipped else weights).to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class SeparableScores:
-    """
-    Scores of one image, not yet evaluated at full resolution.
-
-    Args:
-        grid (`torch.Tensor` of shape `(num_labels, grid_height, grid_width)`): Patch-level scores, float32.
-        rows ([`AxisMap`] of `height` pixels from `grid_height` entries): Weights of the grid's rows.
-        columns ([`AxisMap`] of `width` pixels from `grid_width` entries): The same for columns.
-    """
-
-    grid: torch.Tensor
-    rows: AxisMap
-    columns: AxisMap
-
-    def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
-        """The scores `(num_labels, bottom - top, width)` of a band of rows, by default of all rows."""
-        rows = self.rows.weights[top:bottom]
-        used = (rows != 0).any(dim=0).nonzero()[:, 0]
-        with torch.autocast(self.grid.device.type, enabled=False):
-            # (rows, used) @ (num_labels, used, grid_width) @ (grid_width, width) -> (num_labels, rows, width)
-            return rows[:, used] @ self.grid[:, used] @ self.columns.weights.T

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .separable_maps import SeparableScores, Windows, window_map
+from .label_search import SeparableScores
+from .separable_maps import Windows, window_map
 
 
 DenseLogits = Callable[[torch.Tensor], tuple[torch.Tensor, tuple[int, int]]]
@@ -100,9 +101,9 @@ def window_scores(
     batch_size, _, height, width = pixel_values.shape
     window = stride = (height, width)
     if windows is not None:
+        (window_height, window_width), stride = windows
         pixel_values = fit_to_window(pixel_values, windows[0], small_image_mode)
-        window = tuple(min(side, size) for side, size in zip(windows[0], pixel_values.shape[-2:], strict=True))
-        stride = windows[1]
+        window = min(window_height, pixel_values.shape[-2]), min(window_width, pixel_values.shape[-1])
     image_size = tuple(pixel_values.shape[-2:])
     starts = [tuple(window_starts(*sizes)) for sizes in zip(image_size, window, stride, strict=True)]
 
