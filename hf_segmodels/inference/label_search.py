@@ -19,6 +19,8 @@ from .separable_maps import AxisMap, AxisTiles, resize_map
 
 # Scores evaluated at a time: what a core's cache holds; enough to fill a GPU.
 _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 25
+# Classes evaluated at least: smaller matrix products take a path in torch that rounds otherwise.
+_MIN_SLOTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,10 @@ class SeparableScores:
         """
         The label map: `evaluate().argmax(0)` without holding its argument.
 
-        Equal scores give the lower class. Scores that differ by rounding alone may come out either way; where a float32
-        grid is only resized, on CPUs, rounding is that of `interpolate`. `-inf` never wins, `inf` counts as the largest
-        number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in `argmax`.
+        Equal scores give the lower class. Scores that differ by rounding alone may come out either way; for float32
+        logits resized to 128 pixels and more on x86 CPUs, rounding is that of `interpolate`. `-inf` never wins, `inf`
+        counts as the largest number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in
+        `torch.argmax`.
 
         Returns:
             `torch.Tensor` of shape `(height, width)`, int64.
@@ -117,7 +120,7 @@ def _search(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Te
     slots_of = descending[descending > 1].tolist()
     start = 0
     while start < len(slots_of):
-        slots = slots_of[start]
+        slots = max(slots_of[start], _MIN_SLOTS)
         end = min(start + max(1, chunk // (slots * num_pixels)), len(slots_of))
         tiles = order[start:end]
         # Tiles with fewer classes than slots repeat their last one: it cannot win over its first occurrence.

@@ -25,7 +25,7 @@ def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: if it is neither, or negative.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or any(not isinstance(side, int) or side < 0 for side in pair):
         raise ValueError(f"`{name}` must be a number of pixels or (height, width), got {value}.")
     return pair
