@@ -115,9 +115,10 @@ def test_masked_classes_never_win():
 def test_infinite_and_missing_scores_win_where_they_are():
     logits = random_logits(1, 6, 8, 8)
     clean = upsample_argmax(logits, (128, 128))
-    for value, label in ((torch.inf, 4), (torch.nan, 5)):
+    for value, classes in ((torch.inf, [4]), (torch.nan, [5]), (torch.nan, [3, 5])):
+        label = classes[0]
         broken = logits.clone()
-        broken[:, label, 2, 3] = value
+        broken[:, classes, 2, 3] = value
         labels = upsample_argmax(broken, (128, 128))
         # entry (2, 3) lies in the middle of rows 32 to 47 and columns 48 to 63, and reaches half an entry further
         assert (labels[:, 32:48, 48:64] == label).all()
