@@ -211,7 +211,8 @@ def _infer_config(tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any]
         positions = tensors["embeddings.position_embeddings"]
         width = projection.shape[0]
         num_prefix_tokens = sum(f"embeddings.{name}" in tensors for name in ("cls_token", "distillation_token"))
-        stem, patch_size = {}, projection.shape[-1]
+        stem: dict[str, Any] = {}
+        patch_size = projection.shape[-1]
         if _STEM + "embedder.convolution.weight" in tensors:
             depths = _stem_depths(tensors)
             last = _STEM + "encoder.stages.{}.layers.0.conv3.weight"
@@ -317,7 +318,7 @@ def convert_backbone(checkpoint: Path, config: Path | None = None) -> Conversion
     with torch.device("meta"):
         model = PlainViTBackbone(weights.config)
     load_strictly(model, weights.tensors, weights.table)
-    height, width = weights.config.image_size
+    height, width = (side * weights.config.patch_size for side in weights.config.position_grid)
     return Conversion(
         method="backbone",
         model=model.eval(),
@@ -339,7 +340,7 @@ def convert_backbone(checkpoint: Path, config: Path | None = None) -> Conversion
 def _reference_features(weights: BackboneWeights, pixel_values: torch.Tensor) -> torch.Tensor:
     """Patch features `(batch_size, D, h, w)` of the original."""
     config = weights.config
-    fields = {
+    fields: dict[str, Any] = {
         "patch_size": config.patch_size,
         "grid": config.position_grid,
         "eps": config.layer_norm_eps,

@@ -2,7 +2,9 @@
 """Reading foreign checkpoints without running what is in them, and telling whose they are."""
 
 import pickle
+import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise _damaged(path, error) from error
+            raise _damaged(path, first_line(error)) from error
     else:
         tensors = _read_torch(path)
     if isinstance(tensors, dict):
@@ -59,34 +61,37 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "unsupported" not in str(error):
-            raise _damaged(path, error) from error
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden is None:
+            raise _damaged(path, "it is no pickle of weights") from error
         raise ConversionError(
-            f"{path} holds pickled Python objects, not only weights; it was not loaded, because that could run any code. "
-            "If you trust where it comes from, save its weights alone in the environment that made it: "
+            f"{path} holds pickled Python objects ({forbidden[1]}), not only weights; it was not loaded, because that could "
+            "run any code. If you trust where it comes from, save its weights alone in the environment that made it: "
             "`torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')`."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, UnicodeDecodeError, AttributeError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, first_line(error)) from error
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    if not zipfile.is_zipfile(path):
+        raise _damaged(path, "it is no zip archive, as .npz files are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (zipfile.BadZipFile, EOFError, OSError, TypeError, ValueError, KeyError) as error:
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise ConversionError(
-                f"{path} holds pickled Python objects; it was not loaded, because that could run any code. Save its "
-                "arrays alone with `numpy.savez`."
-            ) from error
-        raise _damaged(path, error) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, TypeError, ValueError, KeyError) as error:
+        if "allow_pickle" not in str(error):
+            raise _damaged(path, first_line(error)) from error
+        raise ConversionError(
+            f"{path} holds pickled Python objects; it was not loaded, because that could run any code. Save its arrays "
+            "alone with `numpy.savez`."
+        ) from error
 
 
-def _damaged(path: Path, error: Exception) -> ConversionError:
+def _damaged(path: Path, reason: str) -> ConversionError:
     return ConversionError(
-        f"{path} ({path.stat().st_size} bytes) is damaged or no checkpoint ({first_line(error)}). Compare its size with "
-        "the original's and download it again."
+        f"{path} ({path.stat().st_size} bytes) is damaged or no checkpoint ({reason}). Compare its size with the "
+        "original's and download it again."
     )
 
 
@@ -113,19 +118,12 @@ def check_method(state_dict: dict[str, torch.Tensor], method: str, path: Path) -
     Raises:
         ConversionError: if they are of another method; says which it looks like.
     """
-    unknown = ("none of the models that are known here", None)
-    origin, origin_method = next(
-        (
-            (origin, origin_method)
-            for start, origin, origin_method in _SIGNATURES
-            if any(key.startswith(start) for key in state_dict)
-        ),
-        unknown,
-    )
+    found = (signature for signature in _SIGNATURES if any(key.startswith(signature[0]) for key in state_dict))
+    _, origin, origin_method = next(found, ("", "nothing that is known here", None))
     if origin_method == method:
         return
     advice = f"use `--method {origin_method}`" if origin_method else "which cannot be converted"
     shown = ", ".join(list(state_dict)[:3])
     raise ConversionError(
-        f"{path} is no checkpoint for `--method {method}`: it looks like {origin} ({advice}). Its first keys: {shown}."
+        f"{path} is no checkpoint for `--method {method}`: it looks like {origin}; {advice}. Its first keys: {shown}."
     )

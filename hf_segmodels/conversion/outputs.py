@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
@@ -38,7 +39,7 @@ class Conversion:
     dropped_keys: list[str]
     image_size: tuple[int, int]
     reference: Callable[[torch.Tensor], torch.Tensor]
-    model_scores: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+    model_scores: Callable[[Any, torch.Tensor], torch.Tensor]
     notes: list[str] = field(default_factory=list)
 
 

@@ -68,9 +68,11 @@ class _VariantLoader(yaml.SafeLoader):
     """Plain YAML, and the one Python tag that the original writes: a tuple of numbers."""
 
 
-_VariantLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
+def _read_tuple(loader: yaml.SafeLoader, node: Any) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _read_tuple)
 
 
 def read_variant(path: Path) -> dict[str, Any]:

@@ -160,7 +160,9 @@ class SegmentationModelTester:
     def test_label_outside_the_classes(self):
         labels = random_labels(self.num_labels, 2, 64, 64)
         labels[1, 7, 9] = 200
-        with pytest.raises(ValueError, match=r"labels\[1\] holds .* 200; the first one, 200, at y=7, x=9.*do_reduce_labels"):
+        with pytest.raises(
+            ValueError, match=r"labels\[1\] holds .* 200; the first one, 200, at y=7, x=9.*do_reduce_labels"
+        ):
             self.model()(random_images(2, 3, 64, 64), labels=labels)
 
     def test_labels_of_another_size(self):

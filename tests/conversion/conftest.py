@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+
 from common.original_segmenter import write_checkpoint
 
 

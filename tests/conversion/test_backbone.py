@@ -86,7 +86,8 @@ def test_timm_state_dicts_give_timms_features(file: str, timm_model: torch.nn.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_r26_s32_224", "vit_small_patch32_224"]
+    "name",
+    ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_r26_s32_224", "vit_small_patch32_224"],
 )
 def test_timm_models_of_real_size(name: str, tmp_path: Path, convert):
     torch.manual_seed(0)
@@ -113,7 +114,7 @@ def augreg_arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
         if ".attn.qkv" in module:
             layer = re.search(r"\d+", module)[0]
             width, head_dim = model.embed_dim, model.embed_dim // model.blocks[0].attn.num_heads
-            for part, rows in zip(("query", "key", "value"), np.split(array, 3)):
+            for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
                 target = f"Transformer/encoderblock_{layer}/MultiHeadDotProductAttention_1/{part}"
                 if parameter == "weight":
                     arrays[f"{target}/kernel"] = rows.T.reshape(width, -1, head_dim)
@@ -259,7 +260,10 @@ def test_other_encoders_and_folders_are_refused(tmp_path: Path):
     [
         (lambda weights: weights.pop("blocks.1.mlp.fc1.bias"), "missing: blocks.1.mlp.fc1.bias"),
         (lambda weights: weights.pop("patch_embed.proj.weight"), "patch_embeddings.projection.weight' is missing"),
-        (lambda weights: weights.update({"blocks.0.ls1.gamma": torch.ones(128)}), "no place in the model: blocks.0.ls1.gamma"),
+        (
+            lambda weights: weights.update({"blocks.0.ls1.gamma": torch.ones(128)}),
+            "no place in the model: blocks.0.ls1.gamma",
+        ),
         (lambda weights: weights.update({"norm.weight": torch.ones(3)}), r"norm.weight (3,) instead of (128,)"),
         (lambda weights: weights.update({"pos_embed": torch.ones(1, 16, 128)}), "has 15 patches, which is not 3 x 3"),
     ],

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common.original_segmenter import segmenter_shapes, variant_yml
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
+from common.original_segmenter import segmenter_shapes, variant_yml
 from hf_segmodels.conversion import convert_segmenter, load_backbone_weights, main
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.conversion.segmenter import DROPPED, SEGMENTER, segmenter_config
@@ -228,7 +228,9 @@ def test_golden_pretrained_backbone_import(file: str, tokens_file: str, golden: 
     case = golden / "pretrained_backbone_import"
     model = imported_segmenter(distilled="deit" in file)
     dropped = load_backbone_weights(model, case / file)
-    assert {key.split("/")[0].split(".")[0] for key in dropped} == {"head"} | ({"head_dist"} if "deit" in file else set())
+    assert {key.split("/")[0].split(".")[0] for key in dropped} == {"head"} | (
+        {"head_dist"} if "deit" in file else set()
+    )
     with torch.no_grad():
         tokens = encoder_tokens(model.backbone, load(case / "input.npy"))
     torch.testing.assert_close(tokens, load(case / tokens_file), atol=2e-5, rtol=0)
