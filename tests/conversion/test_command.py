@@ -216,16 +216,21 @@ def test_missing_checkpoint(tmp_path: Path, capsys):
     assert_refused(run(tmp_path / "checkpoint.pth", folder), "There is no file", folder, capsys)
 
 
-def test_one_command_under_three_names(checkpoint: Path, tmp_path: Path, repository: Path):
-    assert cli.main(["convert", "--method", "segmenter", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "a")]) == 0  # fmt: skip
-    command = [sys.executable, "-m", "conversion.convert", "--method", "segmenter", "--checkpoint", str(checkpoint)]
-    finished = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "b")], cwd=repository, capture_output=True, text=True, check=False
-    )
+def test_one_command_under_two_names(checkpoint: Path, tmp_path: Path, repository: Path):
+    arguments = ["--method", "segmenter", "--checkpoint", str(checkpoint), "--output_dir"]
+    assert cli.main(["convert", *arguments, str(tmp_path / "a")]) == 0
+    command = [sys.executable, "-m", "conversion.convert", *arguments, str(tmp_path / "b")]
+    finished = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
-    finished = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "b")], cwd=repository, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.splitlines()[-1].startswith("error: ")
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_help_and_mistakes_in_arguments(capsys):
+    for arguments, code in ((["--help"], 0), (["--method", "segvat"], 2), ([], 2)):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == code
+    captured = capsys.readouterr()
+    assert "variant.yml" in captured.out
+    assert "invalid choice: 'segvat'" in captured.err
