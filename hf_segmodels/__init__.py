@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 
 _import_structure = {
     "auto": [],
+    "conversion": [],
+    "image_processing": [],
     "inference": [],
     "labels": [],
     "losses": [],

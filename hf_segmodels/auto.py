@@ -10,6 +10,7 @@ it keeps registered classes is told to fill itself with ours when it is first re
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from types import ModuleType
@@ -49,16 +50,27 @@ def _register_image_processors(module: ModuleType) -> None:
 
 
 class _SelfFillingDict(dict):
-    """A dict that calls `fill` once, before it is first read."""
+    """
+    A dict that calls `fill` before it is first read. Threads that read at the same time each call it: it can be repeated,
+    and a lock could wait for an import that waits for the lock.
+    """
 
     def __init__(self, entries: dict, fill: Callable[[], None]):
         super().__init__(entries)
-        self._fill: Callable[[], None] | None = fill
+        self._fill = fill
+        self._is_filled = False
+        self._thread = threading.local()
 
     def fill(self) -> None:
-        fill, self._fill = self._fill, None
-        if fill is not None:
-            fill()
+        # filling reads, too
+        if self._is_filled or getattr(self._thread, "is_filling", False):
+            return
+        self._thread.is_filling = True
+        try:
+            self._fill()
+            self._is_filled = True
+        finally:
+            self._thread.is_filling = False
 
 
 def _fill_before(name: str) -> Callable:
@@ -97,16 +109,21 @@ def _on_image_processing_auto(module: ModuleType) -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Runs an action right after a module has been imported for the first time."""
+    """Runs an action right after a module has been imported."""
 
     def __init__(self, actions: dict[str, Callable[[ModuleType], None]]):
         self.actions = actions
+        self._thread = threading.local()
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
-        action = self.actions.pop(name, None)
-        if action is None:
+        action = self.actions.get(name)
+        if action is None or getattr(self._thread, "is_finding", False):
             return None
-        spec = importlib.util.find_spec(name)  # the other finders': this one has just forgotten the name
+        self._thread.is_finding = True
+        try:
+            spec = importlib.util.find_spec(name)  # the other finders'
+        finally:
+            self._thread.is_finding = False
         if spec is None or spec.loader is None:
             return spec
         exec_module = spec.loader.exec_module

@@ -44,11 +44,12 @@ def semantic_cross_entropy(
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Scores before softmax.
-        labels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Classes, or `ignore_index`.
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
     """
+    labels = labels.long()
     total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
     count = (labels != ignore_index).sum() if reduction == "valid_mean" else labels.numel()
     return total / (count.clamp(min=1) if torch.is_tensor(count) else max(count, 1))

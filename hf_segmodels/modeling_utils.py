@@ -30,6 +30,8 @@ def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
     """The encoder of `backbone_config`, with random weights: a [`PlainViTBackbone`] or any transformers backbone."""
     if isinstance(backbone_config, PlainViTConfig):
         return PlainViTBackbone(backbone_config)
+    if not getattr(backbone_config, "reshape_hidden_states", True):
+        raise ValueError("The decoder needs feature maps with rows and columns: set `reshape_hidden_states=True`.")
     return AutoBackbone.from_config(backbone_config)
 
 

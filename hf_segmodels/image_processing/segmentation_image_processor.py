@@ -28,6 +28,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from ..inference import upsample_argmax
+from ..inference.sliding_window import as_sizes
 from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
 
@@ -199,14 +201,12 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         Raises:
             ValueError: if there is not one target size for each image.
         """
-        from ..inference import upsample_argmax
-
         logits = outputs.logits
         if target_sizes is None:
             sizes = [tuple(logits.shape[-2:])] * len(logits)
         else:
-            sizes = [tuple(int(edge) for edge in size) for size in target_sizes]
-            if len(sizes) != len(logits) or any(len(size) != 2 for size in sizes):
+            sizes = as_sizes(target_sizes)
+            if len(sizes) != len(logits):
                 raise ValueError(
                     f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: give one (height, width) for each."
                 )

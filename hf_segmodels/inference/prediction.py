@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .label_search import SeparableScores
-from .sliding_window import check_windows, window_scores
+from .sliding_window import as_sizes, check_windows, window_scores
 
 
 # floats of a band of rows in which several inputs' probabilities are averaged
@@ -20,7 +20,7 @@ def dense_prediction(
     model: "DensePredictionMixin",
     inputs: Sequence[torch.Tensor],
     flips: Sequence[bool],
-    target_sizes: Sequence[tuple[int, int]],
+    target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
     window_size: int | Sequence[int] | None = None,
     window_stride: int | Sequence[int] | None = None,
     return_scores: bool = False,
@@ -57,18 +57,18 @@ def dense_prediction(
         raise ValueError(
             f"Got {len(inputs)} inputs and {len(flips)} flips: give at least one input, and a flip for each."
         )
+    sizes = as_sizes(target_sizes)
     for pixel_values in inputs:
         if pixel_values.ndim != 4 or pixel_values.numel() == 0:
             raise ValueError(
                 "Expected `pixel_values` of shape (batch_size, num_channels, height, width) with at least one pixel, "
                 f"got {tuple(pixel_values.shape)}."
             )
-        if pixel_values.shape[0] != len(target_sizes):
+        if pixel_values.shape[0] != len(sizes):
             raise ValueError(
-                f"Got {len(target_sizes)} `target_sizes` for a batch of {pixel_values.shape[0]} images: give one "
+                f"Got {len(sizes)} `target_sizes` for a batch of {pixel_values.shape[0]} images: give one "
                 "(height, width) for each image."
             )
-    sizes = [(int(height), int(width)) for height, width in target_sizes]
     if any(min(size) < 1 for size in sizes):
         raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
     if max_windows < 1:
@@ -185,8 +185,6 @@ class DensePredictionMixin:
             )
         if target_sizes is None:
             target_sizes = [(height, width)] * pixel_values.shape[0]
-        elif isinstance(target_sizes, torch.Tensor):
-            target_sizes = [(int(size[0]), int(size[1])) for size in target_sizes]
 
         inputs, flips = [], []
         for size in scaled_sizes:

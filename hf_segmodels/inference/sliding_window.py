@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Sliding windows: where they lie, running them in batches, and how their scores become an image's."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,10 +26,28 @@ def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: if it is neither, or negative.
     """
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 0 for side in pair):
+    try:
+        height, width = map(operator.index, value if isinstance(value, Sequence) else (value, value))
+    except (TypeError, ValueError):
+        height = width = -1
+    if min(height, width) < 0:
         raise ValueError(f"`{name}` must be a number of pixels or (height, width), got {value}.")
-    return pair
+    return height, width
+
+
+def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tuple[int, int]]:
+    """
+    `(height, width)` of each image, from pairs or a tensor `(batch_size, 2)`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        return [(int(height), int(width)) for height, width in target_sizes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`target_sizes` must be a list with one (height, width) for each image, got {target_sizes}."
+        ) from error
 
 
 def check_windows(

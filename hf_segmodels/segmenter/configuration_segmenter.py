@@ -20,6 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import auto_docstring
 
+from ..inference.sliding_window import check_windows
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 
@@ -72,7 +73,14 @@ class SegmenterConfig(PreTrainedConfig):
     ```python
     >>> from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
 
-    >>> encoder = PlainViTConfig(hidden_size=192, num_attention_heads=3, layer_norm_eps=1e-5)
+    >>> # Seg-Ti-Mask/16: PlainViTConfig's own defaults are those of the other methods
+    >>> encoder = PlainViTConfig(
+    ...     hidden_size=192,
+    ...     num_attention_heads=3,
+    ...     layer_norm_eps=1e-5,
+    ...     position_embedding_interpolation="bilinear",
+    ...     drop_path_rate=0.1,
+    ... )
     >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder, num_labels=19))
     ```
     """
@@ -88,7 +96,7 @@ class SegmenterConfig(PreTrainedConfig):
     decoder_intermediate_size: int | None = None
     decoder_dropout_prob: float | int = 0.1
     decoder_drop_path_rate: float | int = 0.0
-    decoder_layer_norm_eps: float = 1e-5
+    decoder_layer_norm_eps: float | int = 1e-5
     freeze_backbone: bool = False
     semantic_loss_ignore_index: int = 255
     window_size: int | list[int] | tuple[int, int] | None = None
@@ -104,6 +112,10 @@ class SegmenterConfig(PreTrainedConfig):
         elif isinstance(self.backbone_config, dict):
             fields = dict(self.backbone_config)
             model_type = fields.pop("model_type", PlainViTConfig.model_type)
+            if model_type != PlainViTConfig.model_type and model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`backbone_config` has `model_type` {model_type!r}, which transformers does not know."
+                )
             config_class = PlainViTConfig if model_type == PlainViTConfig.model_type else CONFIG_MAPPING[model_type]
             self.backbone_config = config_class(**fields)
         if self.id2label is None:
@@ -118,6 +130,12 @@ class SegmenterConfig(PreTrainedConfig):
                 f"`decoder_hidden_size` ({width}) must be a multiple of `decoder_num_attention_heads` ({heads}): change "
                 "one of the two."
             )
+        sizes = ("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "num_labels")
+        for name in (*sizes, "decoder_intermediate_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_windows(self.window_size, self.window_stride)
         if self.window_stride is not None and self.window_size is None:
             raise ValueError(
                 f"`window_stride` ({self.window_stride}) needs a `window_size`: set it or remove the stride."

@@ -154,9 +154,12 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
     ) -> tuple[torch.Tensor, tuple[int, int], BackboneOutput, tuple[torch.Tensor, ...] | None]:
         """Patch-level logits, the padded size that they cover, the encoder's outputs and the decoder's attentions."""
         pixel_values, padded_size = self.pad_to_whole_patches(pixel_values)
+        for name in ("output_attentions", "output_hidden_states"):
+            kwargs.setdefault(name, getattr(self.config, name))
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
-        logits, decoder_attentions = self.decoder(outputs.feature_maps[-1], output_attentions=output_attentions)
+        logits, decoder_attentions = self.decoder(
+            outputs.feature_maps[-1], output_attentions=kwargs["output_attentions"]
+        )
         return logits, padded_size, outputs, decoder_attentions
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -168,7 +171,8 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
     @auto_docstring(
         custom_intro="""
         In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
-        windows, and `logits` are their average at full resolution.
+        windows, and `logits` are their average at full resolution. Compiled and exported models do not slide; exported
+        ones give patch-level logits for every size, covering the image as padded to whole patches.
         """
     )
     def forward(
@@ -192,7 +196,9 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         >>> import torch
         >>> from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
 
-        >>> encoder = PlainViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> encoder = PlainViTConfig(
+        ...     hidden_size=64, num_hidden_layers=2, num_attention_heads=1, position_embedding_interpolation="bilinear"
+        ... )
         >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder, num_labels=19)).eval()
         >>> model(torch.zeros(1, 3, 512, 512)).logits.shape
         torch.Size([1, 19, 32, 32])
