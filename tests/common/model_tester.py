@@ -123,6 +123,22 @@ class SegmentationModelTester:
         with torch.no_grad():
             assert torch.equal(model(images, return_dict=False)[0], model(images).logits)
 
+    def test_output_flags_of_the_config(self, tmp_path):
+        self.model().save_pretrained(tmp_path)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            tmp_path, output_attentions=True, output_hidden_states=True, attn_implementation="eager"
+        )
+        with torch.no_grad():
+            outputs = loaded(random_images(1, 3, 64, 64))
+        assert len(outputs.attentions) == TINY["num_hidden_layers"]
+        assert len(outputs.hidden_states) == TINY["num_hidden_layers"] + 1
+
+    def test_new_classes_for_a_trained_model(self, tmp_path):
+        self.model().save_pretrained(tmp_path)
+        loaded = self.model_class.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+        with torch.no_grad():
+            assert loaded(random_images(1, 3, 64, 64)).logits.shape[1] == 3
+
     @pytest.mark.parametrize("name", list(TRANSFORMERS_BACKBONES))
     @pytest.mark.parametrize("freeze", [False, True])
     def test_transformers_backbones(self, name, freeze, tmp_path):
@@ -168,6 +184,18 @@ class SegmentationModelTester:
     def test_labels_of_another_size(self):
         with pytest.raises(ValueError, match=r"`labels` \(2, 32, 64\) must have .* of `pixel_values` \(2, 3, 64, 64\)"):
             self.model()(random_images(2, 3, 64, 64), labels=random_labels(self.num_labels, 2, 32, 64))
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+    def test_labels_of_any_integer_type(self, dtype):
+        model, images, labels = self.model(), random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(model(images, labels=labels.to(dtype)).loss, model(images, labels=labels).loss)
+
+    def test_backbone_that_gives_tokens_instead_of_maps(self):
+        backbone_config = TRANSFORMERS_BACKBONES["dinov2"]()
+        backbone_config.reshape_hidden_states = False
+        with pytest.raises(ValueError, match="set `reshape_hidden_states=True`"):
+            self.model(backbone_config=backbone_config)
 
     def test_all_ignored_labels(self):
         model = self.model().train()

@@ -87,6 +87,10 @@ def test_defaults_are_those_of_the_released_code():
     [
         ({"window_stride": 32}, r"`window_stride` \(32\) needs a `window_size`"),
         ({"decoder_hidden_size": 100, "decoder_num_attention_heads": 3}, "multiple of `decoder_num_attention_heads`"),
+        ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
+        ({"num_labels": 0}, "`num_labels` must be at least 1"),
+        ({"window_size": -5}, "`window_size` must be a number of pixels"),
+        ({"window_size": 32, "window_stride": 64}, "must be from 1 to `window_size`"),
         ({"decoder_type": "mlp"}, "'mask_transformer', 'linear'"),
         ({"small_image_mode": "crop"}, "'upscale', 'pad', 'none'"),
     ],
@@ -94,3 +98,8 @@ def test_defaults_are_those_of_the_released_code():
 def test_bad_config(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         SegmenterConfig(**fields)
+
+
+def test_unknown_backbone():
+    with pytest.raises(ValueError, match="'nope', which transformers does not know"):
+        SegmenterConfig(backbone_config={"model_type": "nope"})
