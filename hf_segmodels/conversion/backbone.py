@@ -262,6 +262,8 @@ def _position_grid(num_patches: int, given: Any, path: Path) -> tuple[int, int]:
     if given is None:
         side = math.isqrt(num_patches)
         given = (side, side)
+    if not isinstance(given, (list, tuple)) or len(given) != 2 or not all(isinstance(count, int) for count in given):
+        raise ConversionError(f"`position_grid` is {given!r}; expected [ROWS, COLUMNS].")
     rows, columns = given
     if rows * columns != num_patches:
         raise ConversionError(

@@ -210,7 +210,13 @@ def segmenter_image_processor(variant: Mapping[str, Any], num_labels: int) -> Se
         )
     mean, std = NORMALIZATIONS[normalization]
     dataset = _dataset(variant)
-    size = {"shortest_edge": variant["inference_kwargs"]["im_size"]}
+    short_edge = variant["inference_kwargs"].get("im_size")
+    if not isinstance(short_edge, int):
+        raise ConversionError(
+            f"variant.yml says `im_size: {short_edge}` under `inference_kwargs`; expected the shorter edge of images in "
+            "pixels."
+        )
+    size = {"shortest_edge": short_edge}
     if dataset is not None:
         size["longest_edge"] = dataset.edge_ratio * size["shortest_edge"]
     return SegmenterImageProcessorPil(

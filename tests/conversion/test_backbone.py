@@ -292,3 +292,24 @@ def test_config_gives_what_weights_do_not_tell(tmp_path: Path, convert):
     config = PlainViTBackbone.from_pretrained(folder).config
     assert (config.num_attention_heads, config.image_size, config.layer_norm_eps) == (4, [32, 128], 1e-5)
     assert AutoImageProcessor.from_pretrained(folder).image_mean[0] == 0.485
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"position_grid": [4]}', "expected [ROWS, COLUMNS]"),
+        ('{"position_grid": [2, 3]}', "is not 2 x 3"),
+        ('{"num_attention_heads": 3}', "must be a multiple of `num_attention_heads`"),
+        ('{"normalization": "bit"}', "expected one of vit, deit"),
+        ("[1, 2]", "must hold an object"),
+        ("n_heads: 4", "is no JSON"),
+    ],
+)
+def test_wrong_configs_are_refused(text: str, message: str, tmp_path: Path, capsys):
+    torch.manual_seed(0)
+    torch.save(TIMM_MODELS["vit"]().state_dict(), tmp_path / "vit.pth")
+    (tmp_path / "fields.json").write_text(text)
+    arguments = ["--method", "backbone", "--checkpoint", str(tmp_path / "vit.pth")]
+    options = ["--config", str(tmp_path / "fields.json"), "--output_dir", str(tmp_path / "converted")]
+    assert main([*arguments, *options]) == 2
+    assert message in capsys.readouterr().err

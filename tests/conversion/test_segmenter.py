@@ -161,6 +161,7 @@ def test_every_wrong_weight_is_named(changes: dict, messages: list[str], checkpo
         (lambda variant: variant["net_kwargs"].update(n_layers="two"), "num_hidden_layers"),
         (lambda variant: variant["net_kwargs"]["decoder"].update(name="linear"), "decoder.head.weight"),
         (lambda variant: variant["dataset_kwargs"].update(normalization="inception"), "expected one of vit, deit"),
+        (lambda variant: variant["inference_kwargs"].pop("im_size"), "expected the shorter edge"),
     ],
 )
 def test_wrong_variants_are_refused(change, message: str, checkpoint: Path):
