@@ -14,7 +14,8 @@ How long labels take depends on how many classes compete in a place, so patch-le
   They replace the network's logits after it has run, so its time is part of the figure.
 - *random weights*: what the network itself gives.
 
-Ways are timed in turns, one call each, and medians are compared. Peak memory is that of a process of its
+Run it on a quiet machine: threads of ours that wait for a core cost more than the work they share. Ways are timed in
+turns, one call each, and medians are compared. Peak memory is that of a process of its
 own for each way, over what it held before (Linux only).
 """
 
@@ -225,6 +226,14 @@ def compare_memory(threads: int) -> dict[str, Any]:
     return {"bytes": peaks, "ratios": {"extra peak memory, ours over plain": peaks["ours"] / peaks["plain"]}}
 
 
+def processor_name() -> str:
+    """The processor as Linux names it; its architecture elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
 def commit() -> str:
     process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     return process.stdout.strip()
@@ -246,7 +255,7 @@ def main() -> None:
 
     device = torch.device(arguments.device)
     results: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": arguments.threads,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "commit": commit(),

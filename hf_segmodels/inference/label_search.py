@@ -17,8 +17,8 @@ from torch import nn
 from .separable_maps import AxisMap, AxisTiles, resize_map
 
 
-# Scores evaluated at a time: what a core's cache holds; enough to fill a GPU.
-_CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 25
+# Scores evaluated at a time: what the caches of a CPU hold; enough to fill a GPU.
+_CHUNK_ON_CPU, _CHUNK = 1 << 20, 1 << 25
 # Classes evaluated at least: smaller matrix products take a path in torch that rounds otherwise.
 _MIN_SLOTS = 8
 
