@@ -15,8 +15,8 @@ How long labels take depends on how many classes compete in a place, so patch-le
 - *random weights*: what the network itself gives.
 
 Run it on a quiet machine: threads of ours that wait for a core cost more than the work they share. Ways are timed in
-turns, one call each, and medians are compared. Peak memory is that of a process of its
-own for each way, over what it held before (Linux only).
+turns, one call each, and medians are compared. Peak memory is that of a process of its own for each way, over what it
+held before (Linux only).
 """
 
 import argparse
