@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.tiny_segmenter import save_tiny_segmenter
-from hf_segmodels.demo import DEMO_MODEL, main
+from hf_segmodels.demo import main
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,6 @@ def model_folder(tmp_path_factory) -> Path:
     return save_tiny_segmenter(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="this checkout has no demo model")
 def test_the_photograph_and_the_model_of_the_package(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn", reason="scikit-learn ships the photograph")
     monkeypatch.chdir(tmp_path)

@@ -288,12 +288,12 @@ def test_inputs_and_flips_must_match():
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "segmenter" / "mask_vit16_slide"
+def golden() -> Path:
+    return Path(__file__).resolve().parents[1] / "fixtures" / "segmenter" / "mask_vit16_slide"
 
 
 @pytest.fixture(scope="module")
-def original(golden: Path, tmp_path_factory) -> SegmenterForSemanticSegmentation:
+def original(golden: Path) -> SegmenterForSemanticSegmentation:
     model = convert_segmenter(golden / "checkpoint.pth").model.eval()
     model.config.window_size = json.loads((golden / "config.json").read_text())["window_size"]
     model.config.window_stride = json.loads((golden / "config.json").read_text())["window_stride"]

@@ -3,6 +3,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from hf_segmodels.metrics import MEAN_IOU, ConfusionMatrix
 
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "metrics"
+
+
 @pytest.fixture
-def golden(shared):
-    folder = shared / "golden" / "segmenter"
-    arrays = np.load(folder / "mean_iou.npz")
+def golden():
+    arrays = np.load(FIXTURES / "mean_iou.npz")
     pairs = [(arrays[f"pred{index}"], arrays[f"gt{index}"]) for index in range(len(arrays) // 2)]
-    return pairs, json.loads((folder / "mean_iou.json").read_text())
+    return pairs, json.loads((FIXTURES / "mean_iou.json").read_text())
 
 
 def assert_golden(scores, expected):

@@ -1,6 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 import importlib
-import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import hf_segmodels
+from common.tiny_segmenter import save_tiny_segmenter
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
@@ -34,6 +37,19 @@ def test_importing_everything_prints_nothing():
     assert (result.stdout, result.stderr) == ("", "")
 
 
+def test_pipeline_logs_nothing(tmp_path: Path):
+    folder = save_tiny_segmenter(tmp_path)
+    # the bar for the weights is transformers' own, and the same for every model
+    result = run_python(f"""
+import hf_segmodels, numpy as np, transformers
+from PIL import Image
+transformers.utils.logging.disable_progress_bar()
+segmenter = transformers.pipeline("image-segmentation", model={str(folder)!r}, device="cpu")
+assert segmenter(Image.fromarray(np.zeros((40, 50, 3), np.uint8)))
+""")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
 def test_versions_agree(repository: Path):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert hf_segmodels.__version__ == project["version"]
@@ -49,13 +65,38 @@ def test_every_room_declares_what_exists():
             assert hasattr(module, name), f"{module.__name__}.__all__ names {name}, which does not exist"
 
 
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+def pinned_versions(constraints: Path) -> dict[str, Version]:
+    pins = requirements(constraints.read_text().splitlines())
+    return {name: Version(str(pin.specifier).removeprefix("==")) for name, pin in pins.items()}
+
+
 def test_pinned_versions_satisfy_the_project(repository: Path):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]
-    names = {re.split(r"[<>=\[]", item)[0].lower().replace("_", "-") for item in wanted} - {"hf-segmodels"}
-    lines = (repository / "constraints.txt").read_text().splitlines()
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    assert names <= pinned, f"constraints.txt lacks {sorted(names - pinned)}"
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    wanted = requirements(project["dependencies"] + extras)
+    del wanted["hf-segmodels"]
+    pins = pinned_versions(repository / "constraints.txt")
+    assert wanted.keys() <= pins.keys()
+    for name, requirement in wanted.items():
+        for versions in (pins, pinned_versions(repository / "constraints-minimum.txt")):
+            if name in versions:
+                assert requirement.specifier.contains(versions[name], prereleases=True), f"{name} {versions[name]}"
+
+
+def test_minimum_versions_are_the_lower_bounds(repository: Path):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    bounds = {
+        name: Version(specifier.version)
+        for name, requirement in requirements(project["dependencies"]).items()
+        for specifier in requirement.specifier
+        if specifier.operator == ">="
+    }
+    assert bounds == pinned_versions(repository / "constraints-minimum.txt")
 
 
 @pytest.mark.slow
