@@ -63,4 +63,4 @@ def test_commands_and_links_lead_somewhere(readme: str, repository: Path):
         for link in re.findall(r"\]\((?!http)([^)#]+)", document):
             assert (repository / link).exists(), link
         for path in re.findall(r"(?:hf_segmodels|training|tests|benchmarks)/[\w/]+\.(?:py|md)", document):
-            assert (repository / path).exists(), path
+            assert "NAME" in path or (repository / path).exists(), path
