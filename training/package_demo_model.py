@@ -48,7 +48,8 @@ tags: [semantic-segmentation, segmenter, camvid]
 
 A small [Segmenter](https://huggingface.co/papers/2105.05633) ({parameters:.2f} M parameters) for street scenes in {num_labels} classes. It
 is there to try the package with: it was trained from scratch, without any pre-trained weights, on 367 images. It knows the
-streets of one English town seen from a car; on other photographs it finds buildings, trees and sky, and guesses the rest.
+streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and sky, and takes
+the rest for something it knows (hazy sky or water for road).
 
 - Encoder: a convolutional ResNetV2 stem ({depths} bottlenecks, stride {stride}), then {layers} transformer layers of width
   {width}. Decoder: mask transformer, {decoder_layers} layer.
@@ -81,8 +82,8 @@ CamVid in the SegNet split, 480x360 pixels, whole images through `model.predict`
 
     accelerate launch {recipe}
 
-{steps} updates with {batch} crops of {crop} pixels each{minutes}: AdamW, cosine schedule, random scale, crop, flip and colours,
-loss weighted by class frequency, moving average of the weights, bfloat16.
+{steps} updates with {batch} crops of {crop} pixels each{minutes}: AdamW, cosine schedule,
+random scale, crop, flip and colours, loss weighted by class frequency, moving average of the weights, bfloat16.
 """
 
 
