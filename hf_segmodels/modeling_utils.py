@@ -13,6 +13,9 @@
 # limitations under the License.
 """What the four models share: the backbone behind `backbone_config` and their base class."""
 
+import re
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoBackbone
@@ -66,6 +69,9 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    # (regular expression searched in a parameter's name, learning-rate factor, weight-decay factor): first match wins
+    parameter_rules: tuple[tuple[str, float, float], ...] = ()
+
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
@@ -108,6 +114,28 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
         if self.config.freeze_backbone:  # CODEPATH: heads on a frozen encoder; no released checkpoint
             self.backbone.requires_grad_(False).eval()
         return self
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """
+        Groups the trainable parameters for a torch optimizer as the method's recipe does (`parameter_rules`): some learn
+        faster, some do not decay.
+
+        Args:
+            learning_rate (`float`): Learning rate of most parameters.
+            weight_decay (`float`): Weight decay of most parameters.
+
+        Returns:
+            Groups with `params`, `lr` and `weight_decay`.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                factors = next((rule[1:] for rule in self.parameter_rules if re.search(rule[0], name)), (1.0, 1.0))
+                groups.setdefault(factors, []).append(parameter)
+        return [
+            {"params": parameters, "lr": learning_rate * lr_factor, "weight_decay": weight_decay * decay_factor}
+            for (lr_factor, decay_factor), parameters in groups.items()
+        ]
 
     def _check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
         if labels.shape[-2:] != pixel_values.shape[-2:] or labels.shape[0] != pixel_values.shape[0]:

@@ -40,20 +40,26 @@ TRANSFORMER_LAYER = {
     "mlp.fc2.{p}": "mlp.fc2.{p}",
 }
 _STEM = "embeddings.patch_embeddings.stem."
-TIMM_VIT = {
-    "cls_token": "embeddings.cls_token",
-    "dist_token": "embeddings.distillation_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.{p}": "embeddings.patch_embeddings.projection.{p}",
-    **add_prefix(TRANSFORMER_LAYER, "blocks.{i}.", "encoder.layers.{i}."),
-    "norm.{p}": "layernorm.{p}",
-    # the hybrids' stem
+# The hybrids' convolutional stem; mmsegmentation's hybrids take timm's.
+TIMM_HYBRID_STEM = {
     "patch_embed.backbone.stem.conv.{p}": _STEM + "embedder.convolution.{p}",
     "patch_embed.backbone.stem.norm.{p}": _STEM + "embedder.norm.{p}",
     "patch_embed.backbone.stages.{s}.blocks.{b}.{layer}.{p}": _STEM + "encoder.stages.{s}.layers.{b}.{layer}.{p}",
     "patch_embed.backbone.stages.{s}.blocks.{b}.downsample.{layer}.{p}": (
         _STEM + "encoder.stages.{s}.layers.{b}.downsample.{layer}.{p}"
     ),
+    "patch_embed.proj.{p}": "embeddings.patch_embeddings.projection.{p}",
+}
+TOKENS = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "pos_embed": "embeddings.position_embeddings",
+}
+TIMM_VIT = {
+    **TOKENS,
+    **TIMM_HYBRID_STEM,  # its projection is the plain ViT's as well
+    **add_prefix(TRANSFORMER_LAYER, "blocks.{i}.", "encoder.layers.{i}."),
+    "norm.{p}": "layernorm.{p}",
 }
 # The ImageNet classifiers and the layers that exist only for them.
 TIMM_DROPPED = ("head.{p}", "head_dist.{p}", "pre_logits.fc.{p}", "fc_norm.{p}")

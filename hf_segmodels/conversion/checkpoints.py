@@ -36,17 +36,38 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConversionError: if there is no such file, or it is damaged, holds code, or holds no weights.
     """
+    return _find_weights(_read(path), path)
+
+
+def read_checkpoint_and_meta(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """
+    Reads the weights and the `meta` (configuration text, class names, ...) of a checkpoint that mmcv wrote.
+
+    Returns:
+        Tensors by their original names, on the CPU, and what stands under `meta`; empty where the file has none.
+
+    Raises:
+        ConversionError: as [`read_checkpoint`].
+    """
+    contents = _read(path)
+    meta = contents.get("meta") if isinstance(contents, dict) else None
+    return _find_weights(contents, path), meta if isinstance(meta, dict) else {}
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise ConversionError(f"There is no file {path}. Give the checkpoint's path with --checkpoint.")
     if path.suffix == ".npz":
-        tensors: Any = _read_npz(path)
-    elif path.suffix == ".safetensors":
+        return _read_npz(path)
+    if path.suffix == ".safetensors":
         try:
-            tensors = load_file(path)
+            return load_file(path)
         except SafetensorError as error:
             raise _damaged(path, first_line(error)) from error
-    else:
-        tensors = _read_torch(path)
+    return _read_torch(path)
+
+
+def _find_weights(tensors: Any, path: Path) -> dict[str, torch.Tensor]:
     if isinstance(tensors, dict):
         tensors = next((tensors[name] for name in _CONTAINERS if isinstance(tensors.get(name), dict)), tensors)
     if not isinstance(tensors, dict) or not any(isinstance(value, torch.Tensor) for value in tensors.values()):

@@ -16,11 +16,9 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import auto_docstring
 
-from ..inference.sliding_window import check_windows
+from ..configuration_utils import SegmentationConfig
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 
@@ -31,7 +29,7 @@ from ..plain_vit.configuration_plain_vit import PlainViTConfig
     """
 )
 @strict
-class SegmenterConfig(PreTrainedConfig):
+class SegmenterConfig(SegmentationConfig):
     r"""
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
         Configuration of the encoder: a [`PlainViTConfig`] (the paper's; ViT-B/16 with LayerNorm epsilon 1e-5,
@@ -86,9 +84,7 @@ class SegmenterConfig(PreTrainedConfig):
     """
 
     model_type = "segmenter"
-    sub_configs = {"backbone_config": AutoConfig}
 
-    backbone_config: dict | PreTrainedConfig | None = None
     decoder_type: Literal["mask_transformer", "linear"] = "mask_transformer"
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int = 2
@@ -97,30 +93,11 @@ class SegmenterConfig(PreTrainedConfig):
     decoder_dropout_prob: float | int = 0.1
     decoder_drop_path_rate: float | int = 0.0
     decoder_layer_norm_eps: float | int = 1e-5
-    freeze_backbone: bool = False
-    semantic_loss_ignore_index: int = 255
-    window_size: int | list[int] | tuple[int, int] | None = None
-    window_stride: int | list[int] | tuple[int, int] | None = None
     small_image_mode: Literal["upscale", "pad", "none"] = "upscale"
-    initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
-        if self.backbone_config is None:
-            self.backbone_config = PlainViTConfig(
-                layer_norm_eps=1e-5, position_embedding_interpolation="bilinear", drop_path_rate=0.1
-            )
-        elif isinstance(self.backbone_config, dict):
-            fields = dict(self.backbone_config)
-            model_type = fields.pop("model_type", PlainViTConfig.model_type)
-            if model_type != PlainViTConfig.model_type and model_type not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"`backbone_config` has `model_type` {model_type!r}, which transformers does not know."
-                )
-            config_class = PlainViTConfig if model_type == PlainViTConfig.model_type else CONFIG_MAPPING[model_type]
-            self.backbone_config = config_class(**fields)
-        if self.id2label is None:
-            kwargs.setdefault("num_labels", 150)
-        super().__post_init__(**kwargs)
+    @staticmethod
+    def _default_backbone_config() -> PlainViTConfig:
+        return PlainViTConfig(layer_norm_eps=1e-5, position_embedding_interpolation="bilinear", drop_path_rate=0.1)
 
     def validate_architecture(self):
         """Part of the `@strict` validation: checks fields against each other."""
@@ -130,16 +107,12 @@ class SegmenterConfig(PreTrainedConfig):
                 f"`decoder_hidden_size` ({width}) must be a multiple of `decoder_num_attention_heads` ({heads}): change "
                 "one of the two."
             )
-        sizes = ("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "num_labels")
-        for name in (*sizes, "decoder_intermediate_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        check_windows(self.window_size, self.window_stride)
-        if self.window_stride is not None and self.window_size is None:
-            raise ValueError(
-                f"`window_stride` ({self.window_stride}) needs a `window_size`: set it or remove the stride."
-            )
+        self._check_at_least_one(
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+        )
 
 
 __all__ = ["SegmenterConfig"]

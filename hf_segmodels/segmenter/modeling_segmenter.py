@@ -124,6 +124,8 @@ class SegmenterMaskTransformer(nn.Module):
 class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
     config: SegmenterConfig
     base_model_prefix = "segmenter"
+    # the paper does not decay; where a recipe does, vectors, tokens, position and class embeddings are left out
+    parameter_rules = ((r"bias$|norm|_embeddings$|_token$", 1.0, 0.0),)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -72,6 +72,22 @@ def test_loss_is_the_mean_over_valid_pixels():
     torch.testing.assert_close(outputs.loss, expected)
 
 
+def test_only_weight_matrices_decay():
+    backbone = PlainViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=64)
+    model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=backbone, num_labels=4))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(1.0, 0.05)}
+    assert set(groups) == {0.05, 0.0}
+    assert {"backbone.encoder.layers.0.mlp.fc1.weight", "decoder.patch_projection"} <= groups[0.05]
+    assert {
+        "backbone.embeddings.cls_token",
+        "backbone.embeddings.position_embeddings",
+        "backbone.encoder.layers.0.mlp.fc1.bias",
+        "backbone.encoder.layers.0.layernorm_before.weight",
+        "decoder.class_embeddings",
+    } <= groups[0.0]
+
+
 def test_defaults_are_those_of_the_released_code():
     config = SegmenterConfig()
     assert config.num_labels == 150

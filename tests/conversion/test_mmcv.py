@@ -1,0 +1,94 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import json
+
+import pytest
+
+from hf_segmodels.conversion import ConversionError
+from hf_segmodels.conversion.mmcv import parse_mmcv_config, read_mmseg_config
+
+
+TEXT = """
+'''A comment.'''
+norm_cfg = dict(type='LN', eps=1e-06)
+size = (64, 32)
+model = dict(backbone=dict(img_size=size, out_indices=[-1, 3], norm_cfg=norm_cfg), pretrained=None)
+data = {'crop': size, 2: [True, 'x']}
+rules = dict({'.ln': dict(decay_mult=0.0)}, custom=-1)
+test_cfg = dict(mode='slide')
+"""
+
+
+def test_values_are_read_without_running_the_text():
+    assert parse_mmcv_config(TEXT, "here") == {
+        "norm_cfg": {"type": "LN", "eps": 1e-6},
+        "size": (64, 32),
+        "model": {
+            "backbone": {"img_size": (64, 32), "out_indices": [-1, 3], "norm_cfg": {"type": "LN", "eps": 1e-6}},
+            "pretrained": None,
+        },
+        "data": {"crop": (64, 32), 2: [True, "x"]},
+        "rules": {".ln": {"decay_mult": 0.0}, "custom": -1},
+        "test_cfg": {"mode": "slide"},
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os",
+        "x = open('f', 'w')",
+        "x = dict(**y)",
+        "x = {**{}}",
+        "x = dict([(1, 2)])",
+        "x = unknown",
+        "x = [i for i in (1, 2)]",
+        "x.y = 1",
+        "x = y = 1",
+        "print(1)",
+        "x = dict(a=__import__('os').getcwd())",
+        "for x in (1,): pass",
+    ],
+)
+def test_code_is_refused(code):
+    with pytest.raises(ConversionError, match="Line 2 of the configuration in here is more than values"):
+        parse_mmcv_config(f"z = 1\n{code}", "here")
+
+
+def test_what_is_no_python_is_refused():
+    with pytest.raises(ConversionError, match="is no Python text"):
+        parse_mmcv_config("x = (", "here")
+
+
+def test_configuration_comes_from_file_or_checkpoint(tmp_path):
+    from_meta = read_mmseg_config(None, {"config": TEXT})
+    assert from_meta is not None
+    assert from_meta["test_cfg"] == {"mode": "slide"}
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model": {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}}))
+    from_json = read_mmseg_config(path, {"config": TEXT})
+    assert from_json is not None
+    assert from_json["model"]["type"] == "EncoderDecoder"
+    assert from_json["test_cfg"] == {"mode": "whole"}
+
+    path = tmp_path / "config.py"
+    path.write_text(TEXT)
+    assert read_mmseg_config(path, {}) == from_meta
+    assert read_mmseg_config(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "{", "is no JSON"),
+        ("a.json", "[]", "has no `model`"),
+        ("a.py", "_base_ = ['x.py']", "has no `model`"),
+        ("a.py", None, "There is no file"),
+    ],
+)
+def test_bad_configuration(tmp_path, name, text, message):
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConversionError, match=message):
+        read_mmseg_config(path, {})
