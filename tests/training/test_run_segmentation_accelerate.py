@@ -17,7 +17,14 @@ from training import run_segmentation_accelerate as script
 from training.augmentation import RandomCropWithClassLimit, training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
 from training.recipe import Recipe
-from training.run_segmentation_accelerate import build_model, learning_rate_factor, load_id2label, main, train
+from training.run_segmentation_accelerate import (
+    build_model,
+    build_optimizer,
+    learning_rate_factor,
+    load_id2label,
+    main,
+    train,
+)
 
 
 MODEL = {
@@ -200,11 +207,23 @@ def test_processes_share_each_global_batch():
     assert sorted(epoch) == list(range(10))
 
 
-def test_learning_rate_is_the_original_schedule(shared):
-    expected = json.loads((shared / "golden/segmenter/lr_schedule.json").read_text())["lr_1e3_iters20"]
-    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=20, learning_rate=1e-3, schedule="poly")
-    ours = [1e-3 * learning_rate_factor(step, recipe) for step in range(20)]
-    assert ours == pytest.approx(expected[:20], rel=1e-9)
+@pytest.mark.parametrize(
+    ("name", "max_steps", "learning_rate"), [("lr_1e3_iters20", 20, 1e-3), ("lr_1e2_iters13", 13, 1e-2)]
+)
+def test_learning_rate_is_the_original_schedule(repository, name, max_steps, learning_rate):
+    expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())[name]
+    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=max_steps, learning_rate=learning_rate)
+    ours = [learning_rate * learning_rate_factor(step, recipe) for step in range(len(expected))]
+    assert ours == pytest.approx(expected, rel=1e-9)
+
+
+def test_default_optimizer_is_the_original_one(repository):
+    expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())["sgd_group"]
+    recipe = Recipe(dataset="x", model={"a": 1})
+    for group in build_optimizer(torch.nn.Linear(2, 2), recipe).param_groups:
+        assert group["lr"] == expected["initial_lr"]
+        for field in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"):
+            assert group[field] == expected[field], field
 
 
 @pytest.mark.parametrize(
