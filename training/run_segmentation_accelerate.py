@@ -166,6 +166,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
     folder = output_dir / f"checkpoint-{step}"
     partial = output_dir / "checkpoint-partial"
     accelerator.save_state(str(partial))
+    # each process writes its own random state
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -277,6 +279,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
             update_loss += loss.detach() / recipe.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
+                # of all processes, so that all of them stop
+                update_loss = accelerator.reduce(update_loss, reduction="mean")
                 # before the update, so that neither the weights nor a checkpoint take the damage
                 if not torch.isfinite(update_loss):
                     raise FloatingPointError(
@@ -297,9 +301,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step += 1
         progress.update()
         if step % recipe.log_steps == 0:
-            losses.append(accelerator.reduce(update_loss, reduction="mean").item())
+            losses.append(update_loss.item())
             progress.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{scheduler.get_last_lr()[0]:.2e}")
-        update_loss.zero_()
+        update_loss = torch.zeros_like(update_loss)
         if step % recipe.checkpoint_steps == 0 and step < recipe.max_steps:
             save_checkpoint(accelerator, output_dir, step)
         if step % recipe.eval_steps == 0 and step < recipe.max_steps:

@@ -27,56 +27,6 @@ from training.run_segmentation_accelerate import (
 )
 
 
-MODEL = {
-    "model_type": "segmenter",
-    "decoder_type": "linear",
-    "backbone_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
-    | {"image_size": 32, "use_cls_token": False},
-}
-
-
-@pytest.fixture(scope="module")
-def camera(tmp_path_factory):
-    """A data set of 8 + 2 images: class 0 is dark, class 1 bright, the first row is void."""
-    folder = tmp_path_factory.mktemp("camera")
-    generator = np.random.default_rng(0)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    for split, length in (("train", 8), ("validation", 2)):
-        labels = generator.integers(0, 2, (length, 4, 5), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-        noise = generator.integers(0, 60, (*labels.shape, 3), dtype=np.uint8)
-        images = labels[..., None] * np.uint8(180) + noise
-        labels[:, 0] = 255
-        rows = {"image": list(map(Image.fromarray, images)), "label": list(map(Image.fromarray, labels))}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    (folder / "id2label.json").write_text(json.dumps({0: "dark", 1: "bright"}))
-    return folder
-
-
-@pytest.fixture
-def recipe(camera, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-    def make(name="run", **fields):
-        defaults = {
-            "dataset": str(camera),
-            "model": MODEL,
-            "output_dir": str(tmp_path / name),
-            "image_processor": {"do_resize": False},
-            "base_size": [32, 40],
-            "crop_size": [32, 32],
-            "scale_range": [0.8, 1.2],
-            "max_class_share": 1.0,
-            "batch_size": 4,
-            "max_steps": 4,
-            "optimizer": "adamw",
-            "learning_rate": 0.01,
-            "log_steps": 1,
-        }
-        return Recipe(**(defaults | fields))
-
-    return make
-
-
 class Interrupted(Exception):
     pass
 
@@ -110,7 +60,7 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
 def test_resumed_run_equals_uninterrupted_one(recipe):
     fields = {"ema_decay": 0.9, "color_jitter": [0.2, 0.2, 0.2, 0.0], "warmup_steps": 1, "checkpoint_steps": 2}
     # dropout draws from the global random state, which a checkpoint has to hold too
-    fields["model"] = MODEL | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
+    fields["model"] = recipe().model | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
     whole = recipe("whole", **fields)
     train(whole)
 
