@@ -20,7 +20,8 @@ class Recipe:
         model (`dict`): Fields of the model's configuration, `model_type` among them.
         output_dir (`str`): Where checkpoints, the model and `results.json` go.
         pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
-        image_processor (`dict`): Fields of the image processor.
+        image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
+            its `do_reduce_labels` and `ignore_index` say.
         train_split, eval_split (`str`): Names of the splits.
         image_column, label_column (`str`): Names of the columns.
         id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's

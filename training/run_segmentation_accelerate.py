@@ -57,17 +57,17 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     id2label = load_id2label(recipe)
     if id2label is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
-    processor_fields = dict(recipe.image_processor)
     if recipe.pretrained:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
+        processor_fields = recipe.image_processor | {"num_labels": model.config.num_labels}
         return model, AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
     if "model_type" not in fields:
         raise ValueError("`model` in the recipe needs a `model_type`, such as `segmenter`.")
     config = AutoConfig.for_model(**fields)
     processor_class = IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"]
-    processor = processor_class(**processor_fields, num_labels=config.num_labels)
+    processor = processor_class(**recipe.image_processor | {"num_labels": config.num_labels})
     return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32), processor
 
 
@@ -139,7 +139,17 @@ def evaluate(
     accelerator: Accelerator,
     flip: bool = False,
 ) -> dict[str, Any]:
-    """Scores of `model.predict` on `data` at the images' own size; each process takes every n-th image."""
+    """
+    Scores of `model.predict` on `data` at the images' own size; each process takes every n-th image.
+
+    Raises:
+        ValueError: if the labels of `data` are not those of `processor`.
+    """
+    if data.do_reduce_labels != bool(processor.do_reduce_labels):
+        raise ValueError(
+            f"The processor has `do_reduce_labels={processor.do_reduce_labels}` but the labels of `data` were read "
+            "otherwise: make it with `SegmentationData(..., processor=processor)`."
+        )
     matrix = ConfusionMatrix(model.config.num_labels, processor.ignore_index)
     model.eval()
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -195,15 +205,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
+    model, processor = build_model(recipe)
+    if processor.do_reduce_labels:
+        accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabelled, classes start at 1")
     train_data, eval_data = (
-        SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column)
+        SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column, processor)
         for split in (recipe.train_split, recipe.eval_split)
     )
-    model, processor = build_model(recipe)
-    processor_ignore_index = processor.ignore_index
     weights = class_weights(train_data, model.config.num_labels, recipe.class_weighting)
     loss_function = Loss(
-        weights if weights is None else weights.to(accelerator.device), recipe.label_smoothing, processor_ignore_index
+        weights if weights is None else weights.to(accelerator.device), recipe.label_smoothing, processor.ignore_index
     )
     optimizer = build_optimizer(model, recipe)
     # one step of this scheduler for each update: Accelerate's wrapper would step once for each process
@@ -229,7 +240,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         recipe.scale_range,
         recipe.color_jitter,
         recipe.max_class_share,
-        processor_ignore_index,
+        processor.ignore_index,
     )
     batches = TrainingBatches(
         len(train_data),

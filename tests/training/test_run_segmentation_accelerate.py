@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from torchvision import tv_tensors
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from hf_segmodels import SegmenterImageProcessor
 from training import run_segmentation_accelerate as script
 from training.augmentation import RandomCropWithClassLimit, training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -20,6 +22,7 @@ from training.recipe import Recipe
 from training.run_segmentation_accelerate import (
     build_model,
     build_optimizer,
+    evaluate,
     learning_rate_factor,
     load_id2label,
     main,
@@ -108,6 +111,61 @@ def test_class_weights_and_smoothing_train_too(recipe):
 def test_stops_on_a_loss_that_is_not_finite(recipe):
     with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
         train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
+
+
+def test_reduced_labels_train_and_evaluate_like_those_that_start_at_0(recipe, camera_from_one):
+    fields = {"class_weighting": "median_frequency"}
+    plain = recipe("plain", **fields)
+    reduced = recipe("reduced", **fields, dataset=str(camera_from_one))
+    reduced.image_processor = reduced.image_processor | {"do_reduce_labels": True}
+    scores = [train(run) for run in (plain, reduced)]
+    assert scores[0] == scores[1]
+    assert_equal_weights(plain.output_dir, reduced.output_dir)
+    assert AutoImageProcessor.from_pretrained(reduced.output_dir).do_reduce_labels
+
+
+def test_labels_that_are_no_classes_are_named(recipe, camera_from_one):
+    message = (
+        r"label map of sample \d in train holds labels outside the 2 classes .*: 2; .* y=\d.*do_reduce_labels=True"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(recipe(dataset=str(camera_from_one)))
+
+
+def test_label_maps_are_checked_in_their_own_type_and_by_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (3, 2)).save(folder / "street.png")
+    # in 8 bits 256 would become 0, and 0 - 1 would become 255
+    Image.fromarray(np.array([[0, 1, 2], [255, 256, 1]], dtype=np.uint16)).save(folder / "street_labels.png")
+    (folder / "metadata.csv").write_text("image_file_name,label_file_name\nstreet.png,street_labels.png\n")
+
+    def read(**fields):
+        processor = SegmenterImageProcessor(do_reduce_labels=True, **fields)
+        return SegmentationData(str(tmp_path / "images"), "train", processor=processor)
+
+    message = r"sample 0 in train \(.*street_labels.png\) \(reduced\) .* 254, 255; .* y=1, x=0"
+    with pytest.raises(ValueError, match=message):
+        read(num_labels=2, ignore_index=-1)[0]
+    data = read(num_labels=256, ignore_index=-1)
+    assert data[0][1].tolist() == [[-1, 0, 1], [254, 255, 0]]
+    assert data.class_counts(256).nonzero().flatten().tolist() == [0, 1, 254, 255]
+
+
+def test_evaluation_refuses_labels_of_another_meaning(recipe):
+    model, processor = build_model(recipe())
+    processor.do_reduce_labels = True
+    with pytest.raises(ValueError, match="processor=processor"):
+        evaluate(model, processor, SegmentationData(recipe().dataset, "validation"), Accelerator())
+
+
+def test_pretrained_model_gets_a_new_set_of_classes(recipe):
+    first = recipe("first")
+    train(first)
+    _, processor = build_model(recipe(pretrained=first.output_dir, model={}, id2label={0: "a", 1: "b", 2: "c"}))
+    assert processor.num_labels == 3
+    assert not processor.do_resize
 
 
 def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
