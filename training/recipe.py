@@ -20,6 +20,9 @@ class Recipe:
         model (`dict`): Fields of the model's configuration, `model_type` among them.
         output_dir (`str`): Where checkpoints, the model and `results.json` go.
         pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
+        pretrained_backbone (`str`, *optional*): Encoder to start from, under a new decoder: what
+            [`~hf_segmodels.conversion.load_backbone_weights`] takes, which is a `PlainViTBackbone` (folder or
+            repository) or a file of AugReg (`.npz`), DeiT or timm. `image_processor` has to have its mean and deviation.
         image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
             its `do_reduce_labels` and `ignore_index` say.
         train_split, eval_split (`str`): Names of the splits.
@@ -53,6 +56,7 @@ class Recipe:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     output_dir: str = "runs/segmentation"
     pretrained: str | None = None
+    pretrained_backbone: str | None = None
     image_processor: dict[str, Any] = dataclasses.field(default_factory=dict)
     train_split: str = "train"
     eval_split: str = "validation"
@@ -97,6 +101,8 @@ class Recipe:
             raise ValueError("The recipe needs `dataset`: a folder or Hub repository for `datasets.load_dataset`.")
         if not self.model and not self.pretrained:
             raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
+        if self.pretrained and self.pretrained_backbone:
+            raise ValueError("`pretrained` has an encoder already: give `model` and `pretrained_backbone` instead.")
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")

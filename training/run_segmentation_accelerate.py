@@ -34,6 +34,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
+from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.metrics import ConfusionMatrix
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -52,7 +53,10 @@ def load_id2label(recipe: Recipe) -> dict[int, str] | None:
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model and its image processor: from scratch, or from `recipe.pretrained` with a new set of classes."""
+    """
+    The model and its image processor: from scratch, over the encoder `recipe.pretrained_backbone`, or from
+    `recipe.pretrained` with a new set of classes.
+    """
     fields = dict(recipe.model)
     id2label = load_id2label(recipe)
     if id2label is not None:
@@ -68,7 +72,10 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     config = AutoConfig.for_model(**fields)
     processor_class = IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"]
     processor = processor_class(**recipe.image_processor | {"num_labels": config.num_labels})
-    return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32), processor
+    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
+    if recipe.pretrained_backbone:
+        load_backbone_weights(model, recipe.pretrained_backbone)
+    return model, processor
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

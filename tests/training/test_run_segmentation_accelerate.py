@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from hf_segmodels import SegmenterImageProcessor
+from hf_segmodels import PlainViTBackbone, PlainViTConfig, SegmenterImageProcessor
 from training import run_segmentation_accelerate as script
 from training.augmentation import RandomCropWithClassLimit, training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -168,6 +168,19 @@ def test_pretrained_model_gets_a_new_set_of_classes(recipe):
     assert not processor.do_resize
 
 
+def test_starts_from_a_pretrained_encoder(recipe, tmp_path):
+    fields = recipe().model["backbone_config"]
+    # trained at another size: its positions are resized
+    encoder = PlainViTBackbone(PlainViTConfig(**fields | {"image_size": 48}))
+    encoder.save_pretrained(tmp_path / "encoder")
+    model, _ = build_model(recipe(pretrained_backbone=str(tmp_path / "encoder")))
+    ours, theirs = model.backbone.state_dict(), encoder.state_dict()
+    assert ours.pop("embeddings.position_embeddings").shape == (1, 16, 32)
+    assert theirs.pop("embeddings.position_embeddings").shape == (1, 36, 32)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(values, theirs[name]) for name, values in ours.items())
+
+
 def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
     run = recipe()
     data = SegmentationData(run.dataset, "train")
@@ -240,6 +253,7 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "model": {}, "learning_rat": 1}, [], "did you mean `learning_rate`"),
         ({"model": {"model_type": "segmenter"}}, [], "needs `dataset`"),
         ({"dataset": "x"}, [], "needs `model`"),
+        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "has an encoder already"),
         ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
         ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
