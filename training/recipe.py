@@ -37,7 +37,8 @@ class Recipe:
         gradient_accumulation_steps (`int`): Forward passes for each update.
         max_steps (`int`): Updates.
         optimizer (`"adamw"` or `"sgd"`): SGD has Nesterov momentum 0.9, as in Segmenter's released code.
-        learning_rate, weight_decay (`float`): Of the optimizer; biases, norms and embeddings do not decay.
+        learning_rate, weight_decay (`float`): Of the optimizer; the method says which parameters learn
+            faster or do not decay (`parameter_rules`).
         warmup_steps (`int`): Updates in which the learning rate rises linearly.
         schedule (`"poly"` or `"cosine"`): Fall of the learning rate afterwards; poly has power 0.9.
         min_learning_rate (`float`): Where it ends.
@@ -113,6 +114,8 @@ class Recipe:
                 setattr(self, field.name, _number(field.name, value))
             elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

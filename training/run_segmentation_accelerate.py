@@ -78,16 +78,11 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     return model, processor
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD; weight decay on weight matrices and kernels only."""
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and not name.endswith(("embeddings", "_token"))
-            (decayed if is_matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or Nesterov SGD, with the method's own parameter groups."""
+    groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 

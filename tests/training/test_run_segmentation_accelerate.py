@@ -14,7 +14,13 @@ from PIL import Image
 from torchvision import tv_tensors
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from hf_segmodels import PlainViTBackbone, PlainViTConfig, SegmenterImageProcessor
+from hf_segmodels import (
+    PlainViTBackbone,
+    PlainViTConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterImageProcessor,
+)
 from training import run_segmentation_accelerate as script
 from training.augmentation import RandomCropWithClassLimit, training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -241,7 +247,11 @@ def test_learning_rate_is_the_original_schedule(repository, name, max_steps, lea
 def test_default_optimizer_is_the_original_one(repository):
     expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())["sgd_group"]
     recipe = Recipe(dataset="x", model={"a": 1})
-    for group in build_optimizer(torch.nn.Linear(2, 2), recipe).param_groups:
+    encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder))
+    groups = build_optimizer(model, recipe).param_groups
+    assert len(groups) == 2
+    for group in groups:
         assert group["lr"] == expected["initial_lr"]
         for field in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"):
             assert group[field] == expected[field], field
@@ -256,6 +266,7 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "has an encoder already"),
         ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
+        ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
         ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
         ({"dataset": "x", "pretrained": "y"}, ["batch_size=0"], "at least 1"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
