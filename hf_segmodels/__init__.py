@@ -25,6 +25,8 @@ _import_structure = {
     "metrics": [],
     "plain_vit.configuration_plain_vit": ["PlainViTConfig"],
     "plain_vit.modeling_plain_vit": ["PlainViTBackbone"],
+    "resnet_v1c.configuration_resnet_v1c": ["ResNetV1cConfig"],
+    "resnet_v1c.modeling_resnet_v1c": ["ResNetV1cBackbone"],
     "segmenter.configuration_segmenter": ["SegmenterConfig"],
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
@@ -38,6 +40,8 @@ register()
 if TYPE_CHECKING:
     from .plain_vit.configuration_plain_vit import PlainViTConfig
     from .plain_vit.modeling_plain_vit import PlainViTBackbone
+    from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
+    from .resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
     from .segmenter.configuration_segmenter import SegmenterConfig
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor

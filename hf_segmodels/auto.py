@@ -18,7 +18,7 @@ from typing import Any
 
 
 _SEGMENTATION_MODELS = {"segmenter": "Segmenter"}
-_BACKBONES = {"plain_vit": "PlainViT"}
+_BACKBONES = {"plain_vit": "PlainViT", "resnet_v1c": "ResNetV1c"}
 
 
 def _get(name: str) -> Any:
