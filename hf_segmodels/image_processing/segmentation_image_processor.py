@@ -351,13 +351,18 @@ def _prepare_labels(
     Label maps `(height, width)` of `in_sizes` -> int64 tensors of `out_sizes`, through the same resizing and padding
     that the images went through.
     """
-    maps = _flatten_label_maps(segmentation_maps)
+    maps = [
+        label_map_to_tensor(label_map, f"segmentation_maps[{index}]")
+        for index, label_map in enumerate(_flatten_label_maps(segmentation_maps, len(in_sizes)))
+    ]
     if len(maps) != len(in_sizes):
-        raise ValueError(f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map for each image.")
+        raise ValueError(
+            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map (height, width) of class ids for "
+            "each image."
+        )
     labels = []
     for index, (label_map, in_size, out_size) in enumerate(zip(maps, in_sizes, out_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
-        label_map = label_map_to_tensor(label_map, name)
         if label_map.shape != in_size:
             raise ValueError(
                 f"{name} has (height, width) {tuple(label_map.shape)} but images[{index}] has {in_size}: each pixel "
@@ -374,14 +379,14 @@ def _prepare_labels(
     return labels
 
 
-def _flatten_label_maps(segmentation_maps: Any) -> list:
+def _flatten_label_maps(segmentation_maps: Any, num_images: int) -> list:
     """One map, a list (of lists) of maps, or an array of maps -> list of maps."""
     if isinstance(segmentation_maps, (list, tuple)):
         if segmentation_maps and all(isinstance(maps, (list, tuple)) for maps in segmentation_maps):
             return [label_map for maps in segmentation_maps for label_map in maps]
         return list(segmentation_maps)
     shape: tuple[int, ...] = getattr(segmentation_maps, "shape", ())
-    if len(shape) == 4 or (len(shape) == 3 and 1 not in (shape[0], shape[-1])):
+    if len(shape) == 4 or (len(shape) == 3 and num_images > 1 and 1 not in (shape[0], shape[-1])):
         return list(segmentation_maps)
     return [segmentation_maps]
 

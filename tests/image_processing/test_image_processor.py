@@ -463,14 +463,24 @@ def test_maps_that_do_not_fit(processor_class, rng):
     ]:
         with pytest.raises(ValueError, match=message):
             processor([image, image], maps)
+    colours = random_image(rng, 6, 8)
+    for maps in (colours, colours.transpose(2, 0, 1), torch.from_numpy(colours), colours[None]):
+        with pytest.raises(ValueError, match=r"one class id per pixel.*colours have to be translated"):
+            processor(image, maps)
     with pytest.raises(TypeError, match="PIL.Image.open"):
         processor(image, "map.png")
+    for maps in (label_map.tolist(), [label_map.tolist()]):
+        with pytest.raises(TypeError, match="np.array"):
+            processor(image, maps)
 
 
 def test_unsupported_settings(processor_class, rng):
     image = random_image(rng)
     with pytest.raises(ValueError, match="shortest_edge"):
         processor_class(size={"longest_edge": 10})(image)
+    for size in (0, -3, {"height": 0, "width": 5}, {"shortest_edge": 5, "longest_edge": -1}):
+        with pytest.raises(ValueError, match="at least one pixel"):
+            processor_class(size=size)(image)
     with pytest.raises(ValueError, match="do_center_crop"):
         processor_class(do_center_crop=True, crop_size=8)(image)
 
