@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .errors import UserError, first_line
+from .image_processing import read_image
 from .visualization import ClassShare, add_legend, class_shares, overlay, palette_for
 
 
@@ -132,36 +133,6 @@ def _find_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"cannot use the device {name} ({first_line(error)}): try --device cpu.") from error
     return device
-
-
-def read_image(path: Path) -> Image.Image:
-    """
-    Reads an image as 8-bit RGB, turned upright as its EXIF data says.
-
-    Transparent parts become white. 16-bit greys are divided by 257; 32-bit ones are scaled from their lowest to their
-    highest value. Of animations and files with several pages, this is the first picture.
-
-    Raises:
-        OSError: if the file is missing or no image. Damaged files can make Pillow raise other errors.
-    """
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        image.load()
-    if image.mode.startswith("I;16"):
-        return _grey_to_rgb(np.asarray(image), 0, 65535)
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return _grey_to_rgb(values, values.min(), values.max())
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey_to_rgb(values: np.ndarray, low: float, high: float) -> Image.Image:
-    # Pillow's own conversion cuts everything above 255 off
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
 
 def label_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:

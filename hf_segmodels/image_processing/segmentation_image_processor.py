@@ -32,6 +32,7 @@ from ..inference import upsample_argmax
 from ..inference.sliding_window import as_sizes
 from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
+from .rgb_images import to_rgb
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -67,8 +68,8 @@ def image_to_tensor(
             PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
             `(num_channels, height, width)`.
         do_convert_rgb (`bool`, *optional*):
-            Whether grey images are repeated to three channels, transparent ones composed onto white and other PIL
-            modes converted. Arrays with another number of channels than 1 or 4 are left as they are.
+            Whether PIL images are converted as [`to_rgb`] does, and arrays likewise: grey ones are repeated to three
+            channels, those with an alpha channel composed onto white, others left as they are.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             Where the channels of an array are. If unset, the axis of length 1, 3 or 4.
 
@@ -77,8 +78,7 @@ def image_to_tensor(
     """
     if isinstance(image, PIL.Image.Image):
         if do_convert_rgb:
-            has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
-            image = image.convert("RGBA" if has_alpha else "RGB")
+            image = to_rgb(image)
         input_data_format = ChannelDimension.LAST
     if not isinstance(image, torch.Tensor):
         # A copy in C order: torch refuses negative strides (`image[..., ::-1]`) and warns of read-only arrays.

@@ -13,7 +13,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
 from hf_segmodels.cli import main
-from hf_segmodels.segment_images import load_predictor, read_image
+from hf_segmodels.image_processing import read_image
+from hf_segmodels.segment_images import load_predictor
 from hf_segmodels.visualization import palette_for
 
 

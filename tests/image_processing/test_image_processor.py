@@ -248,6 +248,14 @@ def test_transparency_becomes_white(processor_class, rng):
     np.testing.assert_array_equal(pixels[0] == 255, np.array(palette) == 2)
 
 
+def test_16_and_32_bit_greys_are_not_cut_off(processor_class):
+    values = np.array([[0, 257, 32896, 65535]])
+    options = {"do_resize": False, "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    for dtype in (np.uint16, ">u2", np.int32, np.float32):
+        pixels = processor_class()(Image.fromarray(values.astype(dtype)), **options).pixel_values[0]
+        assert pixels.tolist() == [[[0, 1, 128, 255]]] * 3
+
+
 def test_grey_arrays(processor_class, rng):
     grey = rng.integers(0, 256, (11, 13), dtype=np.uint8)
     processor = processor_class(do_resize=False)
