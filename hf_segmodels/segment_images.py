@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .errors import UserError, first_line
 from .image_processing import read_image
+from .inference import choose_windows
 from .visualization import ClassShare, add_legend, class_shares, overlay, palette_for
 
 
@@ -77,7 +78,8 @@ def load_predictor(
         options: For `predict`. Models of transformers itself, which have no `predict`, take none.
 
     Raises:
-        UserError: if there is no such model, it is damaged or of another kind, or the device does not exist.
+        UserError: if there is no such model, it is damaged or of another kind, the device does not exist, or the
+            window's options do not fit together.
     """
     torch_device = _find_device(device)
     path = Path(model).expanduser()
@@ -111,7 +113,12 @@ def load_predictor(
             f"{source} lacks weights that segmentation needs ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
             "give a model that was trained or converted for it."
         )
-    if not hasattr(network, "predict"):
+    if hasattr(network, "predict"):
+        try:
+            choose_windows(network.config, options.get("window_size"), options.get("window_stride"))
+        except ValueError as error:
+            raise UserError(f"--window and --stride do not fit together: {error}") from error
+    else:
         if options:
             flags = {"window_size": "--window", "window_stride": "--stride", "scales": "--scales", "flip": "--flip"}
             used = ", ".join(flags.get(name, name) for name in options)
@@ -129,9 +136,10 @@ def _find_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # fails on "meta" too
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"cannot use the device {name} ({first_line(error)}): try --device cpu.") from error
+        reason = first_line(error).partition(". ")[0]
+        raise UserError(f"cannot use the device {name} ({reason}): try --device cpu.") from error
     return device
 
 
@@ -322,11 +330,6 @@ def segment_images(
     Raises:
         UserError: if paths, model, options or output folder cannot be used.
     """
-    window, stride = options.get("window_size"), options.get("window_stride")
-    if window and stride and any(step > size for step, size in zip(stride, window, strict=True)):
-        raise UserError(
-            "--stride is larger than --window, so pixels between windows would be left out: make it smaller."
-        )
     images = find_images(paths, output, recursive)
     results = Results.open(output)
     jobs = results.name_images(images)
