@@ -32,6 +32,10 @@ _import_structure = {
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
     "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
     "sparse_attention": [],
+    "unept.configuration_unept": ["UNEPTConfig"],
+    "unept.image_processing_pil_unept": ["UNEPTImageProcessorPil"],
+    "unept.image_processing_unept": ["UNEPTImageProcessor"],
+    "unept.modeling_unept": ["UNEPTForSemanticSegmentation"],
     "visualization": [],
 }
 
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor
     from .segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+    from .unept.configuration_unept import UNEPTConfig
+    from .unept.image_processing_pil_unept import UNEPTImageProcessorPil
+    from .unept.image_processing_unept import UNEPTImageProcessor
+    from .unept.modeling_unept import UNEPTForSemanticSegmentation
 else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}

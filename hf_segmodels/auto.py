@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"segmenter": "Segmenter"}
+_SEGMENTATION_MODELS = {"segmenter": "Segmenter", "unept": "UNEPT"}
 _BACKBONES = {"plain_vit": "PlainViT", "resnet_v1c": "ResNetV1c"}
 
 
