@@ -31,7 +31,7 @@ from ..inference import slide_when_configured
 from ..inference.sliding_window import run_windows
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
-from ..sparse_attention import SparseAttention, initialize_sparse_attention, reference_points
+from ..sparse_attention import SamplingOffsets, SamplingWeights, SparseAttention, reference_points
 from .boundaries import batch_boundary_targets, refine, resize_boundary_maps
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
@@ -94,6 +94,15 @@ def sine_position_embeddings(
     columns = embed(width).expand(height, width, -1)
     # (height, width, hidden_size) -> (height * width, hidden_size)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The upper left part of `(batch_size, num_channels, height, width)`."""
+    if not torch.compiler.is_exporting():
+        return maps[..., : size[0], : size[1]]
+    # the strides of a slice would make an exported graph hold only for sizes that are cropped, or only for the others
+    rows, columns = (torch.arange(side, device=maps.device) for side in size)
+    return maps.index_select(2, rows).index_select(3, columns)
 
 
 class UNEPTSelfAttention(nn.Module):
@@ -336,16 +345,12 @@ class UNEPTPreTrainedModel(SegmentationPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, SparseAttention):
-            initialize_sparse_attention(module)
+        if isinstance(module, (SamplingOffsets, SamplingWeights)):
+            module.reset_parameters()
         elif isinstance(module, UNEPTEncoder):
             init.normal_(module.level_embeddings)
         elif isinstance(module, UNEPTDecoder):
             init.normal_(module.query_embeddings)
-        elif isinstance(module, UNEPTFeedForward):
-            for layer in (module.fc1, module.fc2):
-                bound = layer.in_features**-0.5
-                init.uniform_(layer.bias, -bound, bound)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
@@ -474,31 +479,30 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         (torch.Size([1, 19, 96, 128]), torch.Size([1, 2, 12, 16]))
         ```
         """
-        height, width = pixel_values.shape[-2:]
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
         if labels is not None:
             self._check_labels(pixel_values, labels)
             distance_maps, angle_maps = self._boundary_targets(labels, distance_maps, angle_maps)
         logits, boundary_logits, direction_logits, padded_size, outputs = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph cannot depend on whether a size needed padding
-        is_padded = not torch.compiler.is_exporting() and padded_size != (height, width)
+        is_padded = not torch.compiler.is_exporting() and padded_size != size
         loss = None
         if labels is not None or is_padded or self.config.refine_at_inference:
             full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
-            refined_logits = None
             if labels is not None or self.config.refine_at_inference:
-                refined_logits = refine(full_logits, boundary_logits, direction_logits)[..., :height, :width]
-            full_logits = full_logits[..., :height, :width]
+                refined_logits = crop(refine(full_logits, boundary_logits, direction_logits), size)
             if labels is not None:
                 maps = resize_boundary_maps(boundary_logits, direction_logits, padded_size)
-                boundary_maps, direction_maps = (map_logits[..., :height, :width] for map_logits in maps)
+                boundary_maps, direction_maps = (crop(map_logits, size) for map_logits in maps)
+                coarse_logits = crop(full_logits, size)
                 loss = self._loss(
-                    full_logits, refined_logits, boundary_maps, direction_maps, labels, distance_maps, angle_maps
+                    coarse_logits, refined_logits, boundary_maps, direction_maps, labels, distance_maps, angle_maps
                 )
             if self.config.refine_at_inference:
                 logits = refined_logits
             elif is_padded:
-                logits = full_logits
+                logits = crop(full_logits, size)
 
         return UNEPTOutput(
             loss=loss,
