@@ -123,7 +123,7 @@ def read_boundary_targets(
         step = int(np.asarray(contents["deg_reduce"]).item())
     except FileNotFoundError:
         raise
-    except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
+    except Exception as error:  # SciPy raises anything for damaged files
         raise ValueError(
             f"{path} is no file of boundary targets ({' '.join(str(error).split())}): expected a .mat file with `depth`, "
             "`dir_deg` and `deg_reduce`."
