@@ -113,9 +113,7 @@ def _linear(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
     return F.linear(tokens, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def _timm_layers(
-    weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: int, eps: float
-) -> list[torch.Tensor]:
+def _timm_layers(weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: int, eps: float) -> list[torch.Tensor]:
     """The tokens, and what each layer makes of them."""
     outputs = [tokens]
     while f"{prefix}blocks.{len(outputs) - 1}.norm1.weight" in weights:

@@ -82,7 +82,9 @@ def boundary_targets(
         class_distance[box] = max_distance if mask.all() else distance_transform(mask[box])
         distance += class_distance
         # (height, width) -> (2, height, width)
-        class_gradient = nn.functional.conv2d(torch.from_numpy(class_distance).float()[None, None], kernel, padding=2)[0]
+        class_gradient = nn.functional.conv2d(torch.from_numpy(class_distance).float()[None, None], kernel, padding=2)[
+            0
+        ]
         gradient += class_gradient * torch.from_numpy(mask)
     distance_map = torch.from_numpy(np.minimum(distance, max_distance).astype(np.int64))
     degrees = np.degrees(np.arctan2(gradient[0].numpy(), gradient[1].numpy())) + 180

@@ -16,6 +16,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -308,7 +309,7 @@ class UNEPTSpatialBranch(nn.Module):
         self.convolutions = nn.ModuleList(
             [
                 nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
-                for inputs, outputs in zip(channels[:-1], channels[1:], strict=True)
+                for inputs, outputs in pairwise(channels)
             ]
         )
         self.norms = nn.ModuleList([nn.BatchNorm2d(outputs) for outputs in channels[1:]])

@@ -11,7 +11,15 @@ from fixtures.procedural_weights import procedural_state_dict
 Shapes = dict[str, tuple[int, ...]]
 
 # The original's three configurations, with their numbers of parameters.
-DEIT = {"type": "DeiT", "img_size": 480, "patch_size": 16, "embed_dim": 768, "bb_depth": 12, "num_heads": 12, "mlp_ratio": 4}
+DEIT = {
+    "type": "DeiT",
+    "img_size": 480,
+    "patch_size": 16,
+    "embed_dim": 768,
+    "bb_depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4,
+}
 RESNET = {
     "type": "ResNetV1c",
     "depth": 50,

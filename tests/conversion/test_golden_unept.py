@@ -12,7 +12,7 @@ from torch import nn
 
 from common.original_unept import CONFIGURATIONS, config_text, network, unept_shapes
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
-from hf_segmodels.conversion import convert_unept, load_backbone_weights, main
+from hf_segmodels.conversion import load_backbone_weights, main
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.conversion.unept import UNEPT, unept_config
 from hf_segmodels.inference import dense_prediction
@@ -194,7 +194,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 def in_the_layout_of_the_original(gradient: torch.Tensor) -> torch.Tensor:
     """The same values, channels last, with the strides that `flatten(2).permute(2, 0, 1)` leaves for one image."""
-    channels, height, width = gradient.shape[1:]
+    channels, _, width = gradient.shape[1:]
     rows = gradient.permute(0, 2, 3, 1).contiguous()
     return rows.as_strided(gradient.shape, (channels, 1, width * channels, channels))
 

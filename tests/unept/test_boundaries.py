@@ -62,7 +62,9 @@ def test_files_of_the_generator_are_read(generated, tmp_path):
     distance_map, angle_map = read_boundary_targets(tmp_path / "a.mat", size=(64, 80))
     assert torch.equal(distance_map, arrays["distance_map"])
     assert torch.equal(angle_map, arrays["angle_map"])
-    with pytest.raises(ValueError, match=r"of shape \(64, 80\).*; the image has .* \(80, 64\)\. Give the file of this image"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(64, 80\).*; the image has .* \(80, 64\)\. Give the file of this image"
+    ):
         read_boundary_targets(tmp_path / "a.mat", size=(80, 64))
     scipy.io.savemat(tmp_path / "b.mat", {"depth": arrays["depth"].numpy()})
     with pytest.raises(ValueError, match="no file of boundary targets"):
@@ -90,7 +92,9 @@ def test_flipped_targets_point_the_other_way(generated):
     assert torch.equal(flip_boundary_targets(padding, padding)[1], padding)
     # flipping twice gives back every angle but the one that has two names
     assert torch.equal(
-        flip_boundary_targets(*flip_boundary_targets(torch.ones(1, 5).long(), torch.tensor([[-178, -90, 0, 90, 178]])))[1],
+        flip_boundary_targets(*flip_boundary_targets(torch.ones(1, 5).long(), torch.tensor([[-178, -90, 0, 90, 178]])))[
+            1
+        ],
         torch.tensor([[-178, -90, 0, 90, 178]]),
     )
 
@@ -235,7 +239,9 @@ def test_half_precision_scores_give_float32_losses():
 def test_processors_make_targets_of_resized_labels_and_pad_them(processor_class, tmp_path):
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (height, 80, 3), dtype=np.uint8) for height in (60, 40)]
-    label_maps = [np.kron(generator.integers(0, 4, (height // 20, 4)), np.ones((20, 20), dtype=np.uint8)) for height in (60, 40)]
+    label_maps = [
+        np.kron(generator.integers(0, 4, (height // 20, 4)), np.ones((20, 20), dtype=np.uint8)) for height in (60, 40)
+    ]
     label_maps[0][0] = 255
     processor = processor_class(size={"shortest_edge": 30}, do_pad=True, do_boundary_targets=True, num_labels=4)
     processor.save_pretrained(tmp_path)
