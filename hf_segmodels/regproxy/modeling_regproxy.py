@@ -116,16 +116,21 @@ class RegProxyDecoder(nn.Module):
         self, early_features: torch.Tensor, late_features: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature maps `(batch_size, D, H, W)` -> affinity, and token logits `(batch_size, H * W, num_labels)`."""
-        sizes = {tuple(features.shape[-2:]) for features in (early_features, *late_features)}
-        if not torch.compiler.is_compiling() and len(sizes) > 1:
+        if not torch.compiler.is_compiling():
+            self._check_sizes(early_features, *late_features)
+        # (batch_size, D, H, W) -> (batch_size, H * W, D)
+        tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
+        return self.affinity_head(early_features), self.classifier(tokens)
+
+    @staticmethod
+    def _check_sizes(*feature_maps: torch.Tensor) -> None:
+        sizes = {tuple(features.shape[-2:]) for features in feature_maps}
+        if len(sizes) > 1:
             raise ValueError(
                 f"The encoder's feature maps differ in size, {sorted(sizes)}, but a region needs its token in each. Tap "
                 "layers of one size: `token_head_depth` and `classifier_layers` within the same stage of a hierarchical "
                 "encoder (both its last one, for instance)."
             )
-        # (batch_size, D, H, W) -> (batch_size, H * W, D)
-        tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
-        return self.affinity_head(early_features), self.classifier(tokens)
 
 
 @auto_docstring

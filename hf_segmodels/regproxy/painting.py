@@ -76,7 +76,7 @@ def _paint_by_products(token_logits: torch.Tensor, affinity: torch.Tensor) -> to
     # (batch_size, H, W, h * w, 9) @ (batch_size, H, W, 9, K) -> (batch_size, H, W, h, w, K)
     painted = (weights @ torch.stack(around, dim=3)).unflatten(3, (cell_height, cell_width))
     # -> (batch_size, H, h, W, w, K) -> (batch_size, H * h, W * w, K) -> (batch_size, K, H * h, W * w)
-    painted = painted.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    painted = painted.transpose(2, 3).flatten(3, 4).flatten(1, 2).contiguous()
     return painted.permute(0, 3, 1, 2)
 
 
