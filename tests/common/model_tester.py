@@ -102,7 +102,7 @@ class SegmentationModelTester:
         labels[:, 32:] = 1
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         losses = []
-        for _ in range(8):
+        for _ in range(12):
             loss = model(images, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()

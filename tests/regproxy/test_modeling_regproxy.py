@@ -274,7 +274,6 @@ def test_defaults_are_those_of_the_released_code():
         ({"affinity_conv": "3x3"}, "'depthwise', 'plain', 'none'"),
         ({"odd_size_mode": "pad"}, "'crop', 'squeeze'"),
         ({"loss_reduction": "mean"}, "'pixel_mean', 'valid_mean'"),
-        ({"window_stride": 32}, r"`window_stride` \(32\) needs a `window_size`"),
     ],
 )
 def test_bad_config(fields, message):
