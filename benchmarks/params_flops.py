@@ -118,7 +118,9 @@ def _layer_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Ten
 # RegProxy
 
 
-def _encoder(width: int, num_layers: int, num_heads: int, image_size: int, stem: str = "", **fields: object) -> PlainViTConfig:
+def _encoder(
+    width: int, num_layers: int, num_heads: int, image_size: int, stem: str = "", **fields: object
+) -> PlainViTConfig:
     if stem:
         depths = {"R26": (2, 2, 2, 2), "R50": (3, 4, 6, 3)}[stem]
         fields |= {"stem_type": "resnetv2", "stem_depths": depths, "patch_size": 32}
