@@ -108,20 +108,34 @@ class SuperpixelMixin(_Base):
         batch = super()._preprocess(
             images, do_resize=False, size=size, resample=resample, antialias=antialias, **kwargs
         )
-        if n_segments is None and (pixels_per_segment is None or pixels_per_segment < 1):
-            raise ValueError(
-                f"Set `n_segments`, or `pixels_per_segment` to at least 1 (got {pixels_per_segment}): superpixels need a "
-                "number or a size."
-            )
         batch["superpixels"] = []
         for image, padded in zip(images, batch["pixel_values"], strict=True):
-            height, width = image.shape[-2:]
-            number = max(1, round(height * width / pixels_per_segment)) if n_segments is None else n_segments
-            superpixels = slic_superpixels(torch.as_tensor(image), number, compactness)
+            superpixels = self.make_superpixels(torch.as_tensor(image), n_segments, pixels_per_segment, compactness)
+            height, width = superpixels.shape
             padding = (0, padded.shape[-1] - width, 0, padded.shape[-2] - height)
             superpixels = F.pad(superpixels, padding, value=-1)
             batch["superpixels"].append(self._from_tensor(superpixels, getattr(image, "device", None)))
         return batch
+
+    def make_superpixels(
+        self,
+        image: torch.Tensor,
+        n_segments: int | None = None,
+        pixels_per_segment: int | None = None,
+        compactness: float | None = None,
+    ) -> torch.Tensor:
+        """
+        The superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` as it is, such as a crop
+        for training; settings that are not given are the processor's.
+        """
+        if n_segments is None:
+            n_segments = self.n_segments
+        if n_segments is None:
+            pixels = self.pixels_per_segment if pixels_per_segment is None else pixels_per_segment
+            if pixels < 1:
+                raise ValueError(f"`pixels_per_segment` must be at least 1, got {pixels}.")
+            n_segments = max(1, round(image.shape[-2] * image.shape[-1] / pixels))
+        return slic_superpixels(image, n_segments, self.compactness if compactness is None else compactness)
 
     def post_process_semantic_segmentation(
         self,

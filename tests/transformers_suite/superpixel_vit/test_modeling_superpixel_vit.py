@@ -36,3 +36,5 @@ class SuperpixelViTModelTester(VisionModelTester):
 class SuperpixelViTForSemanticSegmentationTest(SemanticSegmentationSuite, unittest.TestCase):
     model_tester_class = SuperpixelViTModelTester
     all_model_classes = (SuperpixelViTForSemanticSegmentation,)
+    # without it the suite passes pixels alone
+    additional_model_inputs = ["superpixels"]
