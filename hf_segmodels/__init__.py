@@ -33,6 +33,10 @@ _import_structure = {
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
     "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
+    "superpixel_vit.configuration_superpixel_vit": ["SuperpixelViTConfig"],
+    "superpixel_vit.image_processing_pil_superpixel_vit": ["SuperpixelViTImageProcessorPil"],
+    "superpixel_vit.image_processing_superpixel_vit": ["SuperpixelViTImageProcessor"],
+    "superpixel_vit.modeling_superpixel_vit": ["SuperpixelViTForSemanticSegmentation"],
     "visualization": [],
 }
 
@@ -49,6 +53,10 @@ if TYPE_CHECKING:
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor
     from .segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+    from .superpixel_vit.configuration_superpixel_vit import SuperpixelViTConfig
+    from .superpixel_vit.image_processing_pil_superpixel_vit import SuperpixelViTImageProcessorPil
+    from .superpixel_vit.image_processing_superpixel_vit import SuperpixelViTImageProcessor
+    from .superpixel_vit.modeling_superpixel_vit import SuperpixelViTForSemanticSegmentation
 else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}

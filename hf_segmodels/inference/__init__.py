@@ -3,6 +3,7 @@
 
 from .label_search import SeparableScores, upsample_argmax
 from .prediction import DensePredictionMixin, choose_windows, dense_prediction, slide_when_configured
+from .region_painting import paint_labels, paint_scores, resize_regions
 
 
 __all__ = [
@@ -10,6 +11,9 @@ __all__ = [
     "SeparableScores",
     "choose_windows",
     "dense_prediction",
+    "paint_labels",
+    "paint_scores",
+    "resize_regions",
     "slide_when_configured",
     "upsample_argmax",
 ]
