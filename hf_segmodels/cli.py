@@ -102,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         "--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)"
     )
     segment.add_argument(
-        "--scales", nargs="+", type=_scale, metavar="S", help="average over the image at these sizes (default: 1.0)"
+        "--scales",
+        nargs="+",
+        type=_scale,
+        metavar="S",
+        help="average over the image at these sizes, 0.1 to 10 times its own (default: 1.0)",
     )
     segment.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
     segment.add_argument(
@@ -137,8 +141,8 @@ def _scale(text: str) -> float:
         scale = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; images come before the options") from None
-    if not 0 < scale <= 16:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 16")
+    if not 0.1 <= scale <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
     return scale
 
 

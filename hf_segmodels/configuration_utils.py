@@ -78,10 +78,6 @@ class SegmentationConfig(PreTrainedConfig):
     def validate_windows(self) -> None:
         """Part of the `@strict` validation: checks the window's fields against each other."""
         check_windows(self.window_size, self.window_stride)
-        if self.window_stride is not None and self.window_size is None:
-            raise ValueError(
-                f"`window_stride` ({self.window_stride}) needs a `window_size`: set it or remove the stride."
-            )
 
     def _check_at_least_one(self, *names: str) -> None:
         for name in ("num_labels", *names):

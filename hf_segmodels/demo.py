@@ -85,7 +85,7 @@ def run(image_path: Path | None, output: Path | None, model: str) -> None:
 
 
 def _read(path: Path) -> "Image.Image":
-    from .segment_images import read_image
+    from .image_processing import read_image
 
     try:
         return read_image(path)

@@ -39,7 +39,7 @@ def label_map_to_tensor(
     if not isinstance(label_map, (np.ndarray, torch.Tensor)):
         raise TypeError(
             f"{name} is of type {type(label_map).__name__}; give a PIL image, a numpy array or a torch tensor "
-            "(open files with `PIL.Image.open`)."
+            "(`PIL.Image.open` for files, `np.array` for nested lists)."
         )
     if label_map.ndim == 3 and 1 in (label_map.shape[0], label_map.shape[-1]):
         # (1, height, width) or (height, width, 1) -> (height, width)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .errors import UserError, first_line
+from .image_processing import read_image
+from .inference import choose_windows
 from .visualization import ClassShare, add_legend, class_shares, overlay, palette_for
 
 
@@ -76,7 +78,8 @@ def load_predictor(
         options: For `predict`. Models of transformers itself, which have no `predict`, take none.
 
     Raises:
-        UserError: if there is no such model, it is damaged or of another kind, or the device does not exist.
+        UserError: if there is no such model, it is damaged or of another kind, the device does not exist, or the
+            window's options do not fit together.
     """
     torch_device = _find_device(device)
     path = Path(model).expanduser()
@@ -110,7 +113,12 @@ def load_predictor(
             f"{source} lacks weights that segmentation needs ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
             "give a model that was trained or converted for it."
         )
-    if not hasattr(network, "predict"):
+    if hasattr(network, "predict"):
+        try:
+            choose_windows(network.config, options.get("window_size"), options.get("window_stride"))
+        except ValueError as error:
+            raise UserError(f"--window and --stride do not fit together: {error}") from error
+    else:
         if options:
             flags = {"window_size": "--window", "window_stride": "--stride", "scales": "--scales", "flip": "--flip"}
             used = ", ".join(flags.get(name, name) for name in options)
@@ -128,40 +136,11 @@ def _find_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # fails on "meta" too
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"cannot use the device {name} ({first_line(error)}): try --device cpu.") from error
+        reason = first_line(error).partition(". ")[0]
+        raise UserError(f"cannot use the device {name} ({reason}): try --device cpu.") from error
     return device
-
-
-def read_image(path: Path) -> Image.Image:
-    """
-    Reads an image as 8-bit RGB, turned upright as its EXIF data says.
-
-    Transparent parts become white. 16-bit greys are divided by 257; 32-bit ones are scaled from their lowest to their
-    highest value. Of animations and files with several pages, this is the first picture.
-
-    Raises:
-        OSError: if the file is missing or no image. Damaged files can make Pillow raise other errors.
-    """
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        image.load()
-    if image.mode.startswith("I;16"):
-        return _grey_to_rgb(np.asarray(image), 0, 65535)
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return _grey_to_rgb(values, values.min(), values.max())
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey_to_rgb(values: np.ndarray, low: float, high: float) -> Image.Image:
-    # Pillow's own conversion cuts everything above 255 off
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
 
 def label_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:
@@ -351,11 +330,6 @@ def segment_images(
     Raises:
         UserError: if paths, model, options or output folder cannot be used.
     """
-    window, stride = options.get("window_size"), options.get("window_stride")
-    if window and stride and any(step > size for step, size in zip(stride, window, strict=True)):
-        raise UserError(
-            "--stride is larger than --window, so pixels between windows would be left out: make it smaller."
-        )
     images = find_images(paths, output, recursive)
     results = Results.open(output)
     jobs = results.name_images(images)

@@ -91,7 +91,7 @@ def measure(folder: Path, dataset: str, split: str, flip: bool, accelerator: Acc
     """Scores of the model in `folder` on a split, through `predict` at the images' own size."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder).to(accelerator.device)
     processor = AutoImageProcessor.from_pretrained(folder)
-    data = SegmentationData(dataset, split)
+    data = SegmentationData(dataset, split, processor=processor)
     started = time.perf_counter()
     scores = evaluate(model, processor, data, accelerator, flip=flip)
     return {"split": split, "images": len(data), "flip": flip, "seconds": time.perf_counter() - started, **scores}

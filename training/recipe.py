@@ -20,7 +20,11 @@ class Recipe:
         model (`dict`): Fields of the model's configuration, `model_type` among them.
         output_dir (`str`): Where checkpoints, the model and `results.json` go.
         pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
-        image_processor (`dict`): Fields of the image processor.
+        pretrained_backbone (`str`, *optional*): Encoder to start from, under a new decoder: what
+            [`~hf_segmodels.conversion.load_backbone_weights`] takes, which is a `PlainViTBackbone` (folder or
+            repository) or a file of AugReg (`.npz`), DeiT or timm. `image_processor` has to have its mean and deviation.
+        image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
+            its `do_reduce_labels` and `ignore_index` say.
         train_split, eval_split (`str`): Names of the splits.
         image_column, label_column (`str`): Names of the columns.
         id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's
@@ -33,7 +37,8 @@ class Recipe:
         gradient_accumulation_steps (`int`): Forward passes for each update.
         max_steps (`int`): Updates.
         optimizer (`"adamw"` or `"sgd"`): SGD has Nesterov momentum 0.9, as in Segmenter's released code.
-        learning_rate, weight_decay (`float`): Of the optimizer; biases, norms and embeddings do not decay.
+        learning_rate, weight_decay (`float`): Of the optimizer; the method says which parameters learn
+            faster or do not decay (`parameter_rules`).
         warmup_steps (`int`): Updates in which the learning rate rises linearly.
         schedule (`"poly"` or `"cosine"`): Fall of the learning rate afterwards; poly has power 0.9.
         min_learning_rate (`float`): Where it ends.
@@ -52,6 +57,7 @@ class Recipe:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     output_dir: str = "runs/segmentation"
     pretrained: str | None = None
+    pretrained_backbone: str | None = None
     image_processor: dict[str, Any] = dataclasses.field(default_factory=dict)
     train_split: str = "train"
     eval_split: str = "validation"
@@ -96,6 +102,8 @@ class Recipe:
             raise ValueError("The recipe needs `dataset`: a folder or Hub repository for `datasets.load_dataset`.")
         if not self.model and not self.pretrained:
             raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
+        if self.pretrained and self.pretrained_backbone:
+            raise ValueError("`pretrained` has an encoder already: give `model` and `pretrained_backbone` instead.")
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
@@ -106,6 +114,8 @@ class Recipe:
                 setattr(self, field.name, _number(field.name, value))
             elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

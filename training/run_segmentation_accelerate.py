@@ -34,6 +34,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
+from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.metrics import ConfusionMatrix
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -52,35 +53,36 @@ def load_id2label(recipe: Recipe) -> dict[int, str] | None:
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model and its image processor: from scratch, or from `recipe.pretrained` with a new set of classes."""
+    """
+    The model and its image processor: from scratch, over the encoder `recipe.pretrained_backbone`, or from
+    `recipe.pretrained` with a new set of classes.
+    """
     fields = dict(recipe.model)
     id2label = load_id2label(recipe)
     if id2label is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
-    processor_fields = dict(recipe.image_processor)
     if recipe.pretrained:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
+        processor_fields = recipe.image_processor | {"num_labels": model.config.num_labels}
         return model, AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
     if "model_type" not in fields:
         raise ValueError("`model` in the recipe needs a `model_type`, such as `segmenter`.")
     config = AutoConfig.for_model(**fields)
     processor_class = IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"]
-    processor = processor_class(**processor_fields, num_labels=config.num_labels)
-    return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32), processor
+    processor = processor_class(**recipe.image_processor | {"num_labels": config.num_labels})
+    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
+    if recipe.pretrained_backbone:
+        load_backbone_weights(model, recipe.pretrained_backbone)
+    return model, processor
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD; weight decay on weight matrices and kernels only."""
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and not name.endswith(("embeddings", "_token"))
-            (decayed if is_matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or Nesterov SGD, with the method's own parameter groups."""
+    groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 
@@ -139,7 +141,17 @@ def evaluate(
     accelerator: Accelerator,
     flip: bool = False,
 ) -> dict[str, Any]:
-    """Scores of `model.predict` on `data` at the images' own size; each process takes every n-th image."""
+    """
+    Scores of `model.predict` on `data` at the images' own size; each process takes every n-th image.
+
+    Raises:
+        ValueError: if the labels of `data` are not those of `processor`.
+    """
+    if data.do_reduce_labels != bool(processor.do_reduce_labels):
+        raise ValueError(
+            f"The processor has `do_reduce_labels={processor.do_reduce_labels}` but the labels of `data` were read "
+            "otherwise: make it with `SegmentationData(..., processor=processor)`."
+        )
     matrix = ConfusionMatrix(model.config.num_labels, processor.ignore_index)
     model.eval()
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -166,6 +178,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
     folder = output_dir / f"checkpoint-{step}"
     partial = output_dir / "checkpoint-partial"
     accelerator.save_state(str(partial))
+    # each process writes its own random state
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -193,15 +207,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
+    model, processor = build_model(recipe)
+    if processor.do_reduce_labels:
+        accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabelled, classes start at 1")
     train_data, eval_data = (
-        SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column)
+        SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column, processor)
         for split in (recipe.train_split, recipe.eval_split)
     )
-    model, processor = build_model(recipe)
-    processor_ignore_index = processor.ignore_index
     weights = class_weights(train_data, model.config.num_labels, recipe.class_weighting)
     loss_function = Loss(
-        weights if weights is None else weights.to(accelerator.device), recipe.label_smoothing, processor_ignore_index
+        weights if weights is None else weights.to(accelerator.device), recipe.label_smoothing, processor.ignore_index
     )
     optimizer = build_optimizer(model, recipe)
     # one step of this scheduler for each update: Accelerate's wrapper would step once for each process
@@ -227,7 +242,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         recipe.scale_range,
         recipe.color_jitter,
         recipe.max_class_share,
-        processor_ignore_index,
+        processor.ignore_index,
     )
     batches = TrainingBatches(
         len(train_data),
@@ -277,6 +292,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
             update_loss += loss.detach() / recipe.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
+                # of all processes, so that all of them stop
+                update_loss = accelerator.reduce(update_loss, reduction="mean")
                 # before the update, so that neither the weights nor a checkpoint take the damage
                 if not torch.isfinite(update_loss):
                     raise FloatingPointError(
@@ -297,9 +314,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step += 1
         progress.update()
         if step % recipe.log_steps == 0:
-            losses.append(accelerator.reduce(update_loss, reduction="mean").item())
+            losses.append(update_loss.item())
             progress.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{scheduler.get_last_lr()[0]:.2e}")
-        update_loss.zero_()
+        update_loss = torch.zeros_like(update_loss)
         if step % recipe.checkpoint_steps == 0 and step < recipe.max_steps:
             save_checkpoint(accelerator, output_dir, step)
         if step % recipe.eval_steps == 0 and step < recipe.max_steps:

@@ -76,6 +76,9 @@ def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        for file in partial.iterdir():
+            # safetensors lets only the owner read what it writes; the new folder's mode knows the umask
+            file.chmod(partial.stat().st_mode & 0o666)
         if not is_occupied(folder):
             if folder.is_dir():
                 folder.rmdir()

@@ -3,6 +3,7 @@
 
 from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
+from .rgb_images import read_image, to_rgb
 from .segmentation_image_processor import (
     SegmentationImageProcessor,
     SegmentationImageProcessorKwargs,
@@ -16,8 +17,10 @@ __all__ = [
     "SegmentationImageProcessorPil",
     "check_label_map",
     "label_map_to_tensor",
+    "read_image",
     "reduce_labels",
     "resize_image",
     "resize_label_map",
     "resized_size",
+    "to_rgb",
 ]

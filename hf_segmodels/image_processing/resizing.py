@@ -29,9 +29,11 @@ def resized_size(height: int, width: int, size: SizeDict | dict[str, int]) -> tu
             alone: the aspect ratio is kept and the longer edge has no bound.
 
     Raises:
-        ValueError: for any other set of keys.
+        ValueError: for any other set of keys, and for edges below one pixel.
     """
     size = dict(size)
+    if min(size.values(), default=1) < 1:
+        raise ValueError(f"Cannot resize to `size={size}`: give at least one pixel for each edge.")
     if size.keys() == {"height", "width"}:
         return size["height"], size["width"]
     if size.keys() not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):

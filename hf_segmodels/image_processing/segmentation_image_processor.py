@@ -32,6 +32,7 @@ from ..inference import upsample_argmax
 from ..inference.sliding_window import as_sizes
 from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
+from .rgb_images import to_rgb
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -67,8 +68,8 @@ def image_to_tensor(
             PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
             `(num_channels, height, width)`.
         do_convert_rgb (`bool`, *optional*):
-            Whether grey images are repeated to three channels, transparent ones composed onto white and other PIL
-            modes converted. Arrays with another number of channels than 1 or 4 are left as they are.
+            Whether PIL images are converted as [`to_rgb`] does, and arrays likewise: grey ones are repeated to three
+            channels, those with an alpha channel composed onto white, others left as they are.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             Where the channels of an array are. If unset, the axis of length 1, 3 or 4.
 
@@ -77,8 +78,7 @@ def image_to_tensor(
     """
     if isinstance(image, PIL.Image.Image):
         if do_convert_rgb:
-            has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
-            image = image.convert("RGBA" if has_alpha else "RGB")
+            image = to_rgb(image)
         input_data_format = ChannelDimension.LAST
     if not isinstance(image, torch.Tensor):
         # A copy in C order: torch refuses negative strides (`image[..., ::-1]`) and warns of read-only arrays.
@@ -351,13 +351,18 @@ def _prepare_labels(
     Label maps `(height, width)` of `in_sizes` -> int64 tensors of `out_sizes`, through the same resizing and padding
     that the images went through.
     """
-    maps = _flatten_label_maps(segmentation_maps)
+    maps = [
+        label_map_to_tensor(label_map, f"segmentation_maps[{index}]")
+        for index, label_map in enumerate(_flatten_label_maps(segmentation_maps, len(in_sizes)))
+    ]
     if len(maps) != len(in_sizes):
-        raise ValueError(f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map for each image.")
+        raise ValueError(
+            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map (height, width) of class ids for "
+            "each image."
+        )
     labels = []
     for index, (label_map, in_size, out_size) in enumerate(zip(maps, in_sizes, out_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
-        label_map = label_map_to_tensor(label_map, name)
         if label_map.shape != in_size:
             raise ValueError(
                 f"{name} has (height, width) {tuple(label_map.shape)} but images[{index}] has {in_size}: each pixel "
@@ -374,14 +379,14 @@ def _prepare_labels(
     return labels
 
 
-def _flatten_label_maps(segmentation_maps: Any) -> list:
+def _flatten_label_maps(segmentation_maps: Any, num_images: int) -> list:
     """One map, a list (of lists) of maps, or an array of maps -> list of maps."""
     if isinstance(segmentation_maps, (list, tuple)):
         if segmentation_maps and all(isinstance(maps, (list, tuple)) for maps in segmentation_maps):
             return [label_map for maps in segmentation_maps for label_map in maps]
         return list(segmentation_maps)
     shape: tuple[int, ...] = getattr(segmentation_maps, "shape", ())
-    if len(shape) == 4 or (len(shape) == 3 and 1 not in (shape[0], shape[-1])):
+    if len(shape) == 4 or (len(shape) == 3 and num_images > 1 and 1 not in (shape[0], shape[-1])):
         return list(segmentation_maps)
     return [segmentation_maps]
 

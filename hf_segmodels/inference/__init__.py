@@ -2,12 +2,13 @@
 """Inference that the four methods share: sliding windows, several scales, flips, and label maps without full scores."""
 
 from .label_search import SeparableScores, upsample_argmax
-from .prediction import DensePredictionMixin, dense_prediction, slide_when_configured
+from .prediction import DensePredictionMixin, choose_windows, dense_prediction, slide_when_configured
 
 
 __all__ = [
     "DensePredictionMixin",
     "SeparableScores",
+    "choose_windows",
     "dense_prediction",
     "slide_when_configured",
     "upsample_argmax",

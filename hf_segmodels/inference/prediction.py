@@ -49,21 +49,14 @@ def dense_prediction(
     Raises:
         ValueError: for inputs, sizes and windows that do not fit together.
     """
-    if window_size is None:
-        window_size = model.config.window_size
-        window_stride = model.config.window_stride if window_stride is None else window_stride
-    windows = check_windows(window_size, window_stride)
+    windows = choose_windows(model.config, window_size, window_stride)
     if len(inputs) == 0 or len(inputs) != len(flips):
         raise ValueError(
             f"Got {len(inputs)} inputs and {len(flips)} flips: give at least one input, and a flip for each."
         )
     sizes = as_sizes(target_sizes)
     for pixel_values in inputs:
-        if pixel_values.ndim != 4 or pixel_values.numel() == 0:
-            raise ValueError(
-                "Expected `pixel_values` of shape (batch_size, num_channels, height, width) with at least one pixel, "
-                f"got {tuple(pixel_values.shape)}."
-            )
+        _check_images(pixel_values, model.config)
         if pixel_values.shape[0] != len(sizes):
             raise ValueError(
                 f"Got {len(sizes)} `target_sizes` for a batch of {pixel_values.shape[0]} images: give one "
@@ -82,6 +75,32 @@ def dense_prediction(
     if return_scores:
         return [_mean_probabilities(image_views) for image_views in zip(*views, strict=True)]
     return [_argmax_of_mean(image_views) for image_views in zip(*views, strict=True)]
+
+
+def choose_windows(
+    config: Any, window_size: int | Sequence[int] | None = None, window_stride: int | Sequence[int] | None = None
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """
+    Window and stride as pairs, the config's where they are not given; `None` for whole images.
+
+    Raises:
+        ValueError: for windows and strides that make no sense together.
+    """
+    if window_size is None:
+        window_size = config.window_size
+        window_stride = config.window_stride if window_stride is None else window_stride
+    return check_windows(window_size, window_stride)
+
+
+def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
+    """Checks whole images, since the network only sees windows of them."""
+    num_channels = getattr(config.backbone_config, "num_channels", 3)
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or pixel_values.numel() == 0:
+        raise ValueError(
+            f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width) with at least one pixel, got "
+            f"{tuple(pixel_values.shape)}: convert images to {num_channels} channels, and put a single one into a batch "
+            "with `pixel_values[None]`."
+        )
 
 
 def _mean_probabilities(views: Sequence[SeparableScores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
@@ -170,11 +189,7 @@ class DensePredictionMixin:
         Raises:
             ValueError: for sizes, windows or scales that make no sense.
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "Expected `pixel_values` of shape (batch_size, num_channels, height, width), got "
-                f"{tuple(pixel_values.shape)}: put a single image into a batch with `pixel_values[None]`."
-            )
+        _check_images(pixel_values, self.config)
         if not pixel_values.is_floating_point():
             raise ValueError(f"Expected normalised `pixel_values`, got {pixel_values.dtype}: use the image processor.")
         height, width = pixel_values.shape[-2:]

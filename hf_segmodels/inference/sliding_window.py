@@ -57,9 +57,11 @@ def check_windows(
     Window and stride as pairs; `None` where there are no windows.
 
     Raises:
-        ValueError: for sizes that are no sizes, and for strides that leave pixels out.
+        ValueError: for sizes that are no sizes, and for strides that leave pixels out or have no window.
     """
     if window_size is None or as_pair(window_size, "window_size") == (0, 0):
+        if window_stride is not None:
+            raise ValueError(f"`window_stride` {window_stride} needs a `window_size`: set it or remove the stride.")
         return None
     window = as_pair(window_size, "window_size")
     stride = as_pair(window if window_stride is None else window_stride, "window_stride")

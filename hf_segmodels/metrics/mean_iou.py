@@ -34,7 +34,7 @@ Returns:
 class MeanIoU(evaluate.Metric):
     """
     Streaming mean IoU. With several processes (`torch.distributed`), `compute` adds up the counts of all of them and
-    must be called by all.
+    must be called by all, also by those that had nothing to count.
 
     Args:
         num_labels (`int`, *optional*): Number of classes; needed before the first `add` or `add_batch`.
@@ -92,12 +92,27 @@ class MeanIoU(evaluate.Metric):
         self.ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        if self.matrix is None:
-            raise ValueError("Nothing to compute: add predictions and references first.")
         matrix, self.matrix = self.matrix, None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            counts = matrix.counts.to(device)
-            torch.distributed.all_reduce(counts)
-            matrix.counts = counts.cpu()
+            matrix = _sum_over_processes(matrix)
+        if matrix is None:
+            raise ValueError("Nothing to compute: add predictions and references first.")
         return matrix.compute()
+
+
+def _sum_over_processes(matrix: ConfusionMatrix | None) -> ConfusionMatrix | None:
+    """The counts of all processes together; None stands for no counts. All processes end alike, also in an error."""
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    num_labels = torch.tensor([matrix.num_labels if matrix else 0], device=device)
+    gathered = [torch.empty_like(num_labels) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, num_labels)
+    sizes = sorted({int(size) for size in gathered} - {0})
+    if len(sizes) > 1:
+        raise ValueError(f"The processes count different numbers of classes, {sizes}: give all the same `num_labels`.")
+    if not sizes:
+        return None
+    total = ConfusionMatrix(sizes[0])
+    counts = (matrix or total).counts.to(device)
+    torch.distributed.all_reduce(counts)
+    total.counts = counts.cpu()
+    return total

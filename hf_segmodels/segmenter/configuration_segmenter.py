@@ -101,18 +101,33 @@ class SegmenterConfig(SegmentationConfig):
 
     def validate_architecture(self):
         """Part of the `@strict` validation: checks fields against each other."""
-        heads, width = self.decoder_num_attention_heads, self.decoder_hidden_size
-        if heads is not None and width is not None and width % heads != 0:
-            raise ValueError(
-                f"`decoder_hidden_size` ({width}) must be a multiple of `decoder_num_attention_heads` ({heads}): change "
-                "one of the two."
-            )
         self._check_at_least_one(
             "decoder_hidden_size",
             "decoder_num_hidden_layers",
             "decoder_num_attention_heads",
             "decoder_intermediate_size",
         )
+        width = self.decoder_hidden_size
+        if width is None and isinstance(self.backbone_config, PlainViTConfig):
+            width = self.backbone_config.hidden_size
+        if width is not None and self.decoder_type == "mask_transformer":
+            self.decoder_size(width)
+
+    def decoder_size(self, in_channels: int) -> tuple[int, int]:
+        """
+        Width and heads of the mask transformer on feature maps of `in_channels`.
+
+        Raises:
+            ValueError: if the heads do not divide the width.
+        """
+        width = self.decoder_hidden_size or in_channels
+        heads = self.decoder_num_attention_heads or max(1, width // 64)
+        if width % heads != 0:
+            raise ValueError(
+                f"`decoder_hidden_size` ({width}; the encoder's width when not given) must be a multiple of "
+                f"`decoder_num_attention_heads` ({heads}; one for every 64 channels when not given): set one of the two."
+            )
+        return width, heads
 
 
 __all__ = ["SegmenterConfig"]

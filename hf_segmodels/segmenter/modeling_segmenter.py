@@ -79,11 +79,11 @@ class SegmenterMaskTransformer(nn.Module):
 
     def __init__(self, config: SegmenterConfig, in_channels: int):
         super().__init__()
-        width = config.decoder_hidden_size or in_channels
+        width, num_attention_heads = config.decoder_size(in_channels)
         encoder_config = PlainViTConfig(
             hidden_size=width,
             num_hidden_layers=config.decoder_num_hidden_layers,
-            num_attention_heads=config.decoder_num_attention_heads or max(1, width // 64),
+            num_attention_heads=num_attention_heads,
             intermediate_size=config.decoder_intermediate_size,
             hidden_dropout_prob=config.decoder_dropout_prob,
             attention_probs_dropout_prob=config.decoder_dropout_prob,

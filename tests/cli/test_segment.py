@@ -13,7 +13,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
 from hf_segmodels.cli import main
-from hf_segmodels.segment_images import load_predictor, read_image
+from hf_segmodels.image_processing import read_image
+from hf_segmodels.segment_images import load_predictor
 from hf_segmodels.visualization import palette_for
 
 
@@ -277,12 +278,19 @@ class TestMistakes:
             (["--window", "3x"], "--window"),
             (["--window", "-5"], "--window"),
             (["--stride", "0"], "--stride"),
-            (["--window", "16", "--stride", "32"], "--stride is larger"),
+            (["--window", "16", "--stride", "32"], "leave pixels out"),
+            (["--window", "0", "--stride", "8"], "needs a `window_size`"),
+            (["--stride", "8"], "needs a `window_size`"),
             (["--scales", "0"], "--scales"),
+            (["--scales", "1", "0.001"], "between 0.1 and 10"),
+            (["--scales", "-1"], "--scales"),
+            (["--scales", "nan"], "--scales"),
             (["--scales", "big"], "not a number"),
             (["--alpha", "50"], "between 0 and 1"),
             (["--dtype", "int8"], "--dtype"),
             (["--device", "tpu9"], "--device cpu"),
+            (["--device", "meta"], "--device cpu"),
+            (["--device", "xla"], "--device cpu"),
             (["--nonsense"], "--nonsense"),
         ],
     )
@@ -290,6 +298,14 @@ class TestMistakes:
         path = make_image(tmp_path / "a.png")
         assert segment(path, "--model", model_folder, "--output", output, *arguments) == 2
         self.check_one_line(capsys, message)
+        assert list(output.glob("*")) == []
+
+    def test_stride_larger_than_the_window_of_the_model(self, tmp_path, output, capsys):
+        model_folder = save_tiny_segmenter(tmp_path / "model", window_size=16)
+        path = make_image(tmp_path / "a.png")
+        capsys.readouterr()
+        assert segment(path, "--model", model_folder, "--output", output, "--stride", "24") == 2
+        self.check_one_line(capsys, "`window_stride` (24, 24) must be from 1 to `window_size` (16, 16)")
 
     def check_one_line(self, capsys, message):
         captured = capsys.readouterr()

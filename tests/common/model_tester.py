@@ -313,6 +313,11 @@ class SegmentationModelTester:
             with torch.no_grad():
                 logits = program.module()(images).logits
                 torch.testing.assert_close(logits, model(images).logits, atol=1e-4, rtol=1e-4)
+        # no whole patches: patch-level logits all the same, where the model itself gives them at full resolution
+        images = random_images(1, 3, 33, 41)
+        with torch.no_grad():
+            logits = program.module()(images).logits
+            torch.testing.assert_close(logits, model._dense_logits(images)[0], atol=1e-4, rtol=1e-4)
 
     def test_runs_in_onnx_runtime(self, exported):
         onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is part of the `dev` extra")

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def test_verification_finds_mistakes(mistake: str, checkpoint: Path, tmp_path: P
     assert run(checkpoint, tmp_path / "converted", "--verify") == 1
     assert "FAILED noise at an odd size" in capsys.readouterr().out
     assert not (tmp_path / "converted").exists()
+
+
+def test_written_files_follow_the_umask(checkpoint: Path, tmp_path: Path):
+    old_umask = os.umask(0o027)
+    try:
+        assert run(checkpoint, tmp_path / "out") == 0
+    finally:
+        os.umask(old_umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_full_folders_are_kept(checkpoint: Path, tmp_path: Path, capsys):

@@ -23,7 +23,8 @@ from hf_segmodels import SegmenterImageProcessor, SegmenterImageProcessorPil
 from hf_segmodels.image_processing import resize_image, resize_label_map, resized_size
 
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "image_processing"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+PIPELINES = FIXTURES / "image_processing"
 BACKENDS = {"torchvision": SegmenterImageProcessor, "pil": SegmenterImageProcessorPil}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -52,7 +53,7 @@ def random_image(rng, height=20, width=30, channels=3):
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.75])
 def test_pixels_of_the_original_pipeline(processor_class, ratio):
     """`mmseg_val_pipeline.npz` holds what mmsegmentation's validation pipeline made of an image, before normalising."""
-    golden = np.load(FIXTURES / "mmseg_val_pipeline.npz")
+    golden = np.load(PIPELINES / "mmseg_val_pipeline.npz")
     size = {"shortest_edge": int(48 * ratio), "longest_edge": int(192 * ratio)}
     pixel_values = processor_class(size=size)(golden["image"], return_tensors="np").pixel_values
     expected = golden[f"ratio_{ratio}"].astype(np.float32) / 127.5 - 1
@@ -60,8 +61,8 @@ def test_pixels_of_the_original_pipeline(processor_class, ratio):
     np.testing.assert_allclose(pixel_values[0], expected, rtol=0, atol=1e-6)
 
 
-def test_pixels_of_the_original_multi_scale_pipeline(processor_class, shared):
-    folder = shared / "golden" / "segmenter" / "mask_vit16_slide"
+def test_pixels_of_the_original_multi_scale_pipeline(processor_class):
+    folder = FIXTURES / "segmenter" / "mask_vit16_slide"
     settings = json.loads((folder / "config.json").read_text())["slide_files"]["ms"]
     inputs = np.load(folder / "ms_inputs.npz")
     image = Image.open(folder / "ms_image.png")
@@ -73,26 +74,20 @@ def test_pixels_of_the_original_multi_scale_pipeline(processor_class, shared):
         np.testing.assert_allclose(pixel_values[..., ::-1] if flip else pixel_values, expected, rtol=0, atol=1e-6)
 
 
-def test_pixels_and_labels_of_regproxy_pipeline(processor_class, shared):
-    folder = shared / "golden" / "regproxy" / "_extra"
-    image, label_map = Image.open(folder / "image.png"), Image.open(folder / "ade_label.png")
-    for name, case in json.loads((folder / "preprocess.json").read_text()).items():
-        longest, shortest = case["img_scale"]
-        processor = processor_class(
-            size={"shortest_edge": shortest, "longest_edge": longest},
-            image_mean=[value / 255 for value in case["normalize"]["mean"]],
-            image_std=[value / 255 for value in case["normalize"]["std"]],
-        )
-        pixel_values = processor(image, return_tensors="np").pixel_values[0]
-        np.testing.assert_allclose(pixel_values, np.load(folder / f"pixel_values_{name}.npy"), rtol=0, atol=2e-6)
+def test_pixels_and_labels_of_regproxy_pipeline(processor_class):
+    golden = np.load(PIPELINES / "regproxy_pipeline.npz")
+    for longest, shortest in ((256, 64), (96, 80)):
+        processor = processor_class(size={"shortest_edge": shortest, "longest_edge": longest}, **IMAGENET)
+        pixel_values = processor(golden["image"], return_tensors="np").pixel_values[0]
+        np.testing.assert_allclose(pixel_values, golden[f"scale_{longest}x{shortest}"], rtol=0, atol=2e-6)
     processor = processor_class(do_resize=False, do_reduce_labels=True, num_labels=150)
-    labels = processor(image, label_map, return_tensors="np").labels[0]
-    np.testing.assert_array_equal(labels, np.load(folder / "ade_label_reduced.npy"))
+    labels = processor(golden["image"], golden["label_map"], return_tensors="np").labels[0]
+    np.testing.assert_array_equal(labels, golden["label_map_reduced"])
 
 
 def test_resizing_equals_opencv():
     """`opencv_resize.npz` was made with `cv2.resize` of OpenCV 4.12 (5.0 gives the same)."""
-    golden = np.load(FIXTURES / "opencv_resize.npz")
+    golden = np.load(PIPELINES / "opencv_resize.npz")
     source = torch.from_numpy(golden["source"]).permute(2, 0, 1).contiguous()
     for name in golden.files:
         kind, _, rest = name.partition("_")
@@ -251,6 +246,14 @@ def test_transparency_becomes_white(processor_class, rng):
     np.testing.assert_allclose(fractions, pixels / 255, atol=1 / 255)
     pixels = processor(palette, **options).pixel_values[0]
     np.testing.assert_array_equal(pixels[0] == 255, np.array(palette) == 2)
+
+
+def test_16_and_32_bit_greys_are_not_cut_off(processor_class):
+    values = np.array([[0, 257, 32896, 65535]])
+    options = {"do_resize": False, "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    for dtype in (np.uint16, ">u2", np.int32, np.float32):
+        pixels = processor_class()(Image.fromarray(values.astype(dtype)), **options).pixel_values[0]
+        assert pixels.tolist() == [[[0, 1, 128, 255]]] * 3
 
 
 def test_grey_arrays(processor_class, rng):
@@ -468,14 +471,24 @@ def test_maps_that_do_not_fit(processor_class, rng):
     ]:
         with pytest.raises(ValueError, match=message):
             processor([image, image], maps)
+    colours = random_image(rng, 6, 8)
+    for maps in (colours, colours.transpose(2, 0, 1), torch.from_numpy(colours), colours[None]):
+        with pytest.raises(ValueError, match=r"one class id per pixel.*colours have to be translated"):
+            processor(image, maps)
     with pytest.raises(TypeError, match="PIL.Image.open"):
         processor(image, "map.png")
+    for maps in (label_map.tolist(), [label_map.tolist()]):
+        with pytest.raises(TypeError, match="np.array"):
+            processor(image, maps)
 
 
 def test_unsupported_settings(processor_class, rng):
     image = random_image(rng)
     with pytest.raises(ValueError, match="shortest_edge"):
         processor_class(size={"longest_edge": 10})(image)
+    for size in (0, -3, {"height": 0, "width": 5}, {"shortest_edge": 5, "longest_edge": -1}):
+        with pytest.raises(ValueError, match="at least one pixel"):
+            processor_class(size=size)(image)
     with pytest.raises(ValueError, match="do_center_crop"):
         processor_class(do_center_crop=True, crop_size=8)(image)
 

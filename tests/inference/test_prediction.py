@@ -252,6 +252,8 @@ def test_gradients_reach_the_image_through_windows():
         ({"window_size": (32, 32, 32)}, "must be a number of pixels or"),
         ({"window_size": 32.5}, "must be a number of pixels or"),
         ({"window_size": 32, "max_windows": 0}, "`max_windows` must be at least 1"),
+        ({"window_size": 0, "window_stride": 8}, r"`window_stride` 8 needs a `window_size`"),
+        ({"window_stride": 8}, r"`window_stride` 8 needs a `window_size`"),
         ({"scales": ()}, "`scales` must be factors"),
         ({"scales": (1.0, 0.001)}, "leave pixels of 40 x 60"),
         ({"target_sizes": [(40, 60)]}, r"1 `target_sizes` for a batch of 2"),
@@ -274,6 +276,14 @@ def test_bad_options(options, message):
 def test_bad_images(images, message):
     with pytest.raises(ValueError, match=message):
         make_model().predict(images)
+
+
+def test_wrong_channels_name_the_shape_of_the_image():
+    images = make_images(2, 4, 40, 60)
+    model = make_model(window_size=32)
+    for call in (model, lambda images: model.predict(images, scales=(0.5, 1.0))):
+        with pytest.raises(ValueError, match=r"\(batch_size, 3, height, width\).*\(2, 4, 40, 60\).*3 channels"):
+            call(images)
 
 
 def test_inputs_and_flips_must_match():

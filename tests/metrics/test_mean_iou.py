@@ -52,6 +52,32 @@ def test_evaluate_module_loads_from_its_path_and_equals_the_original(golden, tmp
         metric.compute()
 
 
+def _count_in_one_process_only(rank, store, cache, golden):
+    import evaluate
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    pairs, expected = golden
+    # the second process has nothing to count, and was not even told the number of classes
+    metric = evaluate.load(MEAN_IOU, cache_dir=cache, num_labels=None if rank else expected["num_classes"])
+    if rank == 0:
+        metric.add_batch(predictions=[pair[0] for pair in pairs], references=[pair[1] for pair in pairs])
+    assert_golden(metric.compute(), expected)
+
+    with pytest.raises(ValueError, match="Nothing to compute"):
+        metric.compute()
+
+    with pytest.raises(ValueError, match=r"different numbers of classes, \[2, 3\]"):
+        metric.compute(predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=2 + rank)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_without_pixels_take_part(golden, tmp_path):
+    pytest.importorskip("evaluate")
+    arguments = (str(tmp_path / "store"), str(tmp_path / "cache"), golden)
+    torch.multiprocessing.spawn(_count_in_one_process_only, args=arguments, nprocs=2)
+
+
 def test_counts_do_not_depend_on_batches_or_processes():
     generator = torch.Generator().manual_seed(0)
     predictions = torch.randint(0, 4, (6, 9, 7), generator=generator)

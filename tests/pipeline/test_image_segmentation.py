@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 
 import hf_segmodels  # noqa: F401 - registers the models
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
+from hf_segmodels.image_processing import read_image
 
 
 FLEXIBLE = {"shortest_edge": 32, "longest_edge": 128}
@@ -78,6 +79,16 @@ def test_masks_are_those_of_predict_where_nothing_is_resized(folder, image_files
     image = Image.open(image_files["photo"]).resize((width, height))
     segments = pipeline("image-segmentation", model=str(folder))(image)
     assert (to_label_map(segments) == predict(folder, image)).all()
+
+
+def test_16_bit_greys(folder, image_files, tmp_path):
+    """The pipeline itself cuts values above 255 off; `read_image` does not."""
+    grey = Image.open(image_files["grey"])
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "scan.png")
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    expected = to_label_map(segmenter(grey))
+    assert len(np.unique(expected)) > 1
+    assert (to_label_map(segmenter(read_image(tmp_path / "scan.png"))) == expected).all()
 
 
 def test_window_of_the_configuration_is_used(tmp_path, image_files):

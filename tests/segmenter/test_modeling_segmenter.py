@@ -2,6 +2,7 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import Dinov2Config
 
 from common.model_tester import SegmentationModelTester, random_images, random_labels
 from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
@@ -101,8 +102,10 @@ def test_defaults_are_those_of_the_released_code():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"window_stride": 32}, r"`window_stride` \(32\) needs a `window_size`"),
+        ({"window_stride": 32}, r"`window_stride` 32 needs a `window_size`"),
         ({"decoder_hidden_size": 100, "decoder_num_attention_heads": 3}, "multiple of `decoder_num_attention_heads`"),
+        ({"decoder_num_attention_heads": 5}, r"`decoder_hidden_size` \(768.*`decoder_num_attention_heads` \(5"),
+        ({"decoder_hidden_size": 200}, r"`decoder_hidden_size` \(200.*`decoder_num_attention_heads` \(3"),
         ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
         ({"num_labels": 0}, "`num_labels` must be at least 1"),
         ({"window_size": -5}, "`window_size` must be a number of pixels"),
@@ -114,6 +117,12 @@ def test_defaults_are_those_of_the_released_code():
 def test_bad_config(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         SegmenterConfig(**fields)
+
+
+def test_decoder_heads_that_do_not_fit_another_encoder():
+    backbone = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56)
+    with pytest.raises(ValueError, match=r"`decoder_hidden_size` \(32.*`decoder_num_attention_heads` \(3"):
+        SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=backbone, decoder_num_attention_heads=3))
 
 
 def test_unknown_backbone():

@@ -9,65 +9,31 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from torchvision import tv_tensors
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from hf_segmodels import (
+    PlainViTBackbone,
+    PlainViTConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterImageProcessor,
+)
 from training import run_segmentation_accelerate as script
 from training.augmentation import RandomCropWithClassLimit, training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
 from training.recipe import Recipe
-from training.run_segmentation_accelerate import build_model, learning_rate_factor, load_id2label, main, train
-
-
-MODEL = {
-    "model_type": "segmenter",
-    "decoder_type": "linear",
-    "backbone_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
-    | {"image_size": 32, "use_cls_token": False},
-}
-
-
-@pytest.fixture(scope="module")
-def camera(tmp_path_factory):
-    """A data set of 8 + 2 images: class 0 is dark, class 1 bright, the first row is void."""
-    folder = tmp_path_factory.mktemp("camera")
-    generator = np.random.default_rng(0)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    for split, length in (("train", 8), ("validation", 2)):
-        labels = generator.integers(0, 2, (length, 4, 5), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-        noise = generator.integers(0, 60, (*labels.shape, 3), dtype=np.uint8)
-        images = labels[..., None] * np.uint8(180) + noise
-        labels[:, 0] = 255
-        rows = {"image": list(map(Image.fromarray, images)), "label": list(map(Image.fromarray, labels))}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    (folder / "id2label.json").write_text(json.dumps({0: "dark", 1: "bright"}))
-    return folder
-
-
-@pytest.fixture
-def recipe(camera, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-    def make(name="run", **fields):
-        defaults = {
-            "dataset": str(camera),
-            "model": MODEL,
-            "output_dir": str(tmp_path / name),
-            "image_processor": {"do_resize": False},
-            "base_size": [32, 40],
-            "crop_size": [32, 32],
-            "scale_range": [0.8, 1.2],
-            "max_class_share": 1.0,
-            "batch_size": 4,
-            "max_steps": 4,
-            "optimizer": "adamw",
-            "learning_rate": 0.01,
-            "log_steps": 1,
-        }
-        return Recipe(**(defaults | fields))
-
-    return make
+from training.run_segmentation_accelerate import (
+    build_model,
+    build_optimizer,
+    evaluate,
+    learning_rate_factor,
+    load_id2label,
+    main,
+    train,
+)
 
 
 class Interrupted(Exception):
@@ -103,7 +69,7 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
 def test_resumed_run_equals_uninterrupted_one(recipe):
     fields = {"ema_decay": 0.9, "color_jitter": [0.2, 0.2, 0.2, 0.0], "warmup_steps": 1, "checkpoint_steps": 2}
     # dropout draws from the global random state, which a checkpoint has to hold too
-    fields["model"] = MODEL | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
+    fields["model"] = recipe().model | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
     whole = recipe("whole", **fields)
     train(whole)
 
@@ -153,6 +119,74 @@ def test_stops_on_a_loss_that_is_not_finite(recipe):
         train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
 
 
+def test_reduced_labels_train_and_evaluate_like_those_that_start_at_0(recipe, camera_from_one):
+    fields = {"class_weighting": "median_frequency"}
+    plain = recipe("plain", **fields)
+    reduced = recipe("reduced", **fields, dataset=str(camera_from_one))
+    reduced.image_processor = reduced.image_processor | {"do_reduce_labels": True}
+    scores = [train(run) for run in (plain, reduced)]
+    assert scores[0] == scores[1]
+    assert_equal_weights(plain.output_dir, reduced.output_dir)
+    assert AutoImageProcessor.from_pretrained(reduced.output_dir).do_reduce_labels
+
+
+def test_labels_that_are_no_classes_are_named(recipe, camera_from_one):
+    message = (
+        r"label map of sample \d in train holds labels outside the 2 classes .*: 2; .* y=\d.*do_reduce_labels=True"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(recipe(dataset=str(camera_from_one)))
+
+
+def test_label_maps_are_checked_in_their_own_type_and_by_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (3, 2)).save(folder / "street.png")
+    # in 8 bits 256 would become 0, and 0 - 1 would become 255
+    Image.fromarray(np.array([[0, 1, 2], [255, 256, 1]], dtype=np.uint16)).save(folder / "street_labels.png")
+    (folder / "metadata.csv").write_text("image_file_name,label_file_name\nstreet.png,street_labels.png\n")
+
+    def read(**fields):
+        processor = SegmenterImageProcessor(do_reduce_labels=True, **fields)
+        return SegmentationData(str(tmp_path / "images"), "train", processor=processor)
+
+    message = r"sample 0 in train \(.*street_labels.png\) \(reduced\) .* 254, 255; .* y=1, x=0"
+    with pytest.raises(ValueError, match=message):
+        read(num_labels=2, ignore_index=-1)[0]
+    data = read(num_labels=256, ignore_index=-1)
+    assert data[0][1].tolist() == [[-1, 0, 1], [254, 255, 0]]
+    assert data.class_counts(256).nonzero().flatten().tolist() == [0, 1, 254, 255]
+
+
+def test_evaluation_refuses_labels_of_another_meaning(recipe):
+    model, processor = build_model(recipe())
+    processor.do_reduce_labels = True
+    with pytest.raises(ValueError, match="processor=processor"):
+        evaluate(model, processor, SegmentationData(recipe().dataset, "validation"), Accelerator())
+
+
+def test_pretrained_model_gets_a_new_set_of_classes(recipe):
+    first = recipe("first")
+    train(first)
+    _, processor = build_model(recipe(pretrained=first.output_dir, model={}, id2label={0: "a", 1: "b", 2: "c"}))
+    assert processor.num_labels == 3
+    assert not processor.do_resize
+
+
+def test_starts_from_a_pretrained_encoder(recipe, tmp_path):
+    fields = recipe().model["backbone_config"]
+    # trained at another size: its positions are resized
+    encoder = PlainViTBackbone(PlainViTConfig(**fields | {"image_size": 48}))
+    encoder.save_pretrained(tmp_path / "encoder")
+    model, _ = build_model(recipe(pretrained_backbone=str(tmp_path / "encoder")))
+    ours, theirs = model.backbone.state_dict(), encoder.state_dict()
+    assert ours.pop("embeddings.position_embeddings").shape == (1, 16, 32)
+    assert theirs.pop("embeddings.position_embeddings").shape == (1, 36, 32)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(values, theirs[name]) for name, values in ours.items())
+
+
 def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
     run = recipe()
     data = SegmentationData(run.dataset, "train")
@@ -200,11 +234,27 @@ def test_processes_share_each_global_batch():
     assert sorted(epoch) == list(range(10))
 
 
-def test_learning_rate_is_the_original_schedule(shared):
-    expected = json.loads((shared / "golden/segmenter/lr_schedule.json").read_text())["lr_1e3_iters20"]
-    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=20, learning_rate=1e-3, schedule="poly")
-    ours = [1e-3 * learning_rate_factor(step, recipe) for step in range(20)]
-    assert ours == pytest.approx(expected[:20], rel=1e-9)
+@pytest.mark.parametrize(
+    ("name", "max_steps", "learning_rate"), [("lr_1e3_iters20", 20, 1e-3), ("lr_1e2_iters13", 13, 1e-2)]
+)
+def test_learning_rate_is_the_original_schedule(repository, name, max_steps, learning_rate):
+    expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())[name]
+    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=max_steps, learning_rate=learning_rate)
+    ours = [learning_rate * learning_rate_factor(step, recipe) for step in range(len(expected))]
+    assert ours == pytest.approx(expected, rel=1e-9)
+
+
+def test_default_optimizer_is_the_original_one(repository):
+    expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())["sgd_group"]
+    recipe = Recipe(dataset="x", model={"a": 1})
+    encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder))
+    groups = build_optimizer(model, recipe).param_groups
+    assert len(groups) == 2
+    for group in groups:
+        assert group["lr"] == expected["initial_lr"]
+        for field in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"):
+            assert group[field] == expected[field], field
 
 
 @pytest.mark.parametrize(
@@ -213,8 +263,10 @@ def test_learning_rate_is_the_original_schedule(shared):
         ({"dataset": "x", "model": {}, "learning_rat": 1}, [], "did you mean `learning_rate`"),
         ({"model": {"model_type": "segmenter"}}, [], "needs `dataset`"),
         ({"dataset": "x"}, [], "needs `model`"),
+        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "has an encoder already"),
         ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
+        ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
         ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
         ({"dataset": "x", "pretrained": "y"}, ["batch_size=0"], "at least 1"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_segmodels.label_maps import check_label_map, label_map_to_tensor, reduce_labels
 
 
 class SegmentationData(Dataset):
@@ -21,6 +24,8 @@ class SegmentationData(Dataset):
         source (`str`): What `datasets.load_dataset` takes: a folder (parquet, image folder) or a Hub repository.
         split (`str`): The split's name.
         image_column, label_column (`str`, *optional*): The columns' names.
+        processor (`BaseImageProcessor`, *optional*): Says what labels mean, with its `do_reduce_labels`, `ignore_index`
+            and `num_labels`. Without it they are taken as they are.
         keep_in_memory (`bool`, *optional*, defaults to `True`): Whether to keep decoded samples.
     """
 
@@ -30,6 +35,7 @@ class SegmentationData(Dataset):
         split: str,
         image_column: str = "image",
         label_column: str = "label",
+        processor: BaseImageProcessor | None = None,
         keep_in_memory: bool = True,
     ):
         self.rows = datasets.load_dataset(source, split=split)
@@ -39,36 +45,60 @@ class SegmentationData(Dataset):
                 f"{source} has no column {sorted(missing)}: set `image_column` and `label_column` in the recipe to two "
                 f"of {self.rows.column_names}."
             )
-        self.image_column, self.label_column = image_column, label_column
+        self.split, self.image_column, self.label_column = split, image_column, label_column
+        self.do_reduce_labels = bool(processor and processor.do_reduce_labels)
+        self.ignore_index = processor.ignore_index if processor else 255
+        self.num_labels = processor.num_labels if processor else None
+        fits_a_byte = 0 <= self.ignore_index <= 255 and self.num_labels is not None and self.num_labels <= 256
+        self.label_dtype = torch.uint8 if fits_a_byte else torch.int64
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep_in_memory else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Image `(3, height, width)` and label map `(height, width)`, both uint8."""
+        """
+        Image `(3, height, width)` uint8 and label map `(height, width)`, reduced if the processor says so, int64 or
+        (where that is enough) uint8.
+
+        Raises:
+            ValueError: if the label map is no map of classes, or does not fit the image.
+        """
         if self.kept is not None and index in self.kept:
             image, label_map = self.kept[index]
         else:
             row = self.rows[index]
             # (height, width, 3) -> (3, height, width)
             image = torch.from_numpy(np.array(row[self.image_column].convert("RGB"))).permute(2, 0, 1).contiguous()
-            label_map = torch.from_numpy(np.array(row[self.label_column]))
-            if label_map.dtype != torch.uint8 or label_map.shape != image.shape[1:]:
+            label_map = self._read_label_map(row[self.label_column], index)
+            if label_map.shape != image.shape[1:]:
                 raise ValueError(
-                    f"Sample {index}: a label map of {label_map.dtype} and shape {tuple(label_map.shape)} for an image "
-                    f"of shape {tuple(image.shape)}. Label maps must be single-channel PNGs of the image's size."
+                    f"The label map of sample {index} has (height, width) {tuple(label_map.shape)} but its image has "
+                    f"{tuple(image.shape[1:])}: each pixel needs its label, so resize or crop them alike."
                 )
             if self.kept is not None:
                 self.kept[index] = image, label_map
         return tv_tensors.Image(image), tv_tensors.Mask(label_map)
 
+    def _read_label_map(self, label_map: Any, index: int) -> torch.Tensor:
+        """Class of each pixel, or `ignore_index`, `(height, width)`."""
+        name = f"label map of sample {index} in {self.split}"
+        if file := getattr(label_map, "filename", ""):
+            name += f" ({file})"
+        labels = label_map_to_tensor(label_map, name)
+        if self.do_reduce_labels:
+            labels, name = reduce_labels(labels, self.ignore_index), f"{name} (reduced)"
+        if self.num_labels is not None:
+            check_label_map(labels, self.num_labels, self.ignore_index, name)
+        return labels.to(self.label_dtype)
+
     def class_counts(self, num_labels: int) -> torch.Tensor:
-        """Labelled pixels of each class, `(num_labels,)`; ignored ones are beyond `num_labels`."""
-        counts = torch.zeros(256, dtype=torch.int64)
+        """Labelled pixels of each class, `(num_labels,)`."""
+        counts = torch.zeros(num_labels, dtype=torch.int64)
         for index in range(len(self)):
-            counts += torch.bincount(self[index][1].flatten().long(), minlength=256)
-        return counts[:num_labels]
+            label_map = self[index][1].as_subclass(torch.Tensor)
+            counts += torch.bincount(label_map[label_map != self.ignore_index].long(), minlength=num_labels)
+        return counts
 
 
 class AugmentedData(Dataset):
