@@ -25,6 +25,10 @@ _import_structure = {
     "metrics": [],
     "plain_vit.configuration_plain_vit": ["PlainViTConfig"],
     "plain_vit.modeling_plain_vit": ["PlainViTBackbone"],
+    "regproxy.configuration_regproxy": ["RegProxyConfig"],
+    "regproxy.image_processing_pil_regproxy": ["RegProxyImageProcessorPil"],
+    "regproxy.image_processing_regproxy": ["RegProxyImageProcessor"],
+    "regproxy.modeling_regproxy": ["RegProxyForSemanticSegmentation"],
     "segmenter.configuration_segmenter": ["SegmenterConfig"],
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
@@ -41,6 +45,10 @@ register()
 if TYPE_CHECKING:
     from .plain_vit.configuration_plain_vit import PlainViTConfig
     from .plain_vit.modeling_plain_vit import PlainViTBackbone
+    from .regproxy.configuration_regproxy import RegProxyConfig
+    from .regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
+    from .regproxy.image_processing_regproxy import RegProxyImageProcessor
+    from .regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
     from .segmenter.configuration_segmenter import SegmenterConfig
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor

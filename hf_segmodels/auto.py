@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"segmenter": "Segmenter", "superpixel_vit": "SuperpixelViT"}
+_SEGMENTATION_MODELS = {"regproxy": "RegProxy", "segmenter": "Segmenter", "superpixel_vit": "SuperpixelViT"}
 _BACKBONES = {"plain_vit": "PlainViT"}
 
 

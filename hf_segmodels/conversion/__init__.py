@@ -11,6 +11,7 @@ _import_structure = {
     "backbone": ["convert_backbone", "load_backbone_weights"],
     "checkpoints": ["ConversionError"],
     "command": ["main"],
+    "regproxy": ["convert_regproxy"],
     "segmenter": ["convert_segmenter"],
 }
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .backbone import load_backbone_weights as load_backbone_weights
     from .checkpoints import ConversionError as ConversionError
     from .command import main as main
+    from .regproxy import convert_regproxy as convert_regproxy
     from .segmenter import convert_segmenter as convert_segmenter
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

@@ -118,7 +118,7 @@ def _damaged(path: Path, reason: str) -> ConversionError:
 
 # First match wins: (start of a key, what has such keys, --method that converts it if there is one).
 _SIGNATURES = (
-    ("decode_head.affinity_head.", "RegProxy", None),
+    ("decode_head.affinity_head.", "RegProxy", "regproxy"),
     ("decode_head.q.", "SegViT", None),
     ("decode_head.atm.", "SegViT", None),
     ("context_branch.", "UN-EPT", None),

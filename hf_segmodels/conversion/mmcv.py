@@ -3,7 +3,7 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,33 @@ def read_mmseg_config(config: Path | None, meta: Mapping[str, Any]) -> dict[str,
     return {**values, "test_cfg": test_cfg}
 
 
+def image_processor_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a configuration's pipelines say of the image processor: `size`, `image_mean`, `image_std` and
+    `do_reduce_labels`, as far as they say it.
+    """
+    fields: dict[str, Any] = {}
+    steps = list(_pipeline_steps(config.get("test_pipeline") or []))
+    scale = next((step["img_scale"] for step in steps if step.get("img_scale")), None)
+    if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(isinstance(edge, int) for edge in scale):
+        fields["size"] = {"shortest_edge": min(scale), "longest_edge": max(scale)}
+    normalization = next((step for step in steps if step.get("type") == "Normalize"), config.get("img_norm_cfg") or {})
+    for ours, name in (("image_mean", "mean"), ("image_std", "std")):
+        if name in normalization:
+            fields[ours] = [round(value / 255, 6) for value in normalization[name]]
+    for step in _pipeline_steps(config.get("train_pipeline") or []):
+        if step.get("type") == "LoadAnnotations":
+            fields["do_reduce_labels"] = bool(step.get("reduce_zero_label", False))
+    return fields
+
+
+def _pipeline_steps(pipeline: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for step in pipeline:
+        if isinstance(step, dict):
+            yield step
+            yield from _pipeline_steps(step.get("transforms") or [])
+
+
 def parse_mmcv_config(text: str, origin: str) -> dict[str, Any]:
     """
     The values that a configuration's Python text assigns: literals, `dict(...)` and names assigned before. Nothing is
@@ -127,4 +154,4 @@ def _code(node: ast.stmt | ast.expr, origin: str) -> ConversionError:
     )
 
 
-__all__ = ["MMSEG_VIT", "parse_mmcv_config", "read_mmseg_config"]
+__all__ = ["MMSEG_VIT", "image_processor_fields", "parse_mmcv_config", "read_mmseg_config"]

@@ -8,6 +8,7 @@ right. Written from the papers and from what the released code does.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -295,4 +296,123 @@ def segmenter_forward(
     return logits[..., :height, :width]
 
 
-__all__ = ["augreg_tokens", "segmenter_forward", "timm_tokens"]
+# mmsegmentation's names.
+
+
+def mmseg_tokens(
+    weights: Weights,
+    pixel_values: torch.Tensor,
+    *,
+    num_heads: int,
+    patch_size: int,
+    grid: tuple[int, int],
+    eps: float,
+    mode: str,
+) -> list[torch.Tensor]:
+    """
+    Patch tokens before the first layer and after each one, without a final norm.
+
+    Args:
+        weights (`Weights`): Parameters of an mmsegmentation model whose encoder is a plain or hybrid ViT.
+        grid (`tuple[int, int]`): Rows and columns of the position table; it is resized when the number of patches differs.
+        pixel_values, num_heads, patch_size, eps, mode: See [`timm_tokens`].
+
+    Returns:
+        A list of `torch.Tensor` of shape `(batch_size, D, h, w)`.
+    """
+    if "backbone.patch_embed.backbone.stem.conv.weight" in weights:
+        projection = weights["backbone.patch_embed.proj.weight"], weights["backbone.patch_embed.proj.bias"]
+        patches = F.conv2d(_timm_stem(weights, "backbone.patch_embed.backbone.", pixel_values), *projection)
+    else:
+        projection = weights["backbone.patch_embed.projection.weight"], weights["backbone.patch_embed.projection.bias"]
+        patches = F.conv2d(_pad(pixel_values, patch_size), *projection, stride=patch_size)
+    names = [f"backbone.{name}_token" for name in ("cls", "dist")]
+    prefix = [weights[name] for name in names if name in weights]
+    table = weights["backbone.pos_embed"]
+    tokens = _add_positions(patches, prefix, table, grid, mode, only_by_count=True)
+    outputs = [tokens]
+    while f"backbone.layers.{len(outputs) - 1}.ln1.weight" in weights:
+        layer = f"backbone.layers.{len(outputs) - 1}"
+        attention = f"{layer}.attn.attn"
+        normed = _norm(weights, f"{layer}.ln1", tokens, eps)
+        qkv = F.linear(normed, weights[f"{attention}.in_proj_weight"], weights[f"{attention}.in_proj_bias"])
+        # (batch_size, num_tokens, 3 * D) -> 3 x (batch_size, num_tokens, num_heads, head_dim)
+        attended = _attend(*qkv.unflatten(2, (3, num_heads, -1)).unbind(2)).flatten(2)
+        tokens = tokens + _linear(weights, f"{attention}.out_proj", attended)
+        hidden = F.gelu(_linear(weights, f"{layer}.ffn.layers.0.0", _norm(weights, f"{layer}.ln2", tokens, eps)))
+        tokens = tokens + _linear(weights, f"{layer}.ffn.layers.1", hidden)
+        outputs.append(tokens)
+    # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
+    return [tokens[:, len(prefix) :].mT.unflatten(2, tuple(patches.shape[-2:])) for tokens in outputs]
+
+
+# RegProxy.
+
+
+def _conv_norm(weights: Weights, name: str, features: torch.Tensor, eps: float) -> torch.Tensor:
+    weight = weights[f"{name}.conv.weight"]
+    features = F.conv2d(features, weight, padding=weight.shape[-1] // 2, groups=features.shape[1] // weight.shape[1])
+    statistics = (weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, scale, shift = (values[:, None, None] for values in statistics)
+    return ((features - mean) / (variance + eps).sqrt() * scale + shift).relu()
+
+
+@torch.no_grad()
+def regproxy_forward(
+    weights: Weights,
+    pixel_values: torch.Tensor,
+    *,
+    token_head_depth: int,
+    cell_size: tuple[int, int],
+    eps: float,
+    batch_norm_eps: float,
+    **encoder: Any,
+) -> torch.Tensor:
+    """
+    The released RegProxy in eval mode.
+
+    Args:
+        token_head_depth (`int`): Layers before the affinity head.
+        cell_size (`tuple[int, int]`): Predictions for each token, down and across.
+        eps, batch_norm_eps (`float`): Epsilon of layer norms and batch norms.
+        weights, pixel_values, encoder: See [`mmseg_tokens`].
+
+    Returns:
+        Logits `(batch_size, num_labels, height, width)` at the size of the input.
+    """
+    features = mmseg_tokens(weights, pixel_values, eps=eps, **encoder)
+    early, late = features[token_head_depth], features[-1]
+    (rows, columns), (cell_height, cell_width) = late.shape[-2:], cell_size
+    for part in ("depthwise_conv", "pointwise_conv"):
+        early = _conv_norm(weights, f"decode_head.affinity_head.0.{part}", early, batch_norm_eps)
+    predictor = "decode_head.affinity_head.1.conv"
+    scores = F.conv2d(early, weights[f"{predictor}.weight"], weights[f"{predictor}.bias"])
+    scores = _unpack(scores, cell_size)
+    tokens = _norm(weights, "backbone.ln1", late.permute(0, 2, 3, 1), eps)
+    # (batch_size, H, W, K) -> (batch_size, K, H, W)
+    token_logits = _linear(weights, "decode_head.mlp.0.0", tokens).permute(0, 3, 1, 2)
+
+    # each pixel's token is `(row, column)`; neighbours that do not exist take no part
+    row = torch.arange(rows * cell_height)[:, None] // cell_height
+    column = torch.arange(columns * cell_width)[None] // cell_width
+    total, weight_sum = torch.zeros(()), torch.zeros(())
+    largest = scores.amax(dim=1, keepdim=True)
+    for number, score in enumerate(scores.unbind(1)):
+        y, x = row + number // 3 - 1, column + number % 3 - 1
+        exists = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+        weight = (score[:, None] - largest).exp() * exists
+        total = total + weight * token_logits[:, :, y.clamp(0, rows - 1), x.clamp(0, columns - 1)]
+        weight_sum = weight_sum + weight
+    painted = total / weight_sum
+    return F.interpolate(painted, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _unpack(scores: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
+    """`(batch_size, 9 * h * w, H, W)` -> `(batch_size, 9, H * h, W * w)`"""
+    rows, columns = (side * cell for side, cell in zip(scores.shape[-2:], cell_size, strict=True))
+    # (batch_size, 9, h, w, H, W) -> (batch_size, 9, H, h, W, w)
+    cells = scores.unflatten(1, (9, *cell_size)).permute(0, 1, 4, 2, 5, 3)
+    return cells.reshape(len(scores), 9, rows, columns)
+
+
+__all__ = ["augreg_tokens", "mmseg_tokens", "regproxy_forward", "segmenter_forward", "timm_tokens"]
