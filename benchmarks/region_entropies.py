@@ -11,7 +11,7 @@ affinity (equation 11), the other two count it once (equation 1). Writes `region
 above zero as in figure 6, and `region_entropies.json`: mean entropy and share of pure regions of each kind. `--picture`
 adds `regions.png`: the regions of tokens spread over a photograph (figure 8).
 
-Needs `pip install matplotlib scikit-image datasets`.
+Needs `pip install matplotlib '.[train,superpixels]'`.
 """
 
 import argparse
@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.stats import gaussian_kde
-from skimage.segmentation import slic
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_segmodels  # noqa: F401  (registers the models)
-from hf_segmodels.metrics import label_histograms, region_entropies
+from hf_segmodels.image_processing.superpixels import slic_superpixels
+from hf_segmodels.label_maps import label_histograms
+from hf_segmodels.metrics import region_entropies
 from hf_segmodels.regproxy.loss_regproxy import region_histograms
 from hf_segmodels.visualization import draw_regions
 
@@ -47,13 +48,6 @@ def square_cells(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     rows = torch.arange(size[0]) * grid[0] // size[0]
     columns = torch.arange(size[1]) * grid[1] // size[1]
     return rows[:, None] * grid[1] + columns
-
-
-def superpixels(pixel_values: torch.Tensor, number: int) -> torch.Tensor:
-    """About `number` SLIC superpixels of a normalised image `(3, height, width)`: `(height, width)`, from 0."""
-    low, high = pixel_values.amin(), pixel_values.amax()
-    image = ((pixel_values - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0).double().numpy()
-    return torch.from_numpy(slic(image, n_segments=number, compactness=10.0, start_label=0))
 
 
 def covered_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, int]:
@@ -77,7 +71,7 @@ def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[s
             affinity = model(pixel_values, output_hidden_states=True).affinity
         grid = (affinity.shape[-2], affinity.shape[-1])
         number = grid[0] * grid[1]
-        cells, segments = square_cells(size, grid)[None], superpixels(pixel_values[0], number)[None]
+        cells, segments = square_cells(size, grid)[None], slic_superpixels(pixel_values[0], number)[None]
         num_segments, covered = int(segments.max()) + 1, covered_size(model, size)
         histograms = {
             "square cells": label_histograms(cells, labels, number, num_labels, ignore_index),

@@ -33,6 +33,7 @@ from transformers.utils.generic import can_return_tuple
 from ..inference.prediction import eval_mode
 from ..inference.region_painting import paint_labels, paint_scores, region_slots, resize_regions
 from ..inference.sliding_window import as_sizes
+from ..label_maps import label_histograms
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .configuration_superpixel_vit import SuperpixelViTConfig
@@ -116,14 +117,7 @@ def superpixel_soft_labels(
         `torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`, float32, whose rows sum to 1, or to 0 for
         superpixels without any pixel that counts.
     """
-    is_counted = (labels != ignore_index) & (superpixels >= 0)
-    # a bin for each pair of superpixel and class, and one more for what does not count
-    num_bins = num_superpixels * num_labels
-    bins = torch.where(is_counted, superpixels * num_labels + labels.long(), num_bins).flatten(1)
-    ones = torch.ones_like(bins, dtype=torch.float32)
-    counts = ones.new_zeros(bins.shape[0], num_bins + 1).scatter_add(1, bins, ones)
-    # (batch_size, N * K + 1) -> (batch_size, N, K)
-    counts = counts[:, :-1].unflatten(1, (num_superpixels, num_labels))
+    counts = label_histograms(superpixels, labels, num_superpixels, num_labels, ignore_index)
     return counts / counts.sum(dim=2, keepdim=True).clamp(min=1)
 
 

@@ -119,7 +119,9 @@ class TestTokens:
         torch.testing.assert_close(renumbered.token_logits[:, order], outputs.token_logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(renumbered.logits, outputs.logits, atol=1e-5, rtol=1e-5)
 
-    @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+    @pytest.mark.parametrize(
+        "implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
+    )
     def test_an_image_alone_equals_it_padded_in_a_batch(self, batch, implementation):
         images, superpixels = batch
         model = make_model()
@@ -389,6 +391,7 @@ def test_exports_with_dynamic_sizes(exported):
             torch.testing.assert_close(logits, model(images, superpixels).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_runs_in_onnx_runtime(exported):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is part of the `dev` extra")
     model, program = exported
