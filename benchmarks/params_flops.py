@@ -292,7 +292,7 @@ def main() -> None:
             if row.table != table:
                 table = row.table
                 print(f"\n{method}, {table}")
-                print(f"  {'':18}{'parameters':>11} {'paper':>7}{'authors` way':>14} {'paper':>7}{'true':>10}")
+                print(f"  {'':18}{'parameters':>11} {'paper':>7}{'authors':>14} {'paper':>7}{'true':>10}")
             counts = count(row)
             mark = "" if check(row) else f"  does not fit: {row.misfit or 'not known why'}"
             print(
