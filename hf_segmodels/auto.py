@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"regproxy": "RegProxy", "segmenter": "Segmenter"}
+_SEGMENTATION_MODELS = {"regproxy": "RegProxy", "segmenter": "Segmenter", "segvit": "SegViT"}
 _BACKBONES = {"plain_vit": "PlainViT"}
 
 
