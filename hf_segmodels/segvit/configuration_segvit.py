@@ -62,6 +62,9 @@ class SegViTConfig(SegmentationConfig):
         then resized to it. The up-sampling queries keep their grid too. This is how the released code works, with its
         training crop; converted models have it. When not given, both follow the image: masks become probabilities at its
         own size, and the queries are interpolated to its patch grid.
+    min_scaled_size (`int`, *optional*):
+        Shorter edge in pixels at which the `scales` of `predict` stop shrinking images: the released protocols for COCO-Stuff
+        and Pascal Context have the window's. No bound when not given.
     odd_size_mode (`"crop"` or `"squeeze"`, *optional*, defaults to `"crop"`):
         What happens to scores of images that were padded to whole patches: the padding is cut off, or they are squeezed
         into the unpadded size, as the released code does. Only for checkpoints that must behave as that code.
@@ -115,6 +118,7 @@ class SegViTConfig(SegmentationConfig):
     decoder_layer_norm_eps: float | int = 1e-5
     query_grid: int | list[int] | tuple[int, int] | None = None
     prediction_size: int | list[int] | tuple[int, int] | None = None
+    min_scaled_size: int | None = None
     odd_size_mode: Literal["crop", "squeeze"] = "crop"
     use_auxiliary_loss: bool = True
     no_object_weight: float | int = 0.1
@@ -153,6 +157,7 @@ class SegViTConfig(SegmentationConfig):
             "decoder_num_hidden_layers",
             "decoder_num_attention_heads",
             "decoder_intermediate_size",
+            "min_scaled_size",
         )
         if self.decoder_hidden_size % self.decoder_num_attention_heads != 0:
             raise ValueError(
@@ -161,7 +166,7 @@ class SegViTConfig(SegmentationConfig):
             )
         for name in ("query_grid", "prediction_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) and len(value) != 2 or min(_as_pair(value)) < 1):
+            if value is not None and ((not isinstance(value, int) and len(value) != 2) or min(_as_pair(value)) < 1):
                 raise ValueError(f"`{name}` must be a number or a pair (down, across), at least 1 each, got {value}.")
         for name in ("no_object_weight", "class_loss_weight", "mask_loss_weight", "dice_loss_weight"):
             if getattr(self, name) < 0:

@@ -320,6 +320,11 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         class_logits, mask_logits = self.decoder(outputs.feature_maps)
         return class_logits, mask_logits, covered_size, outputs
 
+    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        if self.config.min_scaled_size is not None and scale > 0:
+            scale = max(scale, min(1.0, self.config.min_scaled_size / min(size)))
+        return super()._scaled_size(size, scale)
+
     def _window_scores(
         self,
         pixel_values: torch.Tensor,
