@@ -42,7 +42,7 @@ class SegViTOutput(ModelOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
-    logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
+    logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, float32):
         Scores of the classes at full resolution: each query's mask, after the sigmoid, counts for each class by the
         query's probability of it. Not negative, and not to be put through a softmax. Without gradients where `labels` are
         given: the loss is that of queries and masks.
@@ -357,12 +357,17 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
     ) -> torch.Tensor:
         """Scores `(batch_size, num_labels, height, width)` of an image of `size` (section 3.2, "inference")."""
         prediction_size = self.config.fixed_prediction_size
-        masks = _resize(mask_logits, prediction_size or covered_size)
-        if prediction_size is None:
-            masks = masks[..., : size[0], : size[1]]
-        probabilities = class_logits.softmax(dim=-1)[..., :-1]
+        # float32, since classes differ by little where many small terms add up
+        masks = _resize(mask_logits.float(), prediction_size or covered_size)
+        probabilities = class_logits.float().softmax(dim=-1)[..., :-1]
         scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
-        return scores if prediction_size is None else _resize(scores, covered_size)[..., : size[0], : size[1]]
+        if prediction_size is not None:
+            scores = _resize(scores, covered_size)
+        if torch.compiler.is_exporting():
+            # a slice would make the graph hold for whole patches only
+            rows, columns = (torch.arange(side, device=scores.device) for side in size)
+            return scores.index_select(2, rows).index_select(3, columns)
+        return scores[..., : size[0], : size[1]]
 
     @can_return_tuple
     @slide_when_configured
