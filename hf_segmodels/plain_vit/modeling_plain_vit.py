@@ -61,6 +61,10 @@ class PlainViTHybridStem(nn.Module):
         )
         self.embedder = BitEmbeddings(bit_config)
         self.encoder = BitEncoder(bit_config)
+        for module in self.encoder.modules():
+            if isinstance(module, BitBottleneckLayer):
+                # how `_init_weights` knows it: outside of transformers, it is not asked about modules without parameters
+                module.norm3.ends_residual_branch = True
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         # (batch_size, num_channels, height, width) -> (batch_size, stem_hidden_sizes[-1], height / P, width / P), ceil
@@ -360,9 +364,8 @@ class PlainViTPreTrainedModel(PreTrainedModel):
             else:
                 fan_in = module.weight[0].numel()
                 init.trunc_normal_(module.weight, std=fan_in**-0.5)
-        elif isinstance(module, BitBottleneckLayer):
-            # the residual branch starts as zero; children are initialised before their parent
-            init.zeros_(module.norm3.weight)
+        elif getattr(module, "ends_residual_branch", False):
+            init.zeros_(module.weight)
 
 
 @auto_docstring(

@@ -74,10 +74,14 @@ class SegViTOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class SegViTXavierLinear(nn.Linear):
+    """One of the three projections that torch's own attention holds, and initialises, as a single matrix."""
+
+
 class SegViTAttention(nn.Module):
     """Multi-head attention from queries to keys and values, which can give the similarity that becomes masks."""
 
-    def __init__(self, config: SegViTConfig, is_xavier: bool = True):
+    def __init__(self, config: SegViTConfig, linear_class: type[nn.Linear] = SegViTXavierLinear):
         super().__init__()
         self.config = config
         self.num_attention_heads = config.decoder_num_attention_heads
@@ -85,11 +89,10 @@ class SegViTAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.decoder_dropout_prob
         self.is_causal = False
-        self.is_xavier = is_xavier  # how it is initialised
 
-        self.q_proj = nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size)
-        self.k_proj = nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size)
-        self.v_proj = nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size)
+        self.q_proj = linear_class(config.decoder_hidden_size, config.decoder_hidden_size)
+        self.k_proj = linear_class(config.decoder_hidden_size, config.decoder_hidden_size)
+        self.v_proj = linear_class(config.decoder_hidden_size, config.decoder_hidden_size)
         self.o_proj = nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size)
 
     def forward(
@@ -137,7 +140,7 @@ class SegViTDecoderLayer(GradientCheckpointingLayer):
         width, eps = config.decoder_hidden_size, config.decoder_layer_norm_eps
         self.self_attention = SegViTAttention(config)
         self.self_attention_norm = nn.LayerNorm(width, eps=eps)
-        self.cross_attention = SegViTAttention(config, is_xavier=is_upsampling)
+        self.cross_attention = SegViTAttention(config, SegViTXavierLinear if is_upsampling else nn.Linear)
         self.cross_attention_norm = nn.LayerNorm(width, eps=eps)
         self.fc1 = nn.Linear(width, config.decoder_intermediate_size or 4 * width)
         self.activation = nn.ReLU()
@@ -282,13 +285,11 @@ class SegViTPreTrainedModel(SegmentationPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, SegViTXavierLinear):
+            bound = (6 / (module.in_features + 3 * module.out_features)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, SegViTAttention) and module.is_xavier:
-            # as one matrix of three times as many rows, which torch's attention has
-            bound = (6 / (4 * module.q_proj.in_features)) ** 0.5
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.uniform_(projection.weight, -bound, bound)
         elif isinstance(module, SegViTQueryUpsampling):
             init.normal_(module.queries)
         elif isinstance(module, SegViTDecoder):

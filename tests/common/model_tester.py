@@ -58,6 +58,7 @@ class SegmentationModelTester:
         return self.config_class(num_labels=self.num_labels, **self.without_dropout, **overrides)
 
     without_dropout: dict[str, float] = {}
+    learning_rate = 3e-3
     # fields without which the model has batch norms: their statistics depend on how a batch is split
     without_batch_norm: dict[str, str] = {}
 
@@ -104,7 +105,7 @@ class SegmentationModelTester:
         model = self.model().train()
         images, labels = random_images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
         labels[:, 32:] = 1
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate)
         losses = []
         for _ in range(12):
             loss = model(images, labels=labels).loss
