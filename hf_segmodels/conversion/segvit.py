@@ -225,6 +225,16 @@ def split_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return split
 
 
+def _part_names(table: Mapping[str, str]) -> dict[str, str]:
+    """What parts of a parameter that was split are called in messages."""
+    return {
+        f"{original} ({part})": ours.replace(".fused.", f".{part[0]}_proj.")
+        for original, ours in table.items()
+        if ".fused." in ours
+        for part in ("queries", "keys", "values")
+    }
+
+
 def segvit_config(
     config: Mapping[str, Any],
     state_dict: Mapping[str, torch.Tensor],
@@ -353,7 +363,7 @@ def convert_segvit(checkpoint: Path, config: Path | None = None) -> Conversion:
     with torch.device("meta"):
         model = SegViTForSemanticSegmentation(model_config)
     tensors = split_attention({ours: weights[original] for original, ours in renamed.items()})
-    load_strictly(model, tensors, table)
+    load_strictly(model, tensors, {**table, **_part_names(table)})
 
     processor_fields = image_processor_fields(values)
     num_labels = model_config.num_labels

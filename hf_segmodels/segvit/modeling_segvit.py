@@ -50,9 +50,9 @@ class SegViTOutput(ModelOutput):
         Class scores of each query before softmax; "no object" comes last. Not given where windows were merged.
     masks_queries_logits (`torch.Tensor` of shape `(batch_size, num_labels, h, w)`):
         Mask of each query before upsampling and sigmoid. Not given where windows were merged.
-    auxiliary_class_queries_logits (`tuple[torch.Tensor, ...]`, *optional*):
+    auxiliary_class_queries_logits (`torch.Tensor` of shape `(batch_size, num_stages - 1, num_labels, num_labels + 1)`, *optional*):
         The same as `class_queries_logits` of the earlier stages (layers, in a `"shrunk"` decoder), first to last.
-    auxiliary_masks_queries_logits (`tuple[torch.Tensor, ...]`, *optional*):
+    auxiliary_masks_queries_logits (`torch.Tensor` of shape `(batch_size, num_stages - 1, num_labels, h, w)`, *optional*):
         The same as `masks_queries_logits` of these.
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         The weighted terms of the loss: `loss_ce`, `loss_mask` and `loss_dice` of the last stage, and of the earlier ones
@@ -67,8 +67,8 @@ class SegViTOutput(ModelOutput):
     logits: torch.Tensor | None = None
     class_queries_logits: torch.Tensor | None = None
     masks_queries_logits: torch.Tensor | None = None
-    auxiliary_class_queries_logits: tuple[torch.Tensor, ...] | None = None
-    auxiliary_masks_queries_logits: tuple[torch.Tensor, ...] | None = None
+    auxiliary_class_queries_logits: torch.Tensor | None = None
+    auxiliary_masks_queries_logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -430,8 +430,8 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
             logits=logits,
             class_queries_logits=class_logits[-1],
             masks_queries_logits=mask_logits[-1],
-            auxiliary_class_queries_logits=tuple(class_logits[:-1]) if has_auxiliary else None,
-            auxiliary_masks_queries_logits=tuple(mask_logits[:-1]) if has_auxiliary else None,
+            auxiliary_class_queries_logits=torch.stack(class_logits[:-1], dim=1) if has_auxiliary else None,
+            auxiliary_masks_queries_logits=torch.stack(mask_logits[:-1], dim=1) if has_auxiliary else None,
             loss_dict=loss_dict,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -67,15 +67,15 @@ class TestSegViT(SegViTModelTester):
             for parameter in model.decoder.stages[1].parameters():
                 parameter.mul_(1.5)
             after = model(images)
-        assert torch.equal(before.auxiliary_masks_queries_logits[0], after.auxiliary_masks_queries_logits[0])
+        assert torch.equal(before.auxiliary_masks_queries_logits[:, 0], after.auxiliary_masks_queries_logits[:, 0])
         assert not torch.equal(before.masks_queries_logits, after.masks_queries_logits)
         deepest = SegViTForSemanticSegmentation(self.config(backbone_config=encoder(out_indices=[2]))).eval()
         deepest.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("decoder.stages.1.")})
         with torch.no_grad():
             alone = deepest(images)
         assert alone.auxiliary_masks_queries_logits is None
-        torch.testing.assert_close(alone.masks_queries_logits, after.auxiliary_masks_queries_logits[0])
-        torch.testing.assert_close(alone.class_queries_logits, after.auxiliary_class_queries_logits[0])
+        torch.testing.assert_close(alone.masks_queries_logits, after.auxiliary_masks_queries_logits[:, 0])
+        torch.testing.assert_close(alone.class_queries_logits, after.auxiliary_class_queries_logits[:, 0])
 
     def test_without_auxiliary_loss(self):
         images, labels = random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
@@ -195,7 +195,7 @@ class TestShrunkSegViT(SegViTModelTester):
             assert deep.shape[2:] == (size[0] // 32, size[1] // 32)
             assert outputs.masks_queries_logits.shape[2:] == shallow.shape[2:]
             # supervision is over the layers of the one stage, whose masks do not add up
-            assert len(outputs.auxiliary_masks_queries_logits) == 1
+            assert outputs.auxiliary_masks_queries_logits.shape[1] == 1
 
     def test_queries_keep_their_grid_at_a_fixed_size(self):
         model = self.model(prediction_size=64, query_grid=(4, 6))
