@@ -33,6 +33,10 @@ _import_structure = {
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
     "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
+    "segvit.configuration_segvit": ["SegViTConfig"],
+    "segvit.image_processing_pil_segvit": ["SegViTImageProcessorPil"],
+    "segvit.image_processing_segvit": ["SegViTImageProcessor"],
+    "segvit.modeling_segvit": ["SegViTForSemanticSegmentation"],
     "superpixel_vit.configuration_superpixel_vit": ["SuperpixelViTConfig"],
     "superpixel_vit.image_processing_pil_superpixel_vit": ["SuperpixelViTImageProcessorPil"],
     "superpixel_vit.image_processing_superpixel_vit": ["SuperpixelViTImageProcessor"],
@@ -53,6 +57,10 @@ if TYPE_CHECKING:
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor
     from .segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+    from .segvit.configuration_segvit import SegViTConfig
+    from .segvit.image_processing_pil_segvit import SegViTImageProcessorPil
+    from .segvit.image_processing_segvit import SegViTImageProcessor
+    from .segvit.modeling_segvit import SegViTForSemanticSegmentation
     from .superpixel_vit.configuration_superpixel_vit import SuperpixelViTConfig
     from .superpixel_vit.image_processing_pil_superpixel_vit import SuperpixelViTImageProcessorPil
     from .superpixel_vit.image_processing_superpixel_vit import SuperpixelViTImageProcessor

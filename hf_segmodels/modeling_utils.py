@@ -41,8 +41,11 @@ def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
 def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     """
     Number of pixels that height and width must be a multiple of, so that each feature map covers the image exactly:
-    the patch size of a plain ViT, the total stride of a hierarchical encoder (one that has `depths`).
+    the patch size of a plain ViT (twice that where a layer halves its grid), the total stride of a hierarchical encoder
+    (one that has `depths`).
     """
+    if isinstance(backbone_config, PlainViTConfig):
+        return max(backbone_config.feature_strides)
     patch_size = getattr(backbone_config, "patch_size", 4)
     patch_size = patch_size if isinstance(patch_size, int) else max(patch_size)
     depths = getattr(backbone_config, "depths", None)
@@ -102,7 +105,8 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
-        if not isinstance(backbone_config, PlainViTConfig) or backbone_config.stem_type != "patch":
+        pads_itself = isinstance(backbone_config, PlainViTConfig) and backbone_config.stem_type == "patch"
+        if not pads_itself or backbone_config.patch_size != self.size_divisor:
             pixel_values = pad_to_multiple(pixel_values, self.size_divisor)
         return pixel_values, padded_size
 

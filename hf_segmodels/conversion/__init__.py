@@ -13,6 +13,7 @@ _import_structure = {
     "command": ["main"],
     "regproxy": ["convert_regproxy"],
     "segmenter": ["convert_segmenter"],
+    "segvit": ["convert_segvit"],
 }
 
 if TYPE_CHECKING:
@@ -22,5 +23,6 @@ if TYPE_CHECKING:
     from .command import main as main
     from .regproxy import convert_regproxy as convert_regproxy
     from .segmenter import convert_segmenter as convert_segmenter
+    from .segvit import convert_segvit as convert_segvit
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

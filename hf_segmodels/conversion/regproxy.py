@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..labels import load_labels
 from ..regproxy.configuration_regproxy import RegProxyConfig
 from ..regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
 from ..regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
 from .backbone import infer_config
 from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
 from .key_mapping import add_prefix, load_strictly, rename
-from .mmcv import MMSEG_VIT, image_processor_fields, read_mmseg_config
+from .mmcv import (
+    MMSEG_VIT,
+    check_facts,
+    image_processor_fields,
+    label_fields,
+    norm_eps,
+    read_config_or_release,
+    read_mmseg_config,
+    window_fields,
+)
 from .outputs import Conversion
 from .reference import regproxy_forward
 
@@ -139,7 +147,7 @@ def regproxy_config(
         image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         fields: dict[str, Any] = {
             "position_grid": [side // patch_size for side in image_size],
-            "layer_norm_eps": _eps(encoder.get("norm_cfg")),
+            "layer_norm_eps": norm_eps(encoder.get("norm_cfg")),
         }
         if "num_heads" in encoder:
             fields["num_attention_heads"] = encoder["num_heads"]
@@ -154,7 +162,7 @@ def regproxy_config(
         out_indices = list(encoder["out_indices"])
         early, late = (out_indices[index] for index in head.get("in_index", (-2, -1)))
         cell_height, cell_width = head["region_res"]
-        _check(
+        check_facts(
             ("num_layers", encoder.get("num_layers"), backbone_config.num_hidden_layers),
             ("embed_dims", encoder.get("embed_dims"), backbone_config.hidden_size),
             ("patch_size", patch_size, backbone_config.patch_size),
@@ -167,10 +175,10 @@ def regproxy_config(
             backbone_config=backbone_config,
             token_head_depth=early + 1,
             region_resolution=[cell_height, cell_width],
-            batch_norm_eps=_eps(head.get("norm_cfg")),
+            batch_norm_eps=norm_eps(head.get("norm_cfg")),
             odd_size_mode="squeeze",
-            **_windows(config.get("test_cfg") or {}),
-            **_labels(num_labels, class_names),
+            **window_fields(config.get("test_cfg") or {}),
+            **label_fields(num_labels, class_names),
         )
     except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError) as error:
         if isinstance(error, ConversionError):
@@ -179,38 +187,6 @@ def regproxy_config(
         raise ConversionError(
             f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
         ) from error
-
-
-def _check(*facts: tuple[str, Any, Any]) -> None:
-    wrong = [f"`{name}` {said} against {true}" for name, said, true in facts if said is not None and said != true]
-    if wrong:
-        raise ConversionError(
-            f"The configuration contradicts the weights, or is not supported: {', '.join(wrong)}. Give the one that the "
-            "checkpoint was trained with, with --config."
-        )
-
-
-def _eps(norm_cfg: Mapping[str, Any] | None) -> float:
-    return (norm_cfg or {}).get("eps", 1e-5)  # mmcv's default for every kind of norm
-
-
-def _windows(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    if test_cfg.get("mode") != "slide":
-        return {}
-    return {"window_size": list(test_cfg["crop_size"]), "window_stride": list(test_cfg["stride"])}
-
-
-# Number of classes -> data set, where a checkpoint does not name its classes.
-_DATASETS = {150: "ade20k", 19: "cityscapes", 60: "pascal_context_60"}
-
-
-def _labels(num_labels: int, class_names: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    names = list(class_names)
-    if len(names) != num_labels:
-        names = load_labels(_DATASETS[num_labels])[0] if num_labels in _DATASETS else []
-    if not names:
-        return {"num_labels": num_labels}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion:
@@ -231,7 +207,10 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
     """
     state_dict, meta = read_checkpoint_and_meta(checkpoint)
     check_method(state_dict, "regproxy", checkpoint)
-    values, notes = _read_config(state_dict, meta, config)
+    name = recognize(state_dict)
+    values, notes = read_config_or_release(
+        config, meta, name, lambda: _release_as_config(RELEASES[name]) if name is not None else {}
+    )
     class_names = meta.get("CLASSES") or ()
     model_config = regproxy_config(values, state_dict, checkpoint, class_names)
     renamed, dropped = rename(list(state_dict), REGPROXY)
@@ -266,26 +245,6 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
         model_scores=_full_size_logits,
         notes=notes,
     )
-
-
-def _read_config(
-    state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any], config: Path | None
-) -> tuple[dict[str, Any], list[str]]:
-    name = recognize(state_dict)
-    try:
-        values = read_mmseg_config(config, meta)
-    except ConversionError:
-        if config is not None or name is None:
-            raise
-        values = None
-    if values is not None:
-        return values, []
-    if name is None:
-        raise ConversionError(
-            "The checkpoint holds no configuration, and is none of the released ones by its keys and shapes. Give its "
-            "configuration (JSON, or self-contained Python) with --config."
-        )
-    return _release_as_config(RELEASES[name]), [f"recognised as {name} by its keys and shapes"]
 
 
 def _image_processor_fields(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:

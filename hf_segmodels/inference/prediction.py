@@ -147,6 +147,10 @@ class DensePredictionMixin:
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         raise NotImplementedError
 
+    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """Height and width of an image at one of the scales of [`~DensePredictionMixin.predict`]."""
+        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
     def _window_scores(
         self,
         pixel_values: torch.Tensor,
@@ -207,7 +211,7 @@ class DensePredictionMixin:
         if not pixel_values.is_floating_point():
             raise ValueError(f"Expected normalised `pixel_values`, got {pixel_values.dtype}: use the image processor.")
         height, width = pixel_values.shape[-2:]
-        scaled_sizes = [(int(height * scale + 0.5), int(width * scale + 0.5)) for scale in scales]
+        scaled_sizes = [self._scaled_size((height, width), scale) for scale in scales]
         if len(scaled_sizes) == 0 or min(map(min, scaled_sizes)) < 1:
             raise ValueError(
                 f"`scales` must be factors, such as (0.5, 1.0, 1.5), that leave pixels of {height} x {width}, got {scales}."

@@ -89,6 +89,11 @@ class SuperpixelViTConfig(SegmentationConfig):
                 "Superpixels are embedded by a linear patch projection: `backbone_config` must be a `PlainViTConfig` with "
                 f"`stem_type='patch'`, got {type(backbone_config).__name__}."
             )
+        if backbone_config.query_downsampling_layer is not None:
+            raise ValueError(
+                "Superpixels lie on no grid that could be down-sampled: leave `query_downsampling_layer` out of "
+                "`backbone_config`."
+            )
         if backbone_config.position_embedding_resize_rule != "grid":
             raise ValueError(
                 "Superpixels have no patch grid whose tokens could be counted: set "
