@@ -477,6 +477,7 @@ def test_torchvision_is_named_where_it_is_missing(batch, monkeypatch):
         ({"backbone_config": Dinov2Config()}, "must be a `PlainViTConfig` with `stem_type='patch'`, got Dinov2Config"),
         ({"backbone_config": {"stem_type": "resnetv2", "patch_size": 32}}, "`stem_type='patch'`"),
         ({"backbone_config": {"position_embedding_resize_rule": "token_count"}}, "no patch grid"),
+        ({"backbone_config": {"query_downsampling_layer": 1}}, "no grid that could be down-sampled"),
     ],
 )
 def test_bad_config(fields, message):
