@@ -55,7 +55,8 @@ def draw_regions(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> Image.Image:
     """
-    Draws the regions of some tokens over an image, and the tokens' own cells as white frames.
+    Draws the regions of some tokens over an image, from dark violet (no share) to light yellow (the largest share), and
+    the tokens' own cells as white frames.
 
     Args:
         image (`PIL.Image.Image`):
@@ -73,7 +74,9 @@ def draw_regions(
         `PIL.Image.Image`: an RGB image of the same size.
     """
     maps = region_maps(affinity, tokens)
-    picture = overlay_heat_map(image, maps.sum(dim=0).clamp(max=1), alpha, coverage, limits=(0, 1))
+    shares = maps.sum(dim=0)
+    strongest = float(shares.max()) or 1.0
+    picture = overlay_heat_map(image, shares, alpha, coverage, limits=(0, strongest))
     height, width = affinity.shape[-2:]
     cell_height, cell_width = image.height * coverage[0] / height, image.width * coverage[1] / width
     draw = ImageDraw.Draw(picture)
