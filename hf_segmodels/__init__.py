@@ -29,6 +29,8 @@ _import_structure = {
     "regproxy.image_processing_pil_regproxy": ["RegProxyImageProcessorPil"],
     "regproxy.image_processing_regproxy": ["RegProxyImageProcessor"],
     "regproxy.modeling_regproxy": ["RegProxyForSemanticSegmentation"],
+    "resnet_v1c.configuration_resnet_v1c": ["ResNetV1cConfig"],
+    "resnet_v1c.modeling_resnet_v1c": ["ResNetV1cBackbone"],
     "segmenter.configuration_segmenter": ["SegmenterConfig"],
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
@@ -37,10 +39,15 @@ _import_structure = {
     "segvit.image_processing_pil_segvit": ["SegViTImageProcessorPil"],
     "segvit.image_processing_segvit": ["SegViTImageProcessor"],
     "segvit.modeling_segvit": ["SegViTForSemanticSegmentation"],
+    "sparse_attention": [],
     "superpixel_vit.configuration_superpixel_vit": ["SuperpixelViTConfig"],
     "superpixel_vit.image_processing_pil_superpixel_vit": ["SuperpixelViTImageProcessorPil"],
     "superpixel_vit.image_processing_superpixel_vit": ["SuperpixelViTImageProcessor"],
     "superpixel_vit.modeling_superpixel_vit": ["SuperpixelViTForSemanticSegmentation"],
+    "unept.configuration_unept": ["UNEPTConfig"],
+    "unept.image_processing_pil_unept": ["UNEPTImageProcessorPil"],
+    "unept.image_processing_unept": ["UNEPTImageProcessor"],
+    "unept.modeling_unept": ["UNEPTForSemanticSegmentation"],
     "visualization": [],
 }
 
@@ -53,6 +60,8 @@ if TYPE_CHECKING:
     from .regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
     from .regproxy.image_processing_regproxy import RegProxyImageProcessor
     from .regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
+    from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
+    from .resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
     from .segmenter.configuration_segmenter import SegmenterConfig
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor
@@ -65,6 +74,10 @@ if TYPE_CHECKING:
     from .superpixel_vit.image_processing_pil_superpixel_vit import SuperpixelViTImageProcessorPil
     from .superpixel_vit.image_processing_superpixel_vit import SuperpixelViTImageProcessor
     from .superpixel_vit.modeling_superpixel_vit import SuperpixelViTForSemanticSegmentation
+    from .unept.configuration_unept import UNEPTConfig
+    from .unept.image_processing_pil_unept import UNEPTImageProcessorPil
+    from .unept.image_processing_unept import UNEPTImageProcessor
+    from .unept.modeling_unept import UNEPTForSemanticSegmentation
 else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}

@@ -22,8 +22,9 @@ _SEGMENTATION_MODELS = {
     "segmenter": "Segmenter",
     "segvit": "SegViT",
     "superpixel_vit": "SuperpixelViT",
+    "unept": "UNEPT",
 }
-_BACKBONES = {"plain_vit": "PlainViT"}
+_BACKBONES = {"plain_vit": "PlainViT", "resnet_v1c": "ResNetV1c"}
 
 
 def _get(name: str) -> Any:

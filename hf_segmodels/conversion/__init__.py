@@ -14,6 +14,7 @@ _import_structure = {
     "regproxy": ["convert_regproxy"],
     "segmenter": ["convert_segmenter"],
     "segvit": ["convert_segvit"],
+    "unept": ["convert_unept"],
 }
 
 if TYPE_CHECKING:
@@ -24,5 +25,6 @@ if TYPE_CHECKING:
     from .regproxy import convert_regproxy as convert_regproxy
     from .segmenter import convert_segmenter as convert_segmenter
     from .segvit import convert_segvit as convert_segvit
+    from .unept import convert_unept as convert_unept
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

@@ -157,7 +157,7 @@ _SIGNATURES = (
     ("decode_head.affinity_head.", "RegProxy", "regproxy"),
     ("decode_head.q.", "SegViT", "segvit"),
     ("decode_head.atm.", "SegViT", "segvit"),
-    ("context_branch.", "UN-EPT", None),
+    ("context_branch.", "UN-EPT", "unept"),
     ("decode_head.", "an mmsegmentation model", None),
     ("encoder.patch_embed.", "Segmenter", "segmenter"),
     ("patch_embed.", "an ImageNet ViT or DeiT", "backbone"),

@@ -5,6 +5,7 @@ The command that converts checkpoints.
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
     hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
     hf-segmodels convert --method segvit --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base
+    hf-segmodels convert --method unept --checkpoint iter_160000.pth --output_dir unept-deit --verify
     hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from ..errors import UserError
 
 
-METHODS = ("segmenter", "segvit", "regproxy", "backbone")
+METHODS = ("segmenter", "segvit", "unept", "regproxy", "backbone")
 
 
 class ParityError(UserError):
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         choices=METHODS,
-        help="segmenter: checkpoint.pth of the original. segvit, regproxy: .pth of the original. backbone: AugReg .npz, DeiT "
+        help="segmenter: checkpoint.pth of the original. segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT "
         ".pth, or timm's .pth or .safetensors",
     )
     parser.add_argument(
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, regproxy: its configuration as JSON "
+        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: its configuration as JSON "
         "or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
         "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
@@ -97,10 +98,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from .regproxy import convert_regproxy
     from .segmenter import convert_segmenter
     from .segvit import convert_segvit
+    from .unept import convert_unept
 
     convert = {
         "segmenter": convert_segmenter,
         "segvit": convert_segvit,
+        "unept": convert_unept,
         "regproxy": convert_regproxy,
         "backbone": convert_backbone,
     }[arguments.method]

@@ -128,7 +128,7 @@ def run_windows(
     max_windows: int,
 ) -> tuple[list[torch.Tensor], tuple[int, int], WindowLayout]:
     """
-    Runs a network over windows of a batch of images.
+    Runs a network over windows of a batch of images: all images' first windows, then their second ones, and so on.
 
     Args:
         network: Maps `(num_windows, num_channels, height, width)` to tensors with a row for each window, and the size in
@@ -158,17 +158,48 @@ def run_windows(
     )
 
     crops = [
-        pixel_values[image, :, top : top + window[0], left : left + window[1]]
-        for image in range(batch_size)
+        image[:, top : top + window[0], left : left + window[1]]
         for top in rows
         for left in columns
+        for image in pixel_values
     ]
     outputs = []
     for first in range(0, len(crops), max_windows):
         tensors, covered = network(torch.stack(crops[first : first + max_windows]))
         outputs.append([tensor.float() for tensor in tensors])
-    grid = (batch_size, len(rows), len(columns))
-    return [torch.cat(parts).unflatten(0, grid) for parts in zip(*outputs, strict=True)], covered, layout
+    grid = (len(rows), len(columns), batch_size)
+    # (rows * columns * batch_size, ...) -> (batch_size, rows, columns, ...)
+    merged = [torch.cat(parts).unflatten(0, grid).movedim(2, 0) for parts in zip(*outputs, strict=True)]
+    return merged, covered, layout
+
+
+def run_dense_windows(
+    dense_logits: DenseLogits,
+    pixel_values: torch.Tensor,
+    windows: tuple[tuple[int, int], tuple[int, int]] | None,
+    small_image_mode: str,
+    max_windows: int,
+) -> tuple[torch.Tensor, Windows, Windows]:
+    """
+    Runs a network that gives logits over windows of a batch of images.
+
+    Args:
+        dense_logits: Maps `(num_windows, num_channels, height, width)` to logits `(num_windows, num_labels,
+            grid_height, grid_width)` and the size in pixels that they cover.
+        pixel_values, windows, small_image_mode, max_windows: See [`run_windows`].
+
+    Returns:
+        The windows' grids `(batch_size, windows down, windows across, num_labels, grid_height, grid_width)` in float32, and
+        where the windows lie along rows and columns.
+    """
+
+    def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        logits, covered = dense_logits(crops)
+        return [logits], covered
+
+    (grids,), covered, layout = run_windows(network, pixel_values, windows, small_image_mode, max_windows)
+    rows, columns = layout.axes(grids.shape[-2:], covered)
+    return grids, rows, columns
 
 
 def tile_windows(grids: torch.Tensor) -> torch.Tensor:
@@ -187,25 +218,17 @@ def window_scores(
     max_windows: int,
 ) -> list[SeparableScores]:
     """
-    Runs a network over windows of a batch of images.
+    Runs a network that gives logits over windows of a batch of images, and merges them.
 
     Args:
-        dense_logits: Maps `(num_windows, num_channels, height, width)` to logits `(num_windows, num_labels,
-            grid_height, grid_width)` and the size in pixels that they cover.
         target_sizes: `(height, width)` wanted for each image.
         is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
-        pixel_values, windows, small_image_mode, max_windows: See [`run_windows`].
+        dense_logits, pixel_values, windows, small_image_mode, max_windows: See [`run_dense_windows`].
 
     Returns:
         For each image, its averaged scores at the target size.
     """
-
-    def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
-        logits, covered = dense_logits(crops)
-        return [logits], covered
-
-    (grids,), covered, layout = run_windows(network, pixel_values, windows, small_image_mode, max_windows)
-    rows, columns = layout.axes(grids.shape[-2:], covered)
+    grids, rows, columns = run_dense_windows(dense_logits, pixel_values, windows, small_image_mode, max_windows)
     return [
         SeparableScores(
             grid,
