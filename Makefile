@@ -46,8 +46,9 @@ test-gpu: setup  ## the tests that need a CUDA device
 test-minimum:  ## the everyday tests on the lowest versions of torch and transformers
 	$(MAKE) VENV=.venv-minimum CONSTRAINTS=constraints-minimum.txt test
 
-benchmark: setup  ## times one image against the plain way, after checking that both agree
+benchmark: setup  ## times images and painting against the plain way, after checking that both agree
 	$(BIN)/python benchmarks/segment_image.py
+	$(BIN)/python benchmarks/painting.py
 
 quality: setup  ## lint, format check, types, transformers' rules for model code
 	$(BIN)/ruff check .

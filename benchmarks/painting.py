@@ -55,7 +55,7 @@ def regproxy_small() -> RegProxyForSemanticSegmentation:
 
 def paint_plainly(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
     """Painting as the original formulates it; see [`~hf_segmodels.regproxy.paint`] for the shapes."""
-    batch_size, _, cell_height, cell_width, height, width = affinity.shape
+    cell_height, cell_width, height, width = affinity.shape[2:]
     # (B, H * W, K) -> (B, K, H, W) -> (B, K * 9, H * W) -> (B, H, W, 9, K)
     maps = token_logits.transpose(1, 2).unflatten(2, (height, width))
     around = nn.functional.unfold(maps, kernel_size=3, padding=1).unflatten(1, (-1, 9))
@@ -117,7 +117,10 @@ def time_image_to_labels(repeats: int, device: torch.device) -> dict[str, Any]:
     ):
         check_equal(f"{name}, image to labels", labels, logits, SIZE)
     # the two networks' logits differ by rounding, and so may labels in ties
-    agreement = (plain_way() == our_way()).float().mean().item(), (plain_way(peaked) == our_way_peaked()).float().mean().item()
+    agreement = (
+        (plain_way() == our_way()).float().mean().item(),
+        (plain_way(peaked) == our_way_peaked()).float().mean().item(),
+    )
     if min(agreement) < 0.999:
         sys.exit(f"image to labels: only {100 * min(agreement):.2f} % of the labels agree")
     painted = paint(peaked, outputs.affinity)

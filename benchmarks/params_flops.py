@@ -118,7 +118,9 @@ def _layer_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Ten
 # RegProxy
 
 
-def _encoder(width: int, num_layers: int, num_heads: int, image_size: int, stem: str = "", **fields: object) -> PlainViTConfig:
+def _encoder(
+    width: int, num_layers: int, num_heads: int, image_size: int, stem: str = "", **fields: object
+) -> PlainViTConfig:
     if stem:
         depths = {"R26": (2, 2, 2, 2), "R50": (3, 4, 6, 3)}[stem]
         fields |= {"stem_type": "resnetv2", "stem_depths": depths, "patch_size": 32}
@@ -290,7 +292,7 @@ def main() -> None:
             if row.table != table:
                 table = row.table
                 print(f"\n{method}, {table}")
-                print(f"  {'':18}{'parameters':>11} {'paper':>7}{'authors` way':>14} {'paper':>7}{'true':>10}")
+                print(f"  {'':18}{'parameters':>11} {'paper':>7}{'authors':>14} {'paper':>7}{'true':>10}")
             counts = count(row)
             mark = "" if check(row) else f"  does not fit: {row.misfit or 'not known why'}"
             print(

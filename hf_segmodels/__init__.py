@@ -37,6 +37,10 @@ _import_structure = {
     "segvit.image_processing_pil_segvit": ["SegViTImageProcessorPil"],
     "segvit.image_processing_segvit": ["SegViTImageProcessor"],
     "segvit.modeling_segvit": ["SegViTForSemanticSegmentation"],
+    "superpixel_vit.configuration_superpixel_vit": ["SuperpixelViTConfig"],
+    "superpixel_vit.image_processing_pil_superpixel_vit": ["SuperpixelViTImageProcessorPil"],
+    "superpixel_vit.image_processing_superpixel_vit": ["SuperpixelViTImageProcessor"],
+    "superpixel_vit.modeling_superpixel_vit": ["SuperpixelViTForSemanticSegmentation"],
     "visualization": [],
 }
 
@@ -57,6 +61,10 @@ if TYPE_CHECKING:
     from .segvit.image_processing_pil_segvit import SegViTImageProcessorPil
     from .segvit.image_processing_segvit import SegViTImageProcessor
     from .segvit.modeling_segvit import SegViTForSemanticSegmentation
+    from .superpixel_vit.configuration_superpixel_vit import SuperpixelViTConfig
+    from .superpixel_vit.image_processing_pil_superpixel_vit import SuperpixelViTImageProcessorPil
+    from .superpixel_vit.image_processing_superpixel_vit import SuperpixelViTImageProcessor
+    from .superpixel_vit.modeling_superpixel_vit import SuperpixelViTForSemanticSegmentation
 else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}

@@ -17,7 +17,12 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"regproxy": "RegProxy", "segmenter": "Segmenter", "segvit": "SegViT"}
+_SEGMENTATION_MODELS = {
+    "regproxy": "RegProxy",
+    "segmenter": "Segmenter",
+    "segvit": "SegViT",
+    "superpixel_vit": "SuperpixelViT",
+}
 _BACKBONES = {"plain_vit": "PlainViT"}
 
 

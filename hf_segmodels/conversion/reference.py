@@ -361,9 +361,7 @@ def mmseg_tokens(
 
 def _conv_norm(weights: Weights, name: str, features: torch.Tensor, eps: float) -> torch.Tensor:
     weight = weights[f"{name}.conv.weight"]
-    features = F.conv2d(
-        features, weight, padding=weight.shape[-1] // 2, groups=features.shape[1] // weight.shape[1]
-    )
+    features = F.conv2d(features, weight, padding=weight.shape[-1] // 2, groups=features.shape[1] // weight.shape[1])
     statistics = (weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
     mean, variance, scale, shift = (values[:, None, None] for values in statistics)
     return ((features - mean) / (variance + eps).sqrt() * scale + shift).relu()
@@ -407,7 +405,7 @@ def regproxy_forward(
     # each pixel's token is `(row, column)`; neighbours that do not exist take no part
     row = torch.arange(rows * cell_height)[:, None] // cell_height
     column = torch.arange(columns * cell_width)[None] // cell_width
-    total = weight_sum = 0
+    total, weight_sum = torch.zeros(()), torch.zeros(())
     largest = scores.amax(dim=1, keepdim=True)
     for number, score in enumerate(scores.unbind(1)):
         y, x = row + number // 3 - 1, column + number % 3 - 1
@@ -430,7 +428,9 @@ def _unpack(scores: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
 # SegViT.
 
 
-def _torch_attention(weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int) -> torch.Tensor:
+def _torch_attention(
+    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
+) -> torch.Tensor:
     """`torch.nn.MultiheadAttention` by its parameters' names: `(batch_size, length, E)` -> the same shape."""
     parts = zip(weights[f"{name}.in_proj_weight"].chunk(3), weights[f"{name}.in_proj_bias"].chunk(3), strict=True)
     projected = [

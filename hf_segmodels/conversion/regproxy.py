@@ -22,6 +22,7 @@ from .mmcv import (
     label_fields,
     norm_eps,
     read_config_or_release,
+    read_mmseg_config,
     window_fields,
 )
 from .outputs import Conversion
@@ -217,11 +218,16 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
         model = RegProxyForSemanticSegmentation(model_config)
     load_strictly(model, {ours: state_dict[original] for original, ours in renamed.items()}, REGPROXY)
 
+    fields = _image_processor_fields(values, meta)
+    if not fields:
+        notes.append(
+            "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+        )
     backbone = model_config.backbone_config
     return Conversion(
         method="regproxy",
         model=model.eval(),
-        image_processor=RegProxyImageProcessorPil(num_labels=model_config.num_labels, **image_processor_fields(values)),
+        image_processor=RegProxyImageProcessorPil(num_labels=model_config.num_labels, **fields),
         dropped_keys=dropped,
         image_size=tuple(backbone.image_size),
         reference=lambda pixel_values: regproxy_forward(
@@ -239,6 +245,17 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
         model_scores=_full_size_logits,
         notes=notes,
     )
+
+
+def _image_processor_fields(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the configuration gives; where it has no pipelines, those of the text inside the checkpoint."""
+    fields = image_processor_fields(config)
+    if fields:
+        return fields
+    try:
+        return image_processor_fields(read_mmseg_config(None, meta) or {})
+    except ConversionError:
+        return {}
 
 
 def _full_size_logits(model: RegProxyForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:

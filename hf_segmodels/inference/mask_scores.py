@@ -126,7 +126,7 @@ def mask_argmax(
         )
     if shapes[0][2] < 2 or height < 1 or width < 1:
         raise ValueError(
-            f"Expected at least one class beside \"no object\" and a size of at least (1, 1), got {shapes[0][2]} class "
+            f'Expected at least one class beside "no object" and a size of at least (1, 1), got {shapes[0][2]} class '
             f"scores and {tuple(size)}."
         )
     device = masks_queries_logits.device

@@ -119,6 +119,16 @@ class PlainViTEmbeddings(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def split_position_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The prefix tokens' position embeddings `(1, num_prefix_tokens, hidden_size)` and the grid's `(1, hidden_size,
+        grid_height, grid_width)`.
+        """
+        grid_height, grid_width = self.config.position_grid
+        prefix, grid = self.position_embeddings.split([self.config.num_prefix_tokens, grid_height * grid_width], dim=1)
+        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
+        return prefix, grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
+
     def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
         """
         Position embeddings for a patch grid of `(height, width)`: the prefix tokens' are kept, the grid's are resized
@@ -137,10 +147,7 @@ class PlainViTEmbeddings(nn.Module):
             if keep:
                 return self.position_embeddings
 
-        num_prefix_tokens = self.config.num_prefix_tokens
-        prefix, grid = self.position_embeddings.split([num_prefix_tokens, grid_height * grid_width], dim=1)
-        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
-        grid = grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
+        prefix, grid = self.split_position_embeddings()
         grid = nn.functional.interpolate(
             grid.float(),
             size=(height, width),
@@ -150,17 +157,23 @@ class PlainViTEmbeddings(nn.Module):
         # (1, D, height, width) -> (1, height * width, D)
         return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        embeddings = self.patch_embeddings(pixel_values)
-        batch_size, _, height, width = embeddings.shape
-        # (batch_size, D, height, width) -> (batch_size, height * width, D)
-        embeddings = embeddings.flatten(2).transpose(1, 2)
+    def assemble(self, patch_tokens: torch.Tensor, position_embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        Puts the prefix tokens before patch tokens `(batch_size, num_patches, hidden_size)` and adds position embeddings
+        `(1 or batch_size, num_prefix_tokens + num_patches, hidden_size)`.
+        """
+        batch_size = patch_tokens.shape[0]
         prefix = [
             token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None
         ]
-        embeddings = torch.cat([*prefix, embeddings], dim=1)
-        embeddings = embeddings + self.interpolate_position_embeddings(height, width)
-        return self.dropout(embeddings), (height, width)
+        return self.dropout(torch.cat([*prefix, patch_tokens], dim=1) + position_embeddings)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        embeddings = self.patch_embeddings(pixel_values)
+        height, width = embeddings.shape[-2:]
+        # (batch_size, D, height, width) -> (batch_size, height * width, D)
+        embeddings = embeddings.flatten(2).transpose(1, 2)
+        return self.assemble(embeddings, self.interpolate_position_embeddings(height, width)), (height, width)
 
 
 def eager_attention_forward(
@@ -225,6 +238,7 @@ class PlainViTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, num_tokens, _ = hidden_states.shape
@@ -238,7 +252,7 @@ class PlainViTAttention(nn.Module):
             query,
             key,
             value,
-            attention_mask=None,
+            attention_mask=attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -437,6 +451,36 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
+    def _tapped_layers(self) -> tuple[int, ...]:
+        """How many layers lie before each feature map."""
+        return tuple(index % (self.config.num_hidden_layers + 1) for index in self.out_indices)
+
+    def encode_tokens(self, embeddings: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Runs the layers over embedded tokens, which need not lie on a grid.
+
+        Args:
+            embeddings (`torch.Tensor` of shape `(batch_size, num_prefix_tokens + num_patches, hidden_size)`):
+                What [`PlainViTEmbeddings.assemble`] gives.
+            kwargs: `attention_mask` (in the form that the attention implementation wants), `grid` (rows and columns of
+                patches, for a layer that down-samples), and flags for outputs.
+
+        Returns:
+            `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each
+            of `config.out_features`.
+        """
+        tapped_layers = self._tapped_layers()
+        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
+
+        tokens = []
+        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
+            if self.config.final_norm == "all" or number == self.config.num_hidden_layers:
+                hidden_states = self.layernorm(hidden_states)
+            tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
+        return BackboneOutput(
+            feature_maps=tuple(tokens), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
     @can_return_tuple
     @auto_docstring(
         custom_intro="""
@@ -454,22 +498,15 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             ValueError: if the number of channels is not the config's.
         """
         embeddings, (height, width) = self.embeddings(pixel_values)
-        num_layers = self.config.num_hidden_layers
-        tapped_layers = tuple(index % (num_layers + 1) for index in self.out_indices)
-        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, grid=(height, width), **kwargs)
-        downsampling_layer = self.config.query_downsampling_layer
+        outputs = self.encode_tokens(embeddings, grid=(height, width), **kwargs)
         halved = (height + 1) // 2, (width + 1) // 2
-
         feature_maps = []
-        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
-            if self.config.final_norm == "all" or number == num_layers:
-                hidden_states = self.layernorm(hidden_states)
-            # (batch_size, num_tokens, D) -> (batch_size, D, height, width)
-            patch_tokens = hidden_states[:, self.config.num_prefix_tokens :]
-            is_halved = downsampling_layer is not None and number > downsampling_layer
-            grid = halved if is_halved else (height, width)
-            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, grid))
-
+        for number, patch_tokens in zip(self._tapped_layers(), outputs.feature_maps, strict=True):
+            is_halved = (
+                self.config.query_downsampling_layer is not None and number > self.config.query_downsampling_layer
+            )
+            # (batch_size, num_patches, D) -> (batch_size, D, height, width)
+            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, halved if is_halved else (height, width)))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -121,10 +121,20 @@ class RegProxyConfig(SegmentationConfig):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
+    def num_encoder_layers(self) -> int:
+        """Layers (stages, in a hierarchical encoder) that can be tapped; the embeddings are number 0."""
+        backbone_config: Any = self.backbone_config
+        return len(backbone_config.stage_names) - 1
+
+    @property
     def classified_layers(self) -> tuple[int, ...]:
         """`classifier_layers`, or the encoder's last one."""
-        num_layers = len(self.backbone_config.stage_names) - 1
-        return (num_layers,) if self.classifier_layers is None else tuple(self.classifier_layers)
+        return (self.num_encoder_layers,) if self.classifier_layers is None else tuple(self.classifier_layers)
+
+    @property
+    def tapped_layers(self) -> list[int]:
+        """The layers that regions and classes are predicted from, each one once, in rising order."""
+        return sorted({self.token_head_depth, *self.classified_layers})
 
     def tap_backbone(self) -> None:
         """
@@ -133,7 +143,7 @@ class RegProxyConfig(SegmentationConfig):
         Raises:
             ValueError: for layers that it does not have.
         """
-        num_layers = len(self.backbone_config.stage_names) - 1
+        num_layers = self.num_encoder_layers
         for name, layers, lowest in (
             ("token_head_depth", (self.token_head_depth,), 0),
             ("classifier_layers", self.classified_layers, 1),
@@ -143,8 +153,8 @@ class RegProxyConfig(SegmentationConfig):
                     f"`{name}` ({getattr(self, name)}) must be from {lowest} to {num_layers}, the number of layers (stages) "
                     "of the encoder, each one once."
                 )
-        indices = sorted({self.token_head_depth, *self.classified_layers})
-        self.backbone_config.set_output_features_output_indices(out_features=None, out_indices=indices)
+        backbone_config: Any = self.backbone_config
+        backbone_config.set_output_features_output_indices(out_features=None, out_indices=self.tapped_layers)
 
     def validate_architecture(self):
         """Part of the `@strict` validation: checks fields against each other."""

@@ -66,12 +66,12 @@ class RegProxyOutput(ModelOutput):
 class RegProxyConvLayer(nn.Module):
     """Convolution that keeps the size of its input, batch norm, ReLU."""
 
-    def __init__(self, config: RegProxyConfig, num_channels: int, kernel_size: int, groups: int = 1):
+    def __init__(self, num_channels: int, kernel_size: int, groups: int, eps: float):
         super().__init__()
         self.convolution = nn.Conv2d(
             num_channels, num_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False
         )
-        self.normalization = nn.BatchNorm2d(num_channels, eps=config.batch_norm_eps)
+        self.normalization = nn.BatchNorm2d(num_channels, eps=eps)
         self.activation = nn.ReLU()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -85,13 +85,12 @@ class RegProxyAffinityHead(nn.Module):
         super().__init__()
         self.cell_size = config.cell_size
         self.mask_border = config.mask_border
-        groups = in_channels if config.affinity_conv == "depthwise" else 1
-        self.spatial_conv = (
-            RegProxyConvLayer(config, in_channels, 3, groups) if config.affinity_conv != "none" else nn.Identity()
-        )
-        self.pointwise_conv = (
-            RegProxyConvLayer(config, in_channels, 1) if config.affinity_conv == "depthwise" else nn.Identity()
-        )
+        self.spatial_conv = self.pointwise_conv = nn.Identity()
+        if config.affinity_conv != "none":
+            groups = in_channels if config.affinity_conv == "depthwise" else 1
+            self.spatial_conv = RegProxyConvLayer(in_channels, 3, groups, config.batch_norm_eps)
+        if config.affinity_conv == "depthwise":
+            self.pointwise_conv = RegProxyConvLayer(in_channels, 1, 1, config.batch_norm_eps)
         self.predictor = nn.Conv2d(in_channels, 9 * self.cell_size[0] * self.cell_size[1], kernel_size=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -160,17 +159,13 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         # fields may have changed since the configuration was made
         config.tap_backbone()
         super().__init__(config)
-        self.early_index, self.late_indices = self._index_of_layers()
+        # where they stand among the backbone's feature maps
+        self.early_index = config.tapped_layers.index(config.token_head_depth)
+        self.late_indices = [config.tapped_layers.index(layer) for layer in config.classified_layers]
         channels = self.backbone.channels
         late_channels = sum(channels[index] for index in self.late_indices)
         self.decoder = RegProxyDecoder(config, channels[self.early_index], late_channels)
         self.post_init()
-
-    def _index_of_layers(self) -> tuple[int, list[int]]:
-        """Where the tapped layers stand among the backbone's feature maps."""
-        names = self.config.backbone_config.stage_names
-        index = {names.index(name): index for index, name in enumerate(self.backbone.out_features)}
-        return index[self.config.token_head_depth], [index[layer] for layer in self.config.classified_layers]
 
     def _encode_decode(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -180,6 +175,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         padded, covered_size = self.pad_to_whole_patches(pixel_values)
         if self.config.odd_size_mode == "squeeze":
             covered_size = (height, width)
+            # CODEPATH: all released checkpoints; other encoders leave out what is no whole patch
             if isinstance(self.config.backbone_config, PlainViTConfig):
                 padded = pixel_values  # a hybrid stem pads inside, and on all sides
         for name in ("output_attentions", "output_hidden_states"):

@@ -67,7 +67,7 @@ def _paint_by_sums(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.
 
 def _paint_by_products(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
     """One matrix product for each token: plain operations for compilers, exporters and gradients."""
-    batch_size, _, cell_height, cell_width, height, width = affinity.shape
+    cell_height, cell_width, height, width = affinity.shape[2:]
     # (batch_size, H * W, K) -> (batch_size, H + 2, W + 2, K)
     padded = nn.functional.pad(token_logits.unflatten(1, (height, width)), (0, 0, 1, 1, 1, 1))
     around = [padded[:, top : top + height, left : left + width] for top in range(3) for left in range(3)]

@@ -166,9 +166,7 @@ class SegViTStage(nn.Module):
         super().__init__()
         width = config.decoder_hidden_size
         self.projection = nn.Linear(in_channels, width) if in_channels is not None else nn.Identity()
-        self.norm = (
-            nn.LayerNorm(width, eps=config.decoder_layer_norm_eps) if in_channels is not None else nn.Identity()
-        )
+        self.norm = nn.LayerNorm(width, eps=config.decoder_layer_norm_eps) if in_channels is not None else nn.Identity()
         self.layers = nn.ModuleList(
             SegViTDecoderLayer(config, is_upsampling) for _ in range(config.decoder_num_hidden_layers)
         )

@@ -1,9 +1,10 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of label maps and of attention. Everything takes and returns PIL images; there is no plotting library."""
+"""Pictures of label maps, attention and regions. Everything takes and returns PIL images; there is no plotting library."""
 
 from .attention import attention_map, overlay_heat_map, patch_at
 from .label_maps import ClassShare, add_legend, class_shares, color_label_map, legend, overlay, side_by_side
 from .palettes import generate_palette, palette_for
+from .regions import draw_regions, region_maps
 
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "attention_map",
     "class_shares",
     "color_label_map",
+    "draw_regions",
     "generate_palette",
     "legend",
     "overlay",
     "overlay_heat_map",
     "palette_for",
     "patch_at",
+    "region_maps",
     "side_by_side",
 ]

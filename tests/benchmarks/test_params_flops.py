@@ -80,7 +80,9 @@ def test_counts_of_a_model_that_can_be_counted_by_hand():
 
 def test_table_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     rows = [row for row in METHODS["regproxy"]() if row.name.startswith("Ti/16, ")]
-    monkeypatch.setitem(METHODS, "regproxy", lambda: [*rows[:2], rows[0].__class__("Table 0", "x", rows[0].build, 512, "9M")])
+    monkeypatch.setitem(
+        METHODS, "regproxy", lambda: [*rows[:2], rows[0].__class__("Table 0", "x", rows[0].build, 512, "9M")]
+    )
     monkeypatch.setattr("sys.argv", ["params_flops.py", "--method", "regproxy"])
     main()
     lines = capsys.readouterr().out.splitlines()

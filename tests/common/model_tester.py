@@ -128,6 +128,14 @@ class SegmentationModelTester:
         with torch.no_grad():
             assert torch.equal(model(images).logits, loaded(images).logits)
 
+    @pytest.mark.parametrize("num_labels", [1, 2])
+    def test_round_trip_with_few_classes(self, num_labels, tmp_path):
+        config = self.config()
+        config.num_labels = num_labels
+        config.save_pretrained(tmp_path)
+        loaded = self.config_class.from_pretrained(tmp_path)
+        assert (loaded.num_labels, loaded.id2label) == (num_labels, config.id2label)
+
     def test_tuple_output(self):
         model = self.model()
         images = random_images(1, 3, 64, 64)

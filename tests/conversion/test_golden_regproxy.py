@@ -58,7 +58,9 @@ def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def assert_same_outputs(model: RegProxyForSemanticSegmentation, arrays: Arrays, tolerance: float, step: int = 1) -> None:
+def assert_same_outputs(
+    model: RegProxyForSemanticSegmentation, arrays: Arrays, tolerance: float, step: int = 1
+) -> None:
     pixel_values = arrays["input"]
     with torch.no_grad():
         outputs = model(pixel_values)
@@ -106,8 +108,9 @@ def assert_same_training(model: RegProxyForSemanticSegmentation, arrays: Arrays,
     assert norm.num_batches_tracked.item() == after["num_batches_tracked"]
 
 
-
-def assert_same_scores(model, inputs: list[torch.Tensor], flips: list[bool], expected: torch.Tensor, atol: float) -> None:
+def assert_same_scores(
+    model, inputs: list[torch.Tensor], flips: list[bool], expected: torch.Tensor, atol: float
+) -> None:
     """Scores are the original's; labels are those of its scores, but for ties of rounding."""
     sizes = [tuple(expected.shape[-2:])]
     with torch.no_grad():

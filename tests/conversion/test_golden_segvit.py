@@ -231,7 +231,9 @@ def test_optimizer_groups_of_the_original(case: str):
         model = SegViTForSemanticSegmentation(
             segvit_config({"model": {"backbone": encoder, "decode_head": head}}, weights, Path("x"))
         )
-    renamed, dropped = rename([key for key in expected if key not in unused], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT)
+    renamed, dropped = rename(
+        [key for key in expected if key not in unused], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT
+    )
     assert not dropped
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = model.parameter_groups(learning_rate=2e-5, weight_decay=0.01)

@@ -50,6 +50,17 @@ def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tm
     assert config.backbone_config.layer_norm_eps == 1e-5
 
 
+@pytest.mark.parametrize("text", [TINY_CONFIG, None, "import os"])
+def test_configuration_without_pipelines(text: str | None, tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model": parse_mmcv_config(TINY_CONFIG, "here")["model"]}))
+    conversion = convert_regproxy(write_checkpoint(tmp_path, text), path)
+    shortest_edge = 64 if text == TINY_CONFIG else 512  # the checkpoint's own, or ADE20K's
+    assert conversion.image_processor.size["shortest_edge"] == shortest_edge
+    assert conversion.image_processor.do_reduce_labels is (text == TINY_CONFIG)
+    assert any("no pipelines" in note for note in conversion.notes) is (text != TINY_CONFIG)
+
+
 def test_whole_images_and_unnamed_classes(tmp_path: Path):
     text = TINY_CONFIG.replace("mode='slide'", "mode='whole'")
     config = convert_regproxy(write_checkpoint(tmp_path, text, CLASSES=("too", "few"))).model.config

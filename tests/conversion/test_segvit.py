@@ -66,7 +66,9 @@ def test_tiny_checkpoint_verifies(shrunk: bool, tmp_path: Path, capsys):
 @pytest.mark.parametrize("suffix", [".json", ".py"])
 def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tmp_path: Path):
     text = TINY_CONFIG.replace("out_indices=[0, 2]", "out_indices=(1, -1)").replace("eps=1e-06", "eps=1e-05")
-    text = text.replace("min_size=64", "ratio_range=None").replace("loss_weight=1.0", "loss_weight=2.0, mask_weight=5.0")
+    text = text.replace("min_size=64", "ratio_range=None").replace(
+        "loss_weight=1.0", "loss_weight=2.0, mask_weight=5.0"
+    )
     path = tmp_path / f"config{suffix}"
     path.write_text(text if suffix == ".py" else json.dumps(parse_mmcv_config(text, "here")))
     conversion = convert_segvit(write_checkpoint(tmp_path), path)

@@ -97,7 +97,9 @@ class TestRegProxy(SegmentationModelTester):
     def test_forms_of_the_affinity_head(self, affinity_conv, shapes):
         model = self.model(affinity_conv=affinity_conv)
         head = model.decoder.affinity_head
-        convolutions = {name: tuple(p.shape) for name, p in head.named_parameters() if name.endswith("convolution.weight")}
+        convolutions = {
+            name: tuple(p.shape) for name, p in head.named_parameters() if name.endswith("convolution.weight")
+        }
         assert convolutions == {f"{name}.convolution.weight": shape for name, shape in shapes.items()}
         images, labels = random_images(2, 3, 64, 64), random_labels(self.num_labels, 2, 64, 64)
         model.train()(images, labels=labels).loss.backward()
@@ -227,7 +229,12 @@ def test_released_weight_decay():
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(6e-5, 0.01)}
     assert all(group["lr"] == 6e-5 for group in model.parameter_groups(6e-5, 0.01))
-    norms = {f"backbone.encoder.layers.{i}.layernorm_{w}.{p}" for i in (0, 1) for w in ("before", "after") for p in ("weight", "bias")}
+    norms = {
+        f"backbone.encoder.layers.{i}.layernorm_{w}.{p}"
+        for i in (0, 1)
+        for w in ("before", "after")
+        for p in ("weight", "bias")
+    }
     tokens = {f"backbone.embeddings.{name}" for name in ("cls_token", "distillation_token", "position_embeddings")}
     assert groups[0.0] == norms | tokens | {"backbone.layernorm.weight", "backbone.layernorm.bias"}
     assert {"decoder.affinity_head.spatial_conv.normalization.weight", "decoder.classifier.bias"} <= groups[0.01]

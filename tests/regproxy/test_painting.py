@@ -46,7 +46,9 @@ def test_painting_in_other_precisions(dtype):
     painted = paint(token_logits.to(dtype), affinity)
     assert painted.dtype == dtype
     expected = paint_pixel_by_pixel(token_logits.to(dtype).double(), affinity.to(dtype).double())
-    torch.testing.assert_close(painted.double(), expected, atol=4 * torch.finfo(dtype).eps, rtol=4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        painted.double(), expected, atol=4 * torch.finfo(dtype).eps, rtol=4 * torch.finfo(dtype).eps
+    )
 
 
 def test_painting_has_gradients():
@@ -94,7 +96,9 @@ def test_histogram_of_square_cells_counts_their_pixels():
 
 def test_pixels_count_for_the_tokens_around_by_their_affinity():
     _, affinity = random_regions(2, 2, 4, 3, 4)
-    _, is_inside = __import__("hf_segmodels.regproxy.painting", fromlist=["neighbours"]).neighbours(3, 4, affinity.device)
+    _, is_inside = __import__("hf_segmodels.regproxy.painting", fromlist=["neighbours"]).neighbours(
+        3, 4, affinity.device
+    )
     affinity = affinity * is_inside[:, None, None]
     affinity = affinity / affinity.sum(1, keepdim=True)
     labels = torch.randint(0, 3, (2, 60, 63), generator=torch.Generator().manual_seed(0))

@@ -329,7 +329,11 @@ def test_initialisation():
 def test_defaults_are_those_of_the_released_code():
     config = SegViTConfig()
     assert (config.num_labels, config.decoder_type) == (150, "cascade")
-    assert (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads) == (384, 3, 12)
+    assert (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads) == (
+        384,
+        3,
+        12,
+    )
     assert (config.no_object_weight, config.mask_loss_weight, config.small_image_mode) == (0.1, 20.0, "none")
     backbone = config.backbone_config
     assert (backbone.use_cls_token, backbone.final_norm, backbone.drop_path_rate) == (False, "none", 0.1)
@@ -340,7 +344,10 @@ def test_defaults_are_those_of_the_released_code():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"decoder_hidden_size": 100}, r"`decoder_hidden_size` \(100\) must be a multiple of `decoder_num_attention_heads`"),
+        (
+            {"decoder_hidden_size": 100},
+            r"`decoder_hidden_size` \(100\) must be a multiple of `decoder_num_attention_heads`",
+        ),
         ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
         ({"prediction_size": 0}, "`prediction_size` must be a number or a pair"),
         ({"prediction_size": [64, 64, 64]}, "`prediction_size` must be a number or a pair"),
@@ -361,4 +368,3 @@ def test_shrunk_decoder_without_a_grid():
     backbone_config = ResNetConfig(depths=[1], hidden_sizes=[16], embedding_size=16)
     with pytest.raises(ValueError, match=r"needs `query_grid`, .* \(ResNetConfig\) has no `image_size`"):
         SegViTForSemanticSegmentation(SegViTConfig(backbone_config=backbone_config, decoder_type="shrunk"))
-
