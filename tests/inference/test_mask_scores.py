@@ -86,7 +86,9 @@ def test_queries_that_stand_for_other_classes():
     """Nothing relies on query k standing for class k."""
     classes, masks = peaked_queries(20, 16, 16)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(mask_argmax(classes[:, order], masks[:, order], (200, 200)), mask_argmax(classes, masks, (200, 200)))
+    assert torch.equal(
+        mask_argmax(classes[:, order], masks[:, order], (200, 200)), mask_argmax(classes, masks, (200, 200))
+    )
 
 
 def test_ties_go_to_the_lower_class():
