@@ -338,6 +338,10 @@ class PlainViTLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         key_value_states = None
         if self.downsampling is not None:
+            if grid is None:
+                raise ValueError(
+                    "`query_downsampling_layer` needs patches on a grid: set it to `None` for other tokens."
+                )
             if self.query_downsampling_target == "query":
                 key_value_states = self.layernorm_before(hidden_states)
             hidden_states = self.downsampling(hidden_states, grid)
