@@ -29,6 +29,7 @@ _import_structure = {
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
     "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
+    "sparse_attention": [],
     "visualization": [],
 }
 

@@ -1,0 +1,19 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Sparse sampling attention (UN-EPT section 3.1, multi-scale deformable attention): each query attends to a few sampled
+points of each level of a feature pyramid, so that cost grows linearly with the number of queries.
+"""
+
+from .layer import SparseAttention, initialize_sparse_attention, reference_points
+from .operation import select_implementation, sparse_attention
+from .reference import sparse_attention_reference
+
+
+__all__ = [
+    "SparseAttention",
+    "initialize_sparse_attention",
+    "reference_points",
+    "select_implementation",
+    "sparse_attention",
+    "sparse_attention_reference",
+]

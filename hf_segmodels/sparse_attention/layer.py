@@ -1,0 +1,125 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Sparse attention as a layer: projections, sampled points, and the initialisation that the paper takes over."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .operation import sparse_attention
+
+
+def reference_points(
+    height: int, width: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """
+    Centres of the cells of a grid, row by row, as `(x, y)` with the grid's borders at 0 and 1.
+
+    Returns:
+        `torch.Tensor` of shape `(height * width, 2)`.
+    """
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    # (height, width, 2) -> (height * width, 2)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
+
+
+class SparseAttention(nn.Module):
+    """
+    Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4): a query gives offsets from its
+    reference point, in cells of each level, and the weights of the points.
+
+    Args:
+        hidden_size (`int`): Channels of queries and values; a multiple of `num_heads`.
+        num_heads (`int`): Heads M.
+        num_levels (`int`): Levels L of the pyramid.
+        num_points (`int`): Points N that each head samples on each level.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int = 8, num_levels: int = 3, num_points: int = 16):
+        super().__init__()
+        if hidden_size % num_heads != 0:
+            raise ValueError(f"`hidden_size` ({hidden_size}) must be a multiple of `num_heads` ({num_heads}).")
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.value_proj = nn.Linear(hidden_size, hidden_size)
+        self.sampling_offsets = nn.Linear(hidden_size, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(hidden_size, num_heads * num_levels * num_points)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        initialize_sparse_attention(self)
+
+    def sample(
+        self, queries: torch.Tensor, reference_points: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Where each query looks, and how much each point counts.
+
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): Queries.
+            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): The queries' own places, as `(x, y)` in
+                [0, 1].
+            spatial_shapes (`list[tuple[int, int]]`): `(height, width)` of each level.
+
+        Returns:
+            Sampling locations `(batch_size, num_queries, num_heads, num_levels, num_points, 2)` as `(x, y)`, at least
+            float32, and attention weights `(batch_size, num_queries, num_heads, num_levels, num_points)`.
+        """
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        # (B, Q, M * L * P) -> (B, Q, M, L * P) -> (B, Q, M, L, P)
+        weights = self.attention_weights(queries).unflatten(-1, (heads, levels * points)).softmax(-1)
+        weights = weights.unflatten(-1, (levels, points))
+        # (B, Q, M * L * P * 2) -> (B, Q, M, L, P, 2)
+        offsets = self.sampling_offsets(queries).unflatten(-1, (heads, levels, points, 2))
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        # (L, 2) -> (L, 1, 2): cells along x and y
+        cells = torch.stack([offsets.new_tensor([width, height]) for height, width in spatial_shapes])[:, None]
+        return reference_points[:, None, None, None] + offsets / cells, weights
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        values: torch.Tensor,
+        reference_points: torch.Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> torch.Tensor:
+        """
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): Queries.
+            values (`torch.Tensor` of shape `(batch_size, num_values, hidden_size)`): The levels, each flattened row by
+                row, one after the other.
+            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): The queries' own places, as `(x, y)` in
+                [0, 1], float32.
+            spatial_shapes (`list[tuple[int, int]]`): `(height, width)` of each level.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`.
+        """
+        locations, weights = self.sample(queries, reference_points, spatial_shapes)
+        # (B, S, D) -> (B, S, M, D / M)
+        values = self.value_proj(values).unflatten(-1, (self.num_heads, -1))
+        return self.o_proj(sparse_attention(values, spatial_shapes, locations, weights))
+
+
+@torch.no_grad()
+def initialize_sparse_attention(layer: SparseAttention) -> None:
+    """
+    As the paper takes it over from Deformable DETR (section 4.1 there): whatever the query, head m looks in direction
+    2 pi m / M, point n at a distance of n cells (along the axis that is further), and all points weigh the same.
+    """
+    heads, levels, points = layer.num_heads, layer.num_levels, layer.num_points
+    angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+    distances = torch.arange(1, points + 1, dtype=torch.float32)
+    # (M, 1, 1, 2) * (P, 1) -> (M, L, P, 2)
+    offsets = (directions[:, None, None] * distances[:, None]).expand(heads, levels, points, 2)
+    init.zeros_(layer.sampling_offsets.weight)
+    init.copy_(layer.sampling_offsets.bias, offsets.flatten())
+    init.zeros_(layer.attention_weights.weight)
+    init.zeros_(layer.attention_weights.bias)
+    for projection in (layer.value_proj, layer.o_proj):
+        init.xavier_uniform_(projection.weight)
+        init.zeros_(projection.bias)

@@ -1,0 +1,101 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""The operation as users and models call it: checks of the arguments, and the choice of an implementation."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .reference import sparse_attention_reference
+
+
+Implementation = Callable[[torch.Tensor, Sequence[tuple[int, int]], torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def select_implementation(value: torch.Tensor) -> Implementation:
+    """
+    The implementation for tensors such as `value`. All take the arguments of [`sparse_attention`] as they are (checked,
+    not made contiguous, of mixed dtypes under autocast) and are differentiable in the three tensors.
+    """
+    return sparse_attention_reference
+
+
+def sparse_attention(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """
+    For each query and head, the weighted sum of values that are sampled bilinearly from the levels of a pyramid.
+
+    Args:
+        value (`torch.Tensor` of shape `(batch_size, num_values, num_heads, head_dim)`):
+            The levels, each flattened row by row, one after the other.
+        spatial_shapes (`list[tuple[int, int]]`):
+            `(height, width)` of each level; their areas add up to `num_values`.
+        sampling_locations (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points, 2)`):
+            Points as `(x, y)`: 0 is the left or upper border of the level, 1 the right or lower one, and the first
+            cell's centre lies at half a cell. Values outside the level count as 0. Finite, and at least float32: half
+            precision has no place between the cells of a large level.
+        attention_weights (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points)`):
+            Weight of each point, usually a softmax over levels and points together.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_queries, num_heads * head_dim)`, in the dtype of `value`.
+
+    Raises:
+        ValueError: for shapes that do not fit together, tensors on different devices, and half-precision locations.
+    """
+    if isinstance(spatial_shapes, torch.Tensor):
+        spatial_shapes = spatial_shapes.tolist()
+    if not torch.compiler.is_compiling():
+        _check(value, spatial_shapes, sampling_locations, attention_weights)
+    return select_implementation(value)(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def _check(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> None:
+    if value.ndim != 4 or sampling_locations.ndim != 6 or sampling_locations.shape[-1] != 2:
+        raise ValueError(
+            "Expected `value` of shape (batch_size, num_values, num_heads, head_dim) and `sampling_locations` of shape "
+            f"(batch_size, num_queries, num_heads, num_levels, num_points, 2), got {tuple(value.shape)} and "
+            f"{tuple(sampling_locations.shape)}."
+        )
+    batch_size, num_values, num_heads, _ = value.shape
+    if (sampling_locations.shape[0], sampling_locations.shape[2]) != (batch_size, num_heads):
+        raise ValueError(
+            f"`value` {tuple(value.shape)} and `sampling_locations` {tuple(sampling_locations.shape)} must have the "
+            "same batch size (first) and number of heads (third)."
+        )
+    if attention_weights.shape != sampling_locations.shape[:-1]:
+        raise ValueError(
+            f"`attention_weights` {tuple(attention_weights.shape)} must have the shape of `sampling_locations` without "
+            f"its last axis, {tuple(sampling_locations.shape[:-1])}."
+        )
+    if any(len(shape) != 2 or min(shape) < 1 for shape in spatial_shapes):
+        raise ValueError(f"`spatial_shapes` must hold (height, width) of at least one cell, got {spatial_shapes}.")
+    areas = [height * width for height, width in spatial_shapes]
+    if len(areas) != sampling_locations.shape[3]:
+        raise ValueError(
+            f"`spatial_shapes` has {len(areas)} levels, `sampling_locations` {sampling_locations.shape[3]}: give one "
+            "(height, width) for each level."
+        )
+    if sum(areas) != num_values:
+        raise ValueError(
+            f"The levels {[tuple(shape) for shape in spatial_shapes]} have {' + '.join(map(str, areas))} = {sum(areas)} "
+            f"cells, `value` has {num_values}: flatten the levels and concatenate all of them."
+        )
+    if sampling_locations.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"`sampling_locations` of dtype {sampling_locations.dtype} cannot tell the cells of a level apart: compute "
+            "them in float32 (also under autocast)."
+        )
+    if len({tensor.device for tensor in (value, sampling_locations, attention_weights)}) != 1:
+        raise ValueError(
+            f"`value`, `sampling_locations` and `attention_weights` are on {value.device}, {sampling_locations.device} "
+            f"and {attention_weights.device}: move them to one device."
+        )
