@@ -263,9 +263,9 @@ INLINE void add_lanes(const Vector<float>::type (&vectors)[4], float* sums) {
   using Quarter = Vector<float>::quarter;
   Quarter folded[4];
   for (int index = 0; index < 4; ++index) {
-    Quarter parts[4];
-    std::memcpy(parts, &vectors[index], sizeof parts);
-    folded[index] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    const auto& all = vectors[index];
+    folded[index] = (__builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7)) +
+                    (__builtin_shufflevector(all, all, 8, 9, 10, 11) + __builtin_shufflevector(all, all, 12, 13, 14, 15));
   }
   typedef int32_t Mask __attribute__((vector_size(16)));
   const Quarter low01 = __builtin_shuffle(folded[0], folded[1], Mask{0, 4, 1, 5});

@@ -123,7 +123,8 @@ def compile_commands(
         "-DNDEBUG",
         f"-I{objects}",
         f"-I{sysconfig.get_paths()['include']}",
-        f"-isystem{Path(torch.__file__).parent / 'include'}",
+        "-isystem",
+        str(Path(torch.__file__).parent / "include"),
     ]
     common += ["-DCUDA_KERNEL", "-DUSE_CUDA=1"] if backend == "cuda" else ["-DCPU_KERNEL"]
     sections = [{"src": config["torch"]["src"], "cxx-flags": ["-O2", "-fvisibility=hidden"]}]
