@@ -10,6 +10,7 @@ is there, otherwise for CPU. What is up to date is not built again.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -234,11 +235,15 @@ def build(backend: str | None = None, archs: list[str] | None = None, output: Pa
     variants = PROJECT / "build" if output is None else output
     folder = variants / variant_name(config, backend)
     library = folder / f"{name}.abi3.so"
-    if library.exists() and (folder / "metadata.json").exists():
-        return folder
-
     variants.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=variants, prefix=".build-") as scratch_name:
+    with (
+        (variants / ".lock").open("w") as lock,
+        tempfile.TemporaryDirectory(dir=variants, prefix=".build-") as scratch_name,
+    ):
+        # of several processes one builds, and the others find its work
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if library.exists() and (folder / "metadata.json").exists():
+            return folder
         scratch = Path(scratch_name)
         (scratch / "registration.h").write_text(REGISTRATION)
         commands = compile_commands(config, backend, archs, name, scratch)
