@@ -25,11 +25,17 @@ _import_structure = {
     "metrics": [],
     "plain_vit.configuration_plain_vit": ["PlainViTConfig"],
     "plain_vit.modeling_plain_vit": ["PlainViTBackbone"],
+    "resnet_v1c.configuration_resnet_v1c": ["ResNetV1cConfig"],
+    "resnet_v1c.modeling_resnet_v1c": ["ResNetV1cBackbone"],
     "segmenter.configuration_segmenter": ["SegmenterConfig"],
     "segmenter.image_processing_pil_segmenter": ["SegmenterImageProcessorPil"],
     "segmenter.image_processing_segmenter": ["SegmenterImageProcessor"],
     "segmenter.modeling_segmenter": ["SegmenterForSemanticSegmentation"],
     "sparse_attention": [],
+    "unept.configuration_unept": ["UNEPTConfig"],
+    "unept.image_processing_pil_unept": ["UNEPTImageProcessorPil"],
+    "unept.image_processing_unept": ["UNEPTImageProcessor"],
+    "unept.modeling_unept": ["UNEPTForSemanticSegmentation"],
     "visualization": [],
 }
 
@@ -38,10 +44,16 @@ register()
 if TYPE_CHECKING:
     from .plain_vit.configuration_plain_vit import PlainViTConfig
     from .plain_vit.modeling_plain_vit import PlainViTBackbone
+    from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
+    from .resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
     from .segmenter.configuration_segmenter import SegmenterConfig
     from .segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
     from .segmenter.image_processing_segmenter import SegmenterImageProcessor
     from .segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+    from .unept.configuration_unept import UNEPTConfig
+    from .unept.image_processing_pil_unept import UNEPTImageProcessorPil
+    from .unept.image_processing_unept import UNEPTImageProcessor
+    from .unept.modeling_unept import UNEPTForSemanticSegmentation
 else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"segmenter": "Segmenter"}
-_BACKBONES = {"plain_vit": "PlainViT"}
+_SEGMENTATION_MODELS = {"segmenter": "Segmenter", "unept": "UNEPT"}
+_BACKBONES = {"plain_vit": "PlainViT", "resnet_v1c": "ResNetV1c"}
 
 
 def _get(name: str) -> Any:

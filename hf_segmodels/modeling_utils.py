@@ -41,8 +41,12 @@ def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
 def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     """
     Number of pixels that height and width must be a multiple of, so that each feature map covers the image exactly:
-    the patch size of a plain ViT, the total stride of a hierarchical encoder (one that has `depths`).
+    the patch size of a plain ViT, the total stride of a hierarchical encoder (one that has `depths`), which a dilated one
+    states itself.
     """
+    output_stride = getattr(backbone_config, "output_stride", None)
+    if output_stride is not None:
+        return output_stride
     patch_size = getattr(backbone_config, "patch_size", 4)
     patch_size = patch_size if isinstance(patch_size, int) else max(patch_size)
     depths = getattr(backbone_config, "depths", None)

@@ -12,6 +12,7 @@ _import_structure = {
     "checkpoints": ["ConversionError"],
     "command": ["main"],
     "segmenter": ["convert_segmenter"],
+    "unept": ["convert_unept"],
 }
 
 if TYPE_CHECKING:
@@ -20,5 +21,6 @@ if TYPE_CHECKING:
     from .checkpoints import ConversionError as ConversionError
     from .command import main as main
     from .segmenter import convert_segmenter as convert_segmenter
+    from .unept import convert_unept as convert_unept
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

@@ -121,7 +121,7 @@ _SIGNATURES = (
     ("decode_head.affinity_head.", "RegProxy", None),
     ("decode_head.q.", "SegViT", None),
     ("decode_head.atm.", "SegViT", None),
-    ("context_branch.", "UN-EPT", None),
+    ("context_branch.", "UN-EPT", "unept"),
     ("decode_head.", "an mmsegmentation model", None),
     ("encoder.patch_embed.", "Segmenter", "segmenter"),
     ("patch_embed.", "an ImageNet ViT or DeiT", "backbone"),

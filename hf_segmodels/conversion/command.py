@@ -3,6 +3,7 @@
 The command that converts checkpoints.
 
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
+    hf-segmodels convert --method unept --checkpoint iter_160000.pth --output_dir unept-deit --verify
     hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from ..errors import UserError
 
 
-METHODS = ("segmenter", "backbone")
+METHODS = ("segmenter", "unept", "backbone")
 
 
 class ParityError(UserError):
@@ -33,14 +34,15 @@ def _parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         choices=METHODS,
-        help="segmenter: checkpoint.pth of the original. backbone: AugReg .npz, DeiT .pth, or timm's .pth or .safetensors",
+        help="segmenter: checkpoint.pth of the original. unept: .pth of the original. backbone: AugReg .npz, DeiT .pth, or timm's .pth or .safetensors",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the original's file")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). backbone: a JSON file with what the "
+        help="segmenter: its variant.yml (default: the one beside the checkpoint). unept: its configuration as JSON or "
+        "self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
         "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
@@ -82,8 +84,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from .outputs import written_at_once
     from .parity import format_report, verify
     from .segmenter import convert_segmenter
+    from .unept import convert_unept
 
-    convert = {"segmenter": convert_segmenter, "backbone": convert_backbone}[arguments.method]
+    converters = {"segmenter": convert_segmenter, "unept": convert_unept, "backbone": convert_backbone}
+    convert = converters[arguments.method]
     with written_at_once(arguments.output_dir, arguments.overwrite) as folder:
         conversion = convert(arguments.checkpoint, arguments.config)
         if conversion.dropped_keys:

@@ -76,7 +76,7 @@ def rename(keys: list[str], table: RenameTable, drop: tuple[str, ...] = ()) -> t
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], table: RenameTable) -> None:
     """
-    Loads tensors into a model: into its own memory, or, if it is on the meta device, as they are in float32.
+    Loads tensors into a model: into its own memory, or, if it is on the meta device, as they are, floats in float32.
 
     Args:
         model (`nn.Module`): The model.
@@ -105,7 +105,8 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], table: 
             "this checkpoint with --config."
         )
     is_meta = next(model.parameters()).is_meta
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=is_meta)
+    state_dict = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    model.load_state_dict(state_dict, strict=True, assign=is_meta)
 
 
 def _original_name(name: str, table: RenameTable) -> str:

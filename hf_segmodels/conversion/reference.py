@@ -8,6 +8,7 @@ right. Written from the papers and from what the released code does.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,18 +113,21 @@ def _linear(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
     return F.linear(tokens, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def _timm_layers(weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: int, eps: float) -> torch.Tensor:
-    number = 0
-    while f"{prefix}blocks.{number}.norm1.weight" in weights:
-        name = f"{prefix}blocks.{number}"
+def _timm_layers(
+    weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: int, eps: float
+) -> list[torch.Tensor]:
+    """The tokens, and what each layer makes of them."""
+    outputs = [tokens]
+    while f"{prefix}blocks.{len(outputs) - 1}.norm1.weight" in weights:
+        name = f"{prefix}blocks.{len(outputs) - 1}"
         qkv = _linear(weights, f"{name}.attn.qkv", _norm(weights, f"{name}.norm1", tokens, eps))
         # (batch_size, num_tokens, 3 * D) -> 3 x (batch_size, num_tokens, num_heads, head_dim)
         query, key, value = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
         tokens = tokens + _linear(weights, f"{name}.attn.proj", _attend(query, key, value).flatten(2))
         hidden = _linear(weights, f"{name}.mlp.fc1", _norm(weights, f"{name}.norm2", tokens, eps))
         tokens = tokens + _linear(weights, f"{name}.mlp.fc2", F.gelu(hidden))
-        number += 1
-    return tokens
+        outputs.append(tokens)
+    return outputs
 
 
 def _timm_stem(weights: Weights, prefix: str, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -143,7 +147,7 @@ def _timm_stem(weights: Weights, prefix: str, pixel_values: torch.Tensor) -> tor
     )
 
 
-def timm_tokens(
+def timm_hidden_states(
     weights: Weights,
     pixel_values: torch.Tensor,
     *,
@@ -154,9 +158,9 @@ def timm_tokens(
     mode: str,
     only_by_count: bool = False,
     prefix: str = "",
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """
-    Tokens after the final norm, where there is one.
+    Tokens before the first layer and after each one, without a final norm.
 
     Args:
         weights (`Weights`): Parameters by timm's names, each with `prefix` before it.
@@ -170,7 +174,7 @@ def timm_tokens(
         prefix (`str`): What stands before all names.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_prefix_tokens + h * w, D)`.
+        A list of `torch.Tensor` of shape `(batch_size, num_prefix_tokens + h * w, D)`.
     """
     projection = weights[f"{prefix}patch_embed.proj.weight"], weights[f"{prefix}patch_embed.proj.bias"]
     if f"{prefix}patch_embed.backbone.stem.conv.weight" in weights:
@@ -179,8 +183,15 @@ def timm_tokens(
         patches = F.conv2d(_pad(pixel_values, patch_size), *projection, stride=patch_size)
     tokens = [weights[prefix + name] for name in ("cls_token", "dist_token") if prefix + name in weights]
     embedded = _add_positions(patches, tokens, weights[f"{prefix}pos_embed"], grid, mode, only_by_count)
-    hidden = _timm_layers(weights, prefix, embedded, num_heads, eps)
-    return _norm(weights, f"{prefix}norm", hidden, eps) if f"{prefix}norm.weight" in weights else hidden
+    return _timm_layers(weights, prefix, embedded, num_heads, eps)
+
+
+def timm_tokens(
+    weights: Weights, pixel_values: torch.Tensor, *, eps: float, prefix: str = "", **fields: Any
+) -> torch.Tensor:
+    """Tokens after the last layer and the final norm, where there is one; see [`timm_hidden_states`]."""
+    tokens = timm_hidden_states(weights, pixel_values, eps=eps, prefix=prefix, **fields)[-1]
+    return _norm(weights, f"{prefix}norm", tokens, eps) if f"{prefix}norm.weight" in weights else tokens
 
 
 # AugReg's names and layouts (kernels: inputs before outputs, heads apart).
@@ -255,7 +266,7 @@ def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
     width = weights["decoder.cls_emb"].shape[2]
     tokens = _linear(weights, "decoder.proj_dec", patches)
     tokens = torch.cat([tokens, weights["decoder.cls_emb"].expand(batch_size, -1, -1)], dim=1)
-    tokens = _timm_layers(weights, "decoder.", tokens, max(1, width // 64), 1e-5)
+    tokens = _timm_layers(weights, "decoder.", tokens, max(1, width // 64), 1e-5)[-1]
     tokens = _norm(weights, "decoder.decoder_norm", tokens, 1e-5)
     patches, classes = tokens[:, :num_patches], tokens[:, num_patches:]
     patches, classes = patches @ weights["decoder.proj_patch"], classes @ weights["decoder.proj_classes"]
@@ -295,4 +306,4 @@ def segmenter_forward(
     return logits[..., :height, :width]
 
 
-__all__ = ["augreg_tokens", "segmenter_forward", "timm_tokens"]
+__all__ = ["augreg_tokens", "segmenter_forward", "timm_hidden_states", "timm_tokens"]

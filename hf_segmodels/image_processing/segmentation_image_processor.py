@@ -257,8 +257,10 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         if segmentation_maps is not None:
             in_sizes = [tuple(image.shape[-2:]) for image in images]
             out_sizes = [tuple(image.shape[-2:]) for image in pixel_values]
-            labels = _prepare_labels(segmentation_maps, in_sizes, out_sizes, **kwargs)
-            data["labels"] = [self._from_tensor(label_map, device) for label_map in labels]
+            labels = _prepare_labels(segmentation_maps, in_sizes, **kwargs)
+            for name, (maps, padding_value) in self._training_targets(labels, **kwargs).items():
+                padded = (_pad_to(target, size, padding_value) for target, size in zip(maps, out_sizes, strict=True))
+                data[name] = [self._from_tensor(target, device) for target in padded]
         if return_tensors is not None:
             _check_equal_shapes(pixel_values)
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -310,6 +312,18 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             images = [self.resize(image, size, resample=resample, antialias=bool(antialias)) for image in images]
         return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
 
+    def _training_targets(
+        self, labels: list[torch.Tensor], *, ignore_index: int, **kwargs: Any
+    ) -> dict[str, tuple[list[torch.Tensor], int]]:
+        """
+        What a model trains on, by its names for it, and what each is padded with. A method that needs more than label maps
+        overrides this.
+
+        Args:
+            labels (`list[torch.Tensor]`, each of shape `(height, width)`, int64): Resized label maps.
+        """
+        return {"labels": (labels, ignore_index)}
+
     def _from_tensor(
         self, tensor: torch.Tensor, device: "str | torch.device | None" = None
     ) -> "torch.Tensor | np.ndarray":
@@ -338,7 +352,6 @@ def _is_grey_array(image: Any) -> bool:
 def _prepare_labels(
     segmentation_maps: Any,
     in_sizes: list[tuple[int, ...]],
-    out_sizes: list[tuple[int, ...]],
     *,
     do_resize: bool | None,
     size: SizeDict,
@@ -348,8 +361,7 @@ def _prepare_labels(
     **kwargs: Any,
 ) -> list[torch.Tensor]:
     """
-    Label maps `(height, width)` of `in_sizes` -> int64 tensors of `out_sizes`, through the same resizing and padding
-    that the images went through.
+    Label maps `(height, width)` of `in_sizes` -> int64 tensors, through the same resizing that the images went through.
     """
     maps = [
         label_map_to_tensor(label_map, f"segmentation_maps[{index}]")
@@ -361,7 +373,7 @@ def _prepare_labels(
             "each image."
         )
     labels = []
-    for index, (label_map, in_size, out_size) in enumerate(zip(maps, in_sizes, out_sizes, strict=True)):
+    for index, (label_map, in_size) in enumerate(zip(maps, in_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
         if label_map.shape != in_size:
             raise ValueError(
@@ -374,9 +386,14 @@ def _prepare_labels(
             check_label_map(label_map, num_labels, ignore_index, f"{name}{' (reduced)' if do_reduce_labels else ''}")
         if do_resize:
             label_map = resize_label_map(label_map, resized_size(in_size[0], in_size[1], size))
-        height, width = label_map.shape
-        labels.append(F.pad(label_map, (0, out_size[1] - width, 0, out_size[0] - height), value=ignore_index))
+        labels.append(label_map)
     return labels
+
+
+def _pad_to(target: torch.Tensor, size: tuple[int, ...], value: int) -> torch.Tensor:
+    """Pads `(height, width)` at the bottom and right."""
+    height, width = target.shape
+    return F.pad(target, (0, size[1] - width, 0, size[0] - height), value=value)
 
 
 def _flatten_label_maps(segmentation_maps: Any, num_images: int) -> list:

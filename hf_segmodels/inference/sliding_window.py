@@ -94,30 +94,27 @@ def fit_to_window(pixel_values: torch.Tensor, window: tuple[int, int], mode: str
     return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
 
-def window_scores(
+def run_windows(
     dense_logits: DenseLogits,
     pixel_values: torch.Tensor,
-    target_sizes: Sequence[tuple[int, int]],
     windows: tuple[tuple[int, int], tuple[int, int]] | None,
     small_image_mode: str,
-    is_flipped: bool,
     max_windows: int,
-) -> list[SeparableScores]:
+) -> tuple[torch.Tensor, Windows, Windows]:
     """
-    Runs a network over windows of a batch of images.
+    Runs a network over windows of a batch of images: all images' first windows, then their second ones, and so on.
 
     Args:
         dense_logits: Maps `(num_windows, num_channels, height, width)` to logits `(num_windows, num_labels,
             grid_height, grid_width)` and the size in pixels that they cover.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The images.
-        target_sizes: `(height, width)` wanted for each image.
         windows: Window and stride, or `None` for whole images.
         small_image_mode: See [`fit_to_window`].
-        is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
         max_windows: How many windows go through the network together.
 
     Returns:
-        For each image, its averaged scores at the target size.
+        The grids `(batch_size, rows of windows, columns of windows, num_labels, grid_height, grid_width)`, float32, and
+        where the windows lie along rows and columns.
     """
     batch_size, _, height, width = pixel_values.shape
     window = stride = (height, width)
@@ -129,23 +126,46 @@ def window_scores(
     starts = [tuple(window_starts(*sizes)) for sizes in zip(image_size, window, stride, strict=True)]
 
     crops = [
-        pixel_values[image, :, top : top + window[0], left : left + window[1]]
-        for image in range(batch_size)
+        image[:, top : top + window[0], left : left + window[1]]
         for top in starts[0]
         for left in starts[1]
+        for image in pixel_values
     ]
     logits = []
     for first in range(0, len(crops), max_windows):
         batch_logits, covered = dense_logits(torch.stack(crops[first : first + max_windows]))
         logits.append(batch_logits.float())
-    grids = torch.cat(logits)
-    num_labels, *grid_size = grids.shape[1:]
-    # (images * rows * columns, K, h, w) -> (images, K, rows, h, columns, w) -> (images, K, rows * h, columns * w)
-    grids = grids.view(batch_size, len(starts[0]), len(starts[1]), num_labels, *grid_size).permute(0, 3, 1, 4, 2, 5)
-    grids = grids.flatten(4, 5).flatten(2, 3)
+    # (rows * columns * images, K, h, w) -> (images, rows, columns, K, h, w)
+    grids = torch.cat(logits).unflatten(0, (len(starts[0]), len(starts[1]), batch_size)).permute(2, 0, 1, 3, 4, 5)
 
     kept = (height, width) if small_image_mode == "pad" else image_size
+    grid_size = grids.shape[-2:]
     rows, columns = (Windows(*axis) for axis in zip(starts, window, grid_size, covered, image_size, kept, strict=True))
+    return grids, rows, columns
+
+
+def window_scores(
+    dense_logits: DenseLogits,
+    pixel_values: torch.Tensor,
+    target_sizes: Sequence[tuple[int, int]],
+    windows: tuple[tuple[int, int], tuple[int, int]] | None,
+    small_image_mode: str,
+    is_flipped: bool,
+    max_windows: int,
+) -> list[SeparableScores]:
+    """
+    Runs a network over windows of a batch of images and merges them; see [`run_windows`].
+
+    Args:
+        target_sizes: `(height, width)` wanted for each image.
+        is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
+
+    Returns:
+        For each image, its averaged scores at the target size.
+    """
+    grids, rows, columns = run_windows(dense_logits, pixel_values, windows, small_image_mode, max_windows)
+    # (images, rows, columns, K, h, w) -> (images, K, rows, h, columns, w) -> (images, K, rows * h, columns * w)
+    grids = grids.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     return [
         SeparableScores(
             grid,

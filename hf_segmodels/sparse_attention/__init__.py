@@ -4,14 +4,15 @@ Sparse sampling attention (UN-EPT section 3.1, multi-scale deformable attention)
 points of each level of a feature pyramid, so that cost grows linearly with the number of queries.
 """
 
-from .layer import SparseAttention, initialize_sparse_attention, reference_points
+from .layer import SamplingOffsets, SamplingWeights, SparseAttention, reference_points
 from .operation import select_implementation, sparse_attention
 from .reference import sparse_attention_reference
 
 
 __all__ = [
+    "SamplingOffsets",
+    "SamplingWeights",
     "SparseAttention",
-    "initialize_sparse_attention",
     "reference_points",
     "select_implementation",
     "sparse_attention",

@@ -26,10 +26,48 @@ def reference_points(
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
 
 
+class SamplingOffsets(nn.Linear):
+    """
+    From a query to the offsets of its points, `(num_heads, num_levels, num_points, 2)` flattened, in cells.
+
+    They start as in Deformable DETR: whatever the query, head m looks in direction 2 pi m / M, and its point n is n cells
+    away along the axis that is further.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, num_levels: int, num_points: int):
+        self.shape = num_heads, num_levels, num_points
+        super().__init__(hidden_size, num_heads * num_levels * num_points * 2)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        num_heads, _, num_points = self.shape
+        angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, num_points + 1, dtype=torch.float32)
+        # (M, 1, 1, 2) * (P, 1) -> (M, L, P, 2)
+        offsets = (directions[:, None, None] * distances[:, None]).expand(*self.shape, 2)
+        init.zeros_(self.weight)
+        init.copy_(self.bias, offsets.flatten())
+
+
+class SamplingWeights(nn.Linear):
+    """From a query to the scores of its points, `(num_heads, num_levels, num_points)` flattened; they start as equal."""
+
+    def __init__(self, hidden_size: int, num_heads: int, num_levels: int, num_points: int):
+        super().__init__(hidden_size, num_heads * num_levels * num_points)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        init.zeros_(self.weight)
+        init.zeros_(self.bias)
+
+
 class SparseAttention(nn.Module):
     """
     Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4): a query gives offsets from its
-    reference point, in cells of each level, and the weights of the points.
+    reference point, in cells of each level, and the weights of the points. A new layer is initialised as the paper's
+    [`SamplingOffsets`] and [`SamplingWeights`] say, with Xavier's projections.
 
     Args:
         hidden_size (`int`): Channels of queries and values; a multiple of `num_heads`.
@@ -46,10 +84,12 @@ class SparseAttention(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         self.value_proj = nn.Linear(hidden_size, hidden_size)
-        self.sampling_offsets = nn.Linear(hidden_size, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(hidden_size, num_heads * num_levels * num_points)
+        self.sampling_offsets = SamplingOffsets(hidden_size, num_heads, num_levels, num_points)
+        self.attention_weights = SamplingWeights(hidden_size, num_heads, num_levels, num_points)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
-        initialize_sparse_attention(self)
+        for projection in (self.value_proj, self.o_proj):
+            init.xavier_uniform_(projection.weight)
+            init.zeros_(projection.bias)
 
     def sample(
         self, queries: torch.Tensor, reference_points: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]]
@@ -74,8 +114,10 @@ class SparseAttention(nn.Module):
         # (B, Q, M * L * P * 2) -> (B, Q, M, L, P, 2)
         offsets = self.sampling_offsets(queries).unflatten(-1, (heads, levels, points, 2))
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        # (L, 2) -> (L, 1, 2): cells along x and y
-        cells = torch.stack([offsets.new_tensor([width, height]) for height, width in spatial_shapes])[:, None]
+        # cells along x and y, (L, 1, 2); a list of sizes would make an exported graph hold for these sizes only
+        sides = [side for height, width in spatial_shapes for side in (width, height)]
+        cells = torch.stack([torch.full((), side, dtype=offsets.dtype, device=offsets.device) for side in sides])
+        cells = cells.view(levels, 1, 2)
         return reference_points[:, None, None, None] + offsets / cells, weights
 
     def forward(
@@ -101,25 +143,3 @@ class SparseAttention(nn.Module):
         # (B, S, D) -> (B, S, M, D / M)
         values = self.value_proj(values).unflatten(-1, (self.num_heads, -1))
         return self.o_proj(sparse_attention(values, spatial_shapes, locations, weights))
-
-
-@torch.no_grad()
-def initialize_sparse_attention(layer: SparseAttention) -> None:
-    """
-    As the paper takes it over from Deformable DETR (section 4.1 there): whatever the query, head m looks in direction
-    2 pi m / M, point n at a distance of n cells (along the axis that is further), and all points weigh the same.
-    """
-    heads, levels, points = layer.num_heads, layer.num_levels, layer.num_points
-    angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
-    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-    distances = torch.arange(1, points + 1, dtype=torch.float32)
-    # (M, 1, 1, 2) * (P, 1) -> (M, L, P, 2)
-    offsets = (directions[:, None, None] * distances[:, None]).expand(heads, levels, points, 2)
-    init.zeros_(layer.sampling_offsets.weight)
-    init.copy_(layer.sampling_offsets.bias, offsets.flatten())
-    init.zeros_(layer.attention_weights.weight)
-    init.zeros_(layer.attention_weights.bias)
-    for projection in (layer.value_proj, layer.o_proj):
-        init.xavier_uniform_(projection.weight)
-        init.zeros_(projection.bias)
