@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sparse_attention_cases import SHAPES, arguments, exact, relative_rms
 
 

@@ -36,7 +36,9 @@ def test_configuration_is_valid():
     sections = [config["torch"], *config["kernel"].values()]
     assert all((PROJECT / source).is_file() for section in sections for source in section["src"])
     # CPU tensors work with a CUDA build as well
-    of_cuda = [source for section in config["kernel"].values() if section["backend"] == "cuda" for source in section["src"]]
+    of_cuda = [
+        source for section in config["kernel"].values() if section["backend"] == "cuda" for source in section["src"]
+    ]
     assert {"csrc/cpu.cpp", "csrc/cuda.cu"} <= set(of_cuda)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sparse_attention_cases import SHAPES, arguments, exact, grid_sample_attention, relative_rms, with_gradients
 
 
@@ -188,9 +189,7 @@ def test_inputs_need_not_be_contiguous_or_aligned_and_are_left_alone(kernel, dev
     tensors = value, locations, weights, gradient
     strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in tensors]
     # one element into a storage: the start of no vector; locations stay pairs
-    shifted = [
-        torch.cat([tensor.new_zeros(2), tensor.flatten()])[2:].view(tensor.shape) for tensor in tensors
-    ]
+    shifted = [torch.cat([tensor.new_zeros(2), tensor.flatten()])[2:].view(tensor.shape) for tensor in tensors]
     shifted[0] = torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
     for variants in (strided, shifted):
         copies = [tensor.clone() for tensor in variants]
@@ -267,7 +266,10 @@ def test_deterministic_mode(kernel, device):
         ({"value": torch.zeros(2, 71, 3, 32)}, "the levels have 72 cells, `value` has 71"),
         ({"value": torch.zeros(2, 72, 32, 3).transpose(2, 3)}, "`value` must be contiguous"),
         ({"locations": torch.zeros(2, 11, 3, 3, 5)}, "`sampling_locations` must have shape"),
-        ({"locations": torch.zeros(2, 11, 3, 3, 5, 2, dtype=torch.bfloat16)}, "must be float32 where `value` is float32"),
+        (
+            {"locations": torch.zeros(2, 11, 3, 3, 5, 2, dtype=torch.bfloat16)},
+            "must be float32 where `value` is float32",
+        ),
         ({"locations": torch.zeros(2, 11, 3, 3, 2, 5).transpose(4, 5)}, "`sampling_locations` must be contiguous"),
         ({"weights": torch.zeros(2, 11, 3, 3)}, "`attention_weights` must have shape"),
         ({"weights": torch.zeros(2, 11, 3, 3, 4)}, "without its last axis"),

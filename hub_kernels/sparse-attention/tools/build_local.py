@@ -160,7 +160,12 @@ def link_command(backend: str, objects: list[Path], target: Path) -> list[str]:
         compiler = cuda_compiler()
         assert compiler is not None
         # torch has loaded the runtime of the same major version
-        libraries += ["-ltorch_cuda", f"-L{cuda_home(compiler) / 'lib64'}", f"-L{cuda_home(compiler) / 'lib'}", "-lcudart"]
+        libraries += [
+            "-ltorch_cuda",
+            f"-L{cuda_home(compiler) / 'lib64'}",
+            f"-L{cuda_home(compiler) / 'lib'}",
+            "-lcudart",
+        ]
     compiler_name = os.environ.get("CXX", "g++")
     return [compiler_name, "-shared", *map(str, objects), *libraries, "-o", str(target)]
 
