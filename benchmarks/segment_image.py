@@ -197,7 +197,7 @@ def time_large_image(repeats: int, device: torch.device) -> dict[str, Any]:
     return {"seconds": seconds, "ratios": {"images per second, ours over plain": seconds["plain"] / seconds["ours"]}}
 
 
-def _memory(field: str) -> int:
+def process_memory(field: str) -> int:
     """Bytes of this process: `VmRSS` now, `VmHWM` at its peak (Linux)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
@@ -211,10 +211,10 @@ def extra_peak_memory(way: str) -> int:
     labels = plain_labels if way == "plain" else upsample_argmax
     images, peaked = torch.randn(1, 3, 512, 512), peaked_logits(150, 32, 32)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     model(images)
     labels(peaked, (512, 512))
-    return _memory("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
 def compare_memory(threads: int) -> dict[str, Any]:
