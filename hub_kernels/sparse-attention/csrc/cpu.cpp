@@ -163,6 +163,14 @@ INLINE void locate(int64_t points, const Level& level, const Real* locations, co
   }
 }
 
+// A head's queries lie too far apart for the processor to foresee the next one.
+template <typename Item>
+INLINE void prefetch(const Item* items, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(items);
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(Item)); byte += 64) __builtin_prefetch(bytes + byte);
+}
+constexpr int64_t kQueriesAhead = 3;
+
 struct ForwardTask {
   Problem problem;
   const void *value, *locations, *weights;
@@ -227,6 +235,10 @@ INLINE void forward_task(const ForwardTask& task) {
     const int64_t position = (task.image * sizes.queries + query) * sizes.heads + task.head;
     const Real* locations = static_cast<const Real*>(task.locations) + position * samples * 2;
     const Real* weights = static_cast<const Real*>(task.weights) + position * samples;
+    if (query + kQueriesAhead < task.last_query) {
+      prefetch(locations + kQueriesAhead * sizes.heads * samples * 2, samples * 2);
+      prefetch(weights + kQueriesAhead * sizes.heads * samples, samples);
+    }
     for (int64_t index = 0; index < sizes.levels; ++index) {
       const int64_t first = index * points;
       Real *right = shares + first, *down = right + samples, *weight = down + samples;
@@ -339,9 +351,16 @@ INLINE void backward_task(const BackwardTask& task) {
   for (int64_t query = 0; query < sizes.queries; ++query) {
     const int64_t position = (task.image * sizes.queries + query) * sizes.heads + task.head;
     const int64_t first = (position * sizes.levels + task.level) * points;
-    locate(points, level, static_cast<const Real*>(task.locations) + 2 * first,
-           static_cast<const Real*>(task.weights) + first, task.cells, right, down, weight);
+    const Real* locations = static_cast<const Real*>(task.locations) + 2 * first;
+    const Real* weights = static_cast<const Real*>(task.weights) + first;
     const Stored* gradient = static_cast<const Stored*>(task.grad_output) + position * channels;
+    if (query + kQueriesAhead < sizes.queries) {
+      const int64_t ahead = kQueriesAhead * sizes.heads;
+      prefetch(locations + ahead * sizes.levels * points * 2, points * 2);
+      prefetch(weights + ahead * sizes.levels * points, points);
+      prefetch(gradient + ahead * channels, channels);
+    }
+    locate(points, level, locations, weights, task.cells, right, down, weight);
     for (int64_t channel = 0; channel < channels; ++channel) row[channel] = load(gradient[channel]);
     std::fill(products, products + 4 * points, Real(0));
     int64_t vector = 0;
