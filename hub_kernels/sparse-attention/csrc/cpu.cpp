@@ -42,7 +42,6 @@ struct Vector<float> {
 template <>
 struct Vector<double> {
   typedef double type __attribute__((vector_size(64)));
-  typedef double quarter __attribute__((vector_size(16)));
   static constexpr int lanes = 8;
 };
 
@@ -279,14 +278,14 @@ INLINE void add_lanes(const Vector<float>::type (&vectors)[4], float* sums) {
     folded[index] = (__builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7)) +
                     (__builtin_shufflevector(all, all, 8, 9, 10, 11) + __builtin_shufflevector(all, all, 12, 13, 14, 15));
   }
-  typedef int32_t Mask __attribute__((vector_size(16)));
-  const Quarter low01 = __builtin_shuffle(folded[0], folded[1], Mask{0, 4, 1, 5});
-  const Quarter high01 = __builtin_shuffle(folded[0], folded[1], Mask{2, 6, 3, 7});
-  const Quarter low23 = __builtin_shuffle(folded[2], folded[3], Mask{0, 4, 1, 5});
-  const Quarter high23 = __builtin_shuffle(folded[2], folded[3], Mask{2, 6, 3, 7});
+  // four sums at once: a transposition, then additions
+  const Quarter low01 = __builtin_shufflevector(folded[0], folded[1], 0, 4, 1, 5);
+  const Quarter high01 = __builtin_shufflevector(folded[0], folded[1], 2, 6, 3, 7);
+  const Quarter low23 = __builtin_shufflevector(folded[2], folded[3], 0, 4, 1, 5);
+  const Quarter high23 = __builtin_shufflevector(folded[2], folded[3], 2, 6, 3, 7);
   const Quarter pair01 = low01 + high01, pair23 = low23 + high23;
-  const Quarter even = __builtin_shuffle(pair01, pair23, Mask{0, 1, 4, 5});
-  const Quarter odd = __builtin_shuffle(pair01, pair23, Mask{2, 3, 6, 7});
+  const Quarter even = __builtin_shufflevector(pair01, pair23, 0, 1, 4, 5);
+  const Quarter odd = __builtin_shufflevector(pair01, pair23, 2, 3, 6, 7);
   const Quarter total = even + odd;
   std::memcpy(sums, &total, sizeof total);
 }
