@@ -19,19 +19,20 @@ def select_implementation(value: torch.Tensor) -> Implementation:
     as they are (checked, not made contiguous, of mixed dtypes under autocast) and are differentiable in the three
     tensors, the kernels once.
     """
-    # an exported graph has to run where there is no kernel
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return sparse_attention_reference
     device_type = value.device.type
-    return _kernels[device_type] if _has_kernel(device_type) else sparse_attention_reference
+    return _kernels[device_type] if _takes_kernel(device_type) else sparse_attention_reference
 
 
 # per type of device; torch.compile can read a function from here, but not take one as a constant
 _kernels: dict[str, Implementation] = {}
 
 
+# run, not traced, by torch.compile: some versions of torch trace `is_exporting()` as true
 @torch.compiler.assume_constant_result
-def _has_kernel(device_type: str) -> bool:
+def _takes_kernel(device_type: str) -> bool:
+    # an exported graph has to run where there is no kernel
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
     kernel = load_kernel()
     if kernel is None or not kernel.supports(device_type):
         return False

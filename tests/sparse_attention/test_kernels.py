@@ -24,6 +24,9 @@ from hf_segmodels.sparse_attention import (
 
 
 VALUE = torch.zeros(1, 1, 1, 1)
+with_transformers = pytest.mark.skipif(
+    not transformers.utils.is_kernels_available(), reason="needs transformers and `kernels` that work together"
+)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +247,15 @@ def test_exported_programs_hold_no_kernel(local_kernel):
     assert not any("sparse_attention" in str(node.target) for node in program.graph.nodes)
 
 
+def test_traced_programs_hold_no_kernel(local_kernel):
+    value, shapes, locations, weights = arguments()
+    program = torch.jit.trace(
+        lambda *tensors: sparse_attention(tensors[0], shapes, *tensors[1:]), (value, locations, weights)
+    )
+    assert "grid_sample" in str(program.graph)
+    assert "_sparse_attention_cpu" not in str(program.graph)
+
+
 def tiny_model() -> UNEPTForSemanticSegmentation:
     backbone = PlainViTConfig(
         hidden_size=16,
@@ -281,6 +293,7 @@ def saved_model(tmp_path) -> tuple[Path, torch.Tensor, torch.Tensor]:
         return tmp_path / "model", images, model(images).logits
 
 
+@with_transformers
 def test_model_with_use_kernels(saved_model, local_kernel):
     folder, images, expected = saved_model
     model = UNEPTForSemanticSegmentation.from_pretrained(folder, use_kernels=True)
@@ -321,6 +334,7 @@ def test_use_kernels_without_a_kernel(saved_model, messages):
         assert torch.equal(model(images).logits, expected)
 
 
+@with_transformers
 def test_kernelize(local_kernel):
     package = pytest.importorskip("kernels")
     model = tiny_model()
