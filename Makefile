@@ -49,11 +49,12 @@ test-minimum:  ## the everyday tests on the lowest versions of torch and transfo
 kernel: setup  ## compiles the kernel for sparse attention for this machine; models then use it
 	$(BIN)/python hub_kernels/sparse-attention/tools/build_local.py
 
-benchmark: setup  ## times one image, and sparse attention, against the plain way, after checking that both agree
+benchmark: setup  ## times images, painting and sparse attention against the plain way, after checking that both agree
 	$(BIN)/python benchmarks/segment_image.py
+	$(BIN)/python benchmarks/painting.py
 	$(BIN)/python benchmarks/sparse_attention.py
 
-benchmark-gpu: setup  ## the same for sparse attention on a CUDA device; writes the results file
+benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results file
 	$(BIN)/python benchmarks/sparse_attention.py --device cuda --output benchmarks/results
 
 quality: setup  ## lint, format check, types, transformers' rules for model code

@@ -197,31 +197,35 @@ def time_large_image(repeats: int, device: torch.device) -> dict[str, Any]:
     return {"seconds": seconds, "ratios": {"images per second, ours over plain": seconds["plain"] / seconds["ours"]}}
 
 
-def process_memory(field: str) -> int:
+def _memory(field: str) -> int:
     """Bytes of this process: `VmRSS` now, `VmHWM` at its peak (Linux)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
 
 
+def peak_memory_over_start(work: Callable[[], Any]) -> int:
+    """Bytes by which this process' memory at its peak is above what it held before the work (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    before = _memory("VmRSS")
+    work()
+    return _memory("VmHWM") - before
+
+
 def extra_peak_memory(way: str) -> int:
-    """Runs one way in this process; bytes by which its peak is above the memory held before (model and input)."""
+    """Runs one way in this process; see [`peak_memory_over_start`]."""
     model = segmenter_small()
     if way == "plain":
         model.set_attn_implementation("eager")
     labels = plain_labels if way == "plain" else upsample_argmax
     images, peaked = torch.randn(1, 3, 512, 512), peaked_logits(150, 32, 32)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-    before = process_memory("VmRSS")
-    model(images)
-    labels(peaked, (512, 512))
-    return process_memory("VmHWM") - before
+    return peak_memory_over_start(lambda: (model(images), labels(peaked, (512, 512))))
 
 
-def compare_memory(threads: int) -> dict[str, Any]:
-    """Extra peak memory of both ways on a CPU, each in a process of its own."""
+def compare_memory(threads: int, script: str = __file__) -> dict[str, Any]:
+    """Extra peak memory of both ways of a script on a CPU, each in a process of its own."""
     peaks = {}
     for way in ("plain", "ours"):
-        command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", way]
+        command = [sys.executable, script, "--threads", str(threads), "--memory-of", way]
         peaks[way] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     return {"bytes": peaks, "ratios": {"extra peak memory, ours over plain": peaks["ours"] / peaks["plain"]}}
 

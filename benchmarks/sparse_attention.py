@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from segment_image import REPOSITORY, commit, interleaved, process_memory, processor_name
+from segment_image import REPOSITORY, commit, interleaved, peak_memory_over_start, processor_name
 
 from hf_segmodels import ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.sparse_attention import SparseAttention, reference_points, sparse_attention_reference
@@ -166,12 +166,7 @@ def extra_peak_memory(name: str, way: str, variant: Path | None, device: torch.d
         before = torch.cuda.memory_allocated(device)
         forward_backward(function, inputs, shapes, gradient)
         return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-    before = process_memory("VmRSS")
-    results = forward_backward(function, inputs, shapes, gradient)
-    peak = process_memory("VmHWM") - before
-    del results
-    return peak
+    return peak_memory_over_start(lambda: forward_backward(function, inputs, shapes, gradient))
 
 
 def compare_memory(name: str, threads: int, variant: Path, device: torch.device) -> dict[str, Any]:

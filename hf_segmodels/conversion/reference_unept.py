@@ -183,7 +183,7 @@ def unept_forward(
     if resnet is not None:
         features = resnet_v1c_features(weights, image, **resnet)
     else:
-        fields = {"num_heads": encoder_heads, "patch_size": patch_size, "prefix": "backbone."}
+        fields: dict[str, Any] = {"num_heads": encoder_heads, "patch_size": patch_size, "prefix": "backbone."}
         states = timm_hidden_states(weights, image, **fields, **encoder)
         num_prefix_tokens = 2 if "backbone.dist_token" in weights else 1
         cells = [side // patch_size for side in padded_size]

@@ -122,7 +122,10 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     }
     encoders = (
         ({"backbone.pos_embed": (1, 902, 768), "backbone.patch_embed.proj.weight": (768, 3, 16, 16)}, _DEIT_CONFIG),
-        ({"backbone.stem.0.weight": (32, 3, 3, 3), "backbone.layer4.2.conv3.weight": (2048, 512, 1, 1)}, _RESNET_CONFIG),
+        (
+            {"backbone.stem.0.weight": (32, 3, 3, 3), "backbone.layer4.2.conv3.weight": (2048, 512, 1, 1)},
+            _RESNET_CONFIG,
+        ),
     )
     for encoder, backbone in encoders:
         if all(shapes.get(key) == shape for key, shape in {**context, **encoder}.items()):
@@ -168,6 +171,7 @@ def _deit_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tens
     projection = state_dict["backbone.patch_embed.proj.weight"]
     num_layers = _count(state_dict, r"backbone\.blocks\.(\d+)\.")
     step = num_layers // _count(state_dict, r"layers\.(\d+)\.")
+    out_indices: dict[str, Any] = {"out_indices": list(range(step, num_layers + 1, step))}
     return PlainViTConfig(
         hidden_size=projection.shape[0],
         num_hidden_layers=num_layers,
@@ -178,7 +182,7 @@ def _deit_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tens
         num_channels=projection.shape[1],
         use_distillation_token="backbone.dist_token" in state_dict,
         final_norm="none",
-        out_indices=list(range(step, num_layers + 1, step)),
+        **out_indices,
     )
 
 
@@ -186,6 +190,7 @@ def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Te
     num_stages = _count(state_dict, r"backbone\.layer(\d+)\.")
     if encoder.get("style", "pytorch") != "pytorch":
         raise ConversionError(f"`style` {encoder['style']!r} of the ResNet is not supported: only 'pytorch' is.")
+    out_indices: dict[str, Any] = {"out_indices": list(range(2, num_stages + 1))}
     return ResNetV1cConfig(
         num_channels=state_dict["backbone.stem.0.weight"].shape[1],
         embedding_size=state_dict["backbone.stem.6.weight"].shape[0],
@@ -194,7 +199,7 @@ def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Te
         strides=list(encoder.get("strides", (1, 2, 2, 2))),
         dilations=list(encoder.get("dilations", (1, 1, 1, 1))),
         contract_dilation=bool(encoder.get("contract_dilation", False)),
-        out_indices=list(range(2, num_stages + 1)),
+        **out_indices,
     )
 
 
@@ -222,7 +227,9 @@ def unept_config(
         encoder = network["backbone_cfg"]
         builders = {"DeiT": _deit_config, "ResNetV1c": _resnet_config}
         if encoder["type"] not in builders:
-            raise ConversionError(f"The backbone {encoder['type']!r} of {path} is not known: expected DeiT or ResNetV1c.")
+            raise ConversionError(
+                f"The backbone {encoder['type']!r} of {path} is not known: expected DeiT or ResNetV1c."
+            )
         num_labels, hidden_size = state_dict["cls.weight"].shape[:2]
         num_levels = _count(state_dict, r"layers\.(\d+)\.")
         num_scores = state_dict["context_branch.encoder.layers.0.self_attn.attention_weights.weight"].shape[0]
@@ -241,7 +248,7 @@ def unept_config(
                 f"The configuration contradicts the weights in {path}: {'; '.join(wrong)}. Give the one that the "
                 "checkpoint was trained with, with --config."
             )
-        windows = {}
+        windows: dict[str, Any] = {}
         if test.get("mode") == "slide":
             windows = {"window_size": list(test["crop_size"]), "window_stride": list(test["stride"])}
         return UNEPTConfig(
@@ -304,7 +311,9 @@ def convert_unept(checkpoint: Path, config: Path | None = None) -> Conversion:
     load_strictly(model, {ours: state_dict[original] for original, ours in renamed.items()}, UNEPT)
 
     dataset = DATASETS.get(model_config.num_labels)
-    fields = {} if dataset is None else {"size": dataset.size, "do_reduce_labels": dataset.reduce_labels}
+    fields: dict[str, Any] = {}
+    if dataset is not None:
+        fields = {"size": dataset.size, "do_reduce_labels": dataset.reduce_labels}
     rows, columns = model_config.query_grid
     originals = {key: tensor.float() for key, tensor in state_dict.items()}
     return Conversion(

@@ -90,7 +90,9 @@ class ResNetV1cConfig(BackboneConfigMixin, PreTrainedConfig):
         """Part of the `@strict` validation: checks fields against each other."""
         stages = {name: len(getattr(self, name)) for name in ("hidden_sizes", "depths", "strides", "dilations")}
         if len(set(stages.values())) != 1 or len(self.depths) == 0:
-            raise ValueError(f"`hidden_sizes`, `depths`, `strides` and `dilations` need one entry a stage, got {stages}.")
+            raise ValueError(
+                f"`hidden_sizes`, `depths`, `strides` and `dilations` need one entry a stage, got {stages}."
+            )
         if min(*self.depths, *self.strides, *self.dilations, self.num_channels) < 1:
             raise ValueError("`depths`, `strides`, `dilations` and `num_channels` must be at least 1.")
         if self.embedding_size < 2 or self.embedding_size % 2 or any(s < 4 or s % 4 for s in self.hidden_sizes):

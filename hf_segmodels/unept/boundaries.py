@@ -82,7 +82,9 @@ def boundary_targets(
         class_distance[box] = max_distance if mask.all() else distance_transform(mask[box])
         distance += class_distance
         # (height, width) -> (2, height, width)
-        class_gradient = nn.functional.conv2d(torch.from_numpy(class_distance).float()[None, None], kernel, padding=2)[0]
+        class_gradient = nn.functional.conv2d(torch.from_numpy(class_distance).float()[None, None], kernel, padding=2)[
+            0
+        ]
         gradient += class_gradient * torch.from_numpy(mask)
     distance_map = torch.from_numpy(np.minimum(distance, max_distance).astype(np.int64))
     degrees = np.degrees(np.arctan2(gradient[0].numpy(), gradient[1].numpy())) + 180
@@ -123,7 +125,7 @@ def read_boundary_targets(
         step = int(np.asarray(contents["deg_reduce"]).item())
     except FileNotFoundError:
         raise
-    except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
+    except Exception as error:  # SciPy raises anything for damaged files
         raise ValueError(
             f"{path} is no file of boundary targets ({' '.join(str(error).split())}): expected a .mat file with `depth`, "
             "`dir_deg` and `deg_reduce`."

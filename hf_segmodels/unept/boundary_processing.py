@@ -27,7 +27,7 @@ class BoundaryTargetsMixin:
     def _training_targets(
         self, labels: list[torch.Tensor], *, do_boundary_targets: bool | None, ignore_index: int, **kwargs: Any
     ) -> dict[str, tuple[list[torch.Tensor], int]]:
-        targets = super()._training_targets(labels, ignore_index=ignore_index, **kwargs)  # type: ignore[misc]
+        targets = super()._training_targets(labels, ignore_index=ignore_index, **kwargs)
         if do_boundary_targets:
             maps = [boundary_targets(label_map, ignore_index) for label_map in labels]
             targets["distance_maps"] = [distance_map for distance_map, _ in maps], PADDING_VALUE

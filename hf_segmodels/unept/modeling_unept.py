@@ -16,6 +16,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, 
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
-from ..inference.sliding_window import run_windows
+from ..inference.sliding_window import run_dense_windows
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
 from ..sparse_attention import (
@@ -314,7 +315,7 @@ class UNEPTSpatialBranch(nn.Module):
         self.convolutions = nn.ModuleList(
             [
                 nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
-                for inputs, outputs in zip(channels[:-1], channels[1:], strict=True)
+                for inputs, outputs in pairwise(channels)
             ]
         )
         self.norms = nn.ModuleList([nn.BatchNorm2d(outputs) for outputs in channels[1:]])
@@ -433,7 +434,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         if not self.config.refine_at_inference:
             return super()._window_scores(pixel_values, target_sizes, windows, is_flipped, max_windows)
         mode = self.config.small_image_mode
-        grids, rows, columns = run_windows(self._dense_logits, pixel_values, windows, mode, max_windows)
+        grids, rows, columns = run_dense_windows(self._dense_logits, pixel_values, windows, mode, max_windows)
         return [
             RefinedScores(grid, rows, columns, target_size, is_flipped)
             for grid, target_size in zip(grids, target_sizes, strict=True)

@@ -33,7 +33,10 @@ def tiny_vit(**overrides) -> PlainViTConfig:
 
 def tiny_resnet() -> ResNetV1cConfig:
     return ResNetV1cConfig(
-        embedding_size=8, hidden_sizes=[16, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
+        embedding_size=8,
+        hidden_sizes=[16, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        out_features=["stage2", "stage3", "stage4"],
     )
 
 
@@ -48,9 +51,13 @@ class UNEPTTester(SegmentationModelTester):
 
     def model(self, **overrides):
         model = super().model(**overrides)
-        # an untrained head predicts no boundary
+        # an untrained head predicts no boundary: give it scores around 0.5 of deviation 1
+        head, weight = model.boundary_head, model.boundary_head.classifier.weight
         with torch.no_grad():
-            model.boundary_head.classifier.weight *= 1000
+            context = model.spatial_branch(random_images(1, model.spatial_branch.convolutions[0].in_channels, 64, 64))
+            weight /= head(context).std()
+            features = head.norm(head.convolution(context)).relu()
+            weight += ((0.5 - head(context).mean((0, 2, 3))) / features.sum(1).mean())[:, None, None, None]
         return model
 
     def logits_size(self, model, size):
@@ -353,7 +360,12 @@ def test_defaults_are_the_papers_model_with_the_released_losses():
     assert (config.semantic_loss_reduction, config.ignore_unlabelled_boundaries) == ("pixel_mean", False)
     backbone = config.backbone_config
     assert (backbone.out_indices, backbone.image_size, backbone.use_distillation_token) == ([4, 8, 12], 480, True)
-    assert (config.num_points, config.num_attention_heads, config.hidden_size, config.query_grid) == (16, 8, 256, (60, 60))
+    assert (config.num_points, config.num_attention_heads, config.hidden_size, config.query_grid) == (
+        16,
+        8,
+        256,
+        (60, 60),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Where UN-EPT's context queries look, and what its pyramid holds, as in figures 7 and 5 of its paper."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from .label_maps import side_by_side
+
+
+_STAR = "#00d020"
+
+
+class SampledPoints(NamedTuple):
+    """
+    Where one query looks.
+
+    Args:
+        query (`tuple[float, float]`): The query's own place, `(x, y)` in pixels.
+        points (`torch.Tensor` of shape `(num_levels, num_heads * num_points, 2)`): Places `(x, y)` in pixels; they may be
+            outside the image, where they see nothing.
+        weights (`torch.Tensor` of shape `(num_levels, num_heads * num_points)`): How much each counts, from 0 to 1; they
+            add up to the number of heads.
+        size (`tuple[int, int]`): `(height, width)` of the image in the same pixels.
+    """
+
+    query: tuple[float, float]
+    points: torch.Tensor
+    weights: torch.Tensor
+    size: tuple[int, int]
+
+
+@torch.no_grad()
+def sampled_points(
+    model: Any, pixel_values: torch.Tensor, point: tuple[float, float], layer: int = -1
+) -> SampledPoints:
+    """
+    The points that the context query at a place samples from each level of the pyramid, in a decoder layer.
+
+    Args:
+        model ([`UNEPTForSemanticSegmentation`]): The model, in eval mode.
+        pixel_values (`torch.Tensor` of shape `(1, num_channels, height, width)`): One image, not larger than memory
+            allows: it goes through the network as a whole.
+        point (`tuple[float, float]`): `(x, y)` in its pixels.
+        layer (`int`, *optional*, defaults to -1): The decoder's layer.
+
+    Raises:
+        ValueError: for several images, or a point outside the image.
+    """
+    (height, width), (x, y) = pixel_values.shape[-2:], point
+    if pixel_values.ndim != 4 or len(pixel_values) != 1:
+        raise ValueError(f"Give one image, (1, num_channels, height, width); got {tuple(pixel_values.shape)}.")
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"The point (x, y) = {tuple(point)} is outside the image of height {height} and width {width}."
+        )
+    seen: list[tuple] = []
+    attention = model.decoder.layers[layer].cross_attention
+    hook = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    try:
+        _, boundary_logits, _, padded_size, _ = model._encode_decode(pixel_values)
+    finally:
+        hook.remove()
+    queries, _, references, spatial_shapes = seen[0]
+    rows, columns = boundary_logits.shape[-2:]
+    index = int(y / padded_size[0] * rows) * columns + int(x / padded_size[1] * columns)
+    locations, weights = attention.sample(queries[:, index : index + 1], references[index : index + 1], spatial_shapes)
+    scale = locations.new_tensor([padded_size[1], padded_size[0]])
+    query_x, query_y = (references[index] * scale).tolist()
+    # (1, 1, M, L, P, 2) -> (L, M * P, 2)
+    points = (locations[0, 0] * scale).transpose(0, 1).flatten(1, 2)
+    return SampledPoints((query_x, query_y), points, weights[0, 0].transpose(0, 1).flatten(1).float(), (height, width))
+
+
+def draw_sampled_points(image: Image.Image, sampled: SampledPoints) -> Image.Image:
+    """
+    Draws, for each level side by side, the points that a query samples: the more a point counts, the redder it is. A
+    green star marks the query.
+
+    Args:
+        image (`PIL.Image.Image`): The image, of any size. Not changed.
+        sampled ([`SampledPoints`]): What [`sampled_points`] gives.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image.
+    """
+    scale = np.array([image.width / sampled.size[1], image.height / sampled.size[0]])
+    radius = max(2.0, min(image.size) / 120)
+    strongest = sampled.weights.max().clamp(min=torch.finfo(torch.float32).tiny)
+    panels = []
+    for points, weights in zip(sampled.points, sampled.weights / strongest, strict=True):
+        panel = image.convert("RGB")
+        draw = ImageDraw.Draw(panel)
+        order = weights.argsort()  # the strongest on top
+        for (x, y), weight in zip(points[order].cpu().numpy() * scale, weights[order].tolist(), strict=True):
+            color = (255, round(230 * (1 - weight)), 0)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline="black")
+        x, y = np.array(sampled.query) * scale
+        draw.polygon(_star(x, y, 3 * radius), fill=_STAR, outline="black")
+        panels.append(panel)
+    return side_by_side(panels, [f"scale {number}" for number in range(1, len(panels) + 1)])
+
+
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of a five-pointed star."""
+    lengths = [radius if corner % 2 == 0 else 0.45 * radius for corner in range(10)]
+    angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
+    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
+
+
+def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """
+    A feature map in colours: its first three principal components as red, green and blue.
+
+    Args:
+        feature_map (`torch.Tensor` of shape `(num_channels, height, width)`): One level, such as
+            `model.backbone(pixel_values).feature_maps[0][0]`; at least three channels.
+        size (`tuple[int, int]`, *optional*): `(height, width)` of the picture; the map's own by default.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    if feature_map.ndim != 3 or feature_map.shape[0] < 3:
+        raise ValueError(
+            f"Expected one feature map (num_channels, height, width) of at least 3 channels, got {tuple(feature_map.shape)}."
+        )
+    # (D, h, w) -> (h * w, D)
+    cells = feature_map.detach().float().flatten(1).T
+    cells = cells - cells.mean(dim=0)
+    _, _, axes = torch.linalg.svd(cells, full_matrices=False)
+    if len(axes) < 3:
+        axes = nn.functional.pad(axes, (0, 0, 0, 3 - len(axes)))
+    # an axis and its opposite are both principal: take the one whose largest entry is positive, so that pictures repeat
+    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(dim=1, keepdim=True)).sign()
+    components = cells @ axes.T
+    low, high = components.quantile(torch.tensor([0.01, 0.99], device=cells.device), dim=0)
+    scaled = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    # (h * w, 3) -> (h, w, 3)
+    colors = (255 * scaled).round().to(torch.uint8).unflatten(0, tuple(feature_map.shape[1:]))
+    picture = Image.fromarray(colors.cpu().numpy())
+    return picture if size is None else picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def pyramid_picture(feature_maps: Sequence[torch.Tensor], size: tuple[int, int]) -> Image.Image:
+    """
+    The levels of a pyramid side by side, each as [`feature_picture`].
+
+    Args:
+        feature_maps (`list[torch.Tensor]`, each of shape `(num_channels, h, w)`): Levels of one image.
+        size (`tuple[int, int]`): `(height, width)` of each panel.
+    """
+    titles = [f"scale {number}" for number in range(1, len(feature_maps) + 1)]
+    return side_by_side([feature_picture(feature_map, size) for feature_map in feature_maps], titles)
+
+
+__all__ = ["SampledPoints", "draw_sampled_points", "feature_picture", "pyramid_picture", "sampled_points"]

@@ -1,0 +1,260 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Boundary targets, directions and refinement against the original's, and their losses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from torch import nn
+
+from hf_segmodels import UNEPTImageProcessor, UNEPTImageProcessorPil
+from hf_segmodels.sparse_attention import reference_points
+from hf_segmodels.unept import boundary_targets, flip_boundary_targets, read_boundary_targets, unept_losses
+from hf_segmodels.unept.boundaries import (
+    DIRECTION_STEPS,
+    boundary_labels,
+    direction_labels,
+    refinement_steps,
+    take_steps,
+)
+from hf_segmodels.unept.loss_unept import balanced_cross_entropy
+from hf_segmodels.unept.modeling_unept import sine_position_embeddings
+
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"
+
+
+def load(name: str) -> dict[str, torch.Tensor]:
+    with np.load(FIXTURES / name) as arrays:
+        return {key: torch.from_numpy(np.atleast_1d(arrays[key])) for key in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return load("boundary_ops.npz")
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """A label map as the package has them (unlabelled is 255), and the original generator's targets."""
+    arrays = load("dt_offset.npz")
+    raw = arrays["raw_label"].long()
+    return torch.where(raw == 0, 255, raw - 1), arrays
+
+
+# Targets
+
+
+def test_targets_are_those_of_the_generator(generated):
+    label_map, expected = generated
+    distance_map, angle_map = boundary_targets(label_map)
+    assert torch.equal(distance_map, expected["distance_map"])
+    assert torch.equal(angle_map, expected["angle_map"])
+    assert (distance_map == 0)[label_map == 255].all()
+
+
+def test_files_of_the_generator_are_read(generated, tmp_path):
+    _, arrays = generated
+    contents = {"depth": arrays["depth"].numpy(), "dir_deg": arrays["dir_deg"].numpy(), "deg_reduce": 2}
+    scipy.io.savemat(tmp_path / "a.mat", contents)
+    distance_map, angle_map = read_boundary_targets(tmp_path / "a.mat", size=(64, 80))
+    assert torch.equal(distance_map, arrays["distance_map"])
+    assert torch.equal(angle_map, arrays["angle_map"])
+    with pytest.raises(
+        ValueError, match=r"of shape \(64, 80\).*; the image has .* \(80, 64\)\. Give the file of this image"
+    ):
+        read_boundary_targets(tmp_path / "a.mat", size=(80, 64))
+    scipy.io.savemat(tmp_path / "b.mat", {"depth": arrays["depth"].numpy()})
+    with pytest.raises(ValueError, match="no file of boundary targets"):
+        read_boundary_targets(tmp_path / "b.mat")
+    (tmp_path / "c.mat").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="expected a .mat file with `depth`"):
+        read_boundary_targets(tmp_path / "c.mat")
+    with pytest.raises(FileNotFoundError):
+        read_boundary_targets(tmp_path / "d.mat")
+
+
+def test_flipped_targets_point_the_other_way(generated):
+    label_map, _ = generated
+    distance_map, angle_map = flip_boundary_targets(*boundary_targets(label_map))
+    expected_distance, expected_angle = boundary_targets(label_map.flip(-1))
+    assert torch.equal(distance_map, expected_distance)
+    # angles are rounded down to even degrees, before as after
+    difference = (angle_map - expected_angle).remainder(360)
+    is_close = (difference <= 2) | (difference >= 358)
+    assert is_close.float().mean() > 0.98
+    unlabelled = label_map.flip(-1) == 255
+    assert torch.equal(angle_map[unlabelled], expected_angle[unlabelled])
+
+    padding = torch.full((2, 3), 255)
+    assert torch.equal(flip_boundary_targets(padding, padding)[1], padding)
+    # flipping twice gives back every angle but the one that has two names
+    assert torch.equal(
+        flip_boundary_targets(*flip_boundary_targets(torch.ones(1, 5).long(), torch.tensor([[-178, -90, 0, 90, 178]])))[
+            1
+        ],
+        torch.tensor([[-178, -90, 0, 90, 178]]),
+    )
+
+
+def test_a_label_map_without_any_boundary():
+    distance_map, angle_map = boundary_targets(torch.full((40, 30), 7))
+    assert (distance_map == 250).all()
+    assert boundary_labels(distance_map).sum() == 0
+    assert angle_map.abs().max() <= 180
+
+
+def test_small_classes_and_maps_without_labels():
+    label_map = torch.zeros(40, 40, dtype=torch.long)
+    label_map[:9, :11] = 1  # 99 pixels
+    assert (boundary_targets(label_map)[0][:9, :11] == 0).all()
+    label_map[9, 0] = 1
+    assert (boundary_targets(label_map)[0][:9, :11] > 0).all()
+    distance_map, angle_map = boundary_targets(torch.full((5, 5), 255))
+    assert (distance_map == 0).all()
+    assert (angle_map == 0).all()
+
+
+def test_directions_point_to_the_interior():
+    label_map = torch.zeros(40, 40, dtype=torch.long)
+    label_map[10:30, 10:30] = 1
+    distance_map, angle_map = boundary_targets(label_map)
+    steps = torch.tensor(DIRECTION_STEPS)[direction_labels(angle_map)]
+    for (row, column), step in {(10, 20): [1, 0], (29, 20): [-1, 0], (20, 10): [0, 1], (9, 20): [-1, 0]}.items():
+        assert distance_map[row, column] == 1
+        assert steps[row, column].tolist() == step
+
+
+def test_targets_of_no_integer_map():
+    with pytest.raises(ValueError, match="integer label map"):
+        boundary_targets(torch.zeros(3, 4))
+
+
+# The original's steps
+
+
+def test_labels_of_boundaries_and_directions(stored):
+    assert torch.equal(boundary_labels(stored["distance_map"]), stored["mask_label"])
+    assert torch.equal(direction_labels(stored["angle_map"]), stored["direction_label_no_ignore"])
+    assert torch.equal(direction_labels(stored["angles"]), stored["angle_class"])
+    assert torch.equal(torch.tensor(DIRECTION_STEPS), stored["vectors_hw"])
+
+
+def test_refinement_steps_and_shifted_scores(stored):
+    steps = refinement_steps(stored["mask_logits"], stored["dir_logits"])
+    assert torch.equal(steps, stored["offset_hw"])
+    torch.testing.assert_close(take_steps(stored["logits"], steps), stored["refined"], atol=2e-5, rtol=0)
+
+
+def test_position_encoding_and_reference_points(stored):
+    # (35, 256) -> (1, 256, 5, 7)
+    encoding = sine_position_embeddings(5, 7, 256).T.unflatten(1, (5, 7))[None]
+    torch.testing.assert_close(encoding, stored["pos_sine_5x7"], atol=1e-5, rtol=0)
+    points = torch.cat([reference_points(2, 3), reference_points(4, 1)])
+    torch.testing.assert_close(points[:, None].expand(-1, 2, -1), stored["enc_ref_points_2x3_4x1"][0])
+    torch.testing.assert_close(reference_points(3, 3)[:, None].expand(-1, 3, -1), stored["dec_ref_points_3x3"][0])
+
+
+# Losses
+
+
+def losses(stored, **options):
+    return unept_losses(
+        stored["logits"],
+        stored["refined"],
+        stored["mask_logits"],
+        stored["dir_logits"],
+        stored["seg_label"][:, 0],
+        stored["distance_map"][:, 0],
+        stored["angle_map"][:, 0],
+        **options,
+    )
+
+
+def test_boundary_and_direction_losses_weigh_rare_classes_more(stored):
+    expected = nn.functional.cross_entropy(
+        stored["mask_logits"], stored["mask_label"][:, 0], weight=stored["mask_class_weights"]
+    )
+    torch.testing.assert_close(losses(stored).boundary, expected)
+
+    targets = stored["direction_label_with_pred_ignore"][:, 0]
+    shares = torch.bincount(targets[targets >= 0], minlength=8) / (targets >= 0).sum()
+    expected = nn.functional.cross_entropy(stored["dir_logits"], targets, weight=1 - shares, ignore_index=-1)
+    torch.testing.assert_close(losses(stored).direction, expected)
+
+
+def test_unlabelled_pixels_are_left_out_only_on_request(stored):
+    changed = {key: tensor.clone() for key, tensor in stored.items()}
+    ignored = stored["seg_label"] == 255
+    assert ignored.any()
+    changed["distance_map"][ignored] = 100
+    changed["angle_map"][ignored] = 90
+    for term in ("boundary", "direction"):
+        assert getattr(losses(changed), term) != getattr(losses(stored), term)
+        kept, other = (getattr(losses(case, ignore_unlabelled_boundaries=True), term) for case in (stored, changed))
+        torch.testing.assert_close(kept, other)
+
+
+@pytest.mark.parametrize("case", ["no boundary predicted", "no boundary at all", "one direction", "nothing labelled"])
+def test_losses_are_defined_where_the_original_gives_nan(stored, case):
+    changed = {key: tensor.clone() for key, tensor in stored.items()}
+    options = {}
+    if case == "no boundary predicted":
+        changed["mask_logits"][:, 1] = -50
+    elif case == "no boundary at all":
+        changed["distance_map"][:] = 250
+    elif case == "one direction":
+        changed["angle_map"][:] = 0
+    else:
+        changed["seg_label"][:] = 255
+        options = {"ignore_unlabelled_boundaries": True}
+    for key in ("logits", "mask_logits", "dir_logits"):
+        changed[key].requires_grad_()
+    found = losses(changed, **options)
+    sum(found).backward()
+    is_zero = {name: value.item() == 0 for name, value in found._asdict().items()}
+    assert is_zero == {
+        "coarse": case == "nothing labelled",
+        "refined": case == "nothing labelled",
+        "boundary": case in ("no boundary at all", "nothing labelled"),
+        "direction": case != "no boundary at all",
+    }
+    assert all(value.isfinite() for value in found)
+    assert all(changed[key].grad.isfinite().all() for key in ("logits", "mask_logits", "dir_logits"))
+
+
+def test_half_precision_scores_give_float32_losses():
+    logits, targets = torch.randn(1, 2, 20, 20), torch.randint(0, 2, (1, 20, 20))
+    loss = balanced_cross_entropy(logits.bfloat16(), targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, balanced_cross_entropy(logits.bfloat16().float(), targets))
+
+
+# Image processors
+
+
+@pytest.mark.parametrize("processor_class", [UNEPTImageProcessor, UNEPTImageProcessorPil])
+def test_processors_make_targets_of_resized_labels_and_pad_them(processor_class, tmp_path):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (height, 80, 3), dtype=np.uint8) for height in (60, 40)]
+    label_maps = [
+        np.kron(generator.integers(0, 4, (height // 20, 4)), np.ones((20, 20), dtype=np.uint8)) for height in (60, 40)
+    ]
+    label_maps[0][0] = 255
+    processor = processor_class(size={"shortest_edge": 30}, do_pad=True, do_boundary_targets=True, num_labels=4)
+    processor.save_pretrained(tmp_path)
+    processor = processor_class.from_pretrained(tmp_path)
+    batch = processor(images, segmentation_maps=label_maps, return_tensors="pt")
+    assert batch["distance_maps"].shape == batch["angle_maps"].shape == batch["labels"].shape == (2, 30, 60)
+    for index, (height, width) in enumerate([(30, 40), (30, 60)]):
+        expected = boundary_targets(batch["labels"][index, :height, :width])
+        for name, maps in zip(("distance_maps", "angle_maps"), expected, strict=True):
+            assert torch.equal(batch[name][index, :height, :width], maps)
+            assert (batch[name][index, :, width:] == 255).all()
+    padding = batch["distance_maps"][0, :, 40:]
+    assert boundary_labels(padding).sum() == direction_labels(padding).sum() == 0
+
+    plain = processor(images, segmentation_maps=label_maps, do_boundary_targets=False, return_tensors="pt")
+    assert set(plain) == {"pixel_values", "labels"}
