@@ -68,5 +68,5 @@ format: setup  ## formats and fixes what can be fixed
 	$(BIN)/ruff format .
 
 clean:  ## removes environments, caches and outputs
-	rm -rf .venv .venv-minimum .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-minimum .cache .pytest_cache .ruff_cache build dist *.egg-info hub_kernels/sparse-attention/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
