@@ -32,7 +32,13 @@ from ..inference import slide_when_configured
 from ..inference.sliding_window import run_dense_windows
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
-from ..sparse_attention import SamplingOffsets, SamplingWeights, SparseAttention, reference_points
+from ..sparse_attention import (
+    SamplingOffsets,
+    SamplingWeights,
+    SparseAttention,
+    SparseAttentionKernelMixin,
+    reference_points,
+)
 from .boundaries import batch_boundary_targets, refine, resize_boundary_maps
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
@@ -336,7 +342,7 @@ class UNEPTBoundaryHead(nn.Module):
 
 
 @auto_docstring
-class UNEPTPreTrainedModel(SegmentationPreTrainedModel):
+class UNEPTPreTrainedModel(SparseAttentionKernelMixin, SegmentationPreTrainedModel):
     config: UNEPTConfig
     base_model_prefix = "unept"
     _no_split_modules = ["UNEPTEncoderLayer", "UNEPTDecoderLayer"]
