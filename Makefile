@@ -10,7 +10,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-transformers test-gpu test-minimum benchmark quality format clean
+.PHONY: help setup demo test test-slow test-transformers test-gpu test-minimum benchmark benchmark-gpu kernel quality format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-26s%s\n", $$1, $$2}'
@@ -39,15 +39,23 @@ test-slow: setup  ## all tests, slow ones too
 test-transformers: setup  ## transformers' own common suites over our models and processors
 	RUN_SLOW=1 $(PYTEST) tests/transformers_suite
 
-test-gpu: setup  ## the tests that need a CUDA device
+test-gpu: setup  ## the tests that need a CUDA device; builds the kernel for it
 	RUN_SLOW=1 $(BIN)/python -m pytest -m gpu
 
 # a second environment with the oldest versions that pyproject.toml allows
 test-minimum:  ## the everyday tests on the lowest versions of torch and transformers
 	$(MAKE) VENV=.venv-minimum CONSTRAINTS=constraints-minimum.txt test
 
-benchmark: setup  ## times one image against the plain way, after checking that both agree
+kernel: setup  ## compiles the kernel for sparse attention for this machine; models then use it
+	$(BIN)/python hub_kernels/sparse-attention/tools/build_local.py
+
+benchmark: setup  ## times images, painting and sparse attention against the plain way, after checking that both agree
 	$(BIN)/python benchmarks/segment_image.py
+	$(BIN)/python benchmarks/painting.py
+	$(BIN)/python benchmarks/sparse_attention.py
+
+benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results file
+	$(BIN)/python benchmarks/sparse_attention.py --device cuda --output benchmarks/results
 
 quality: setup  ## lint, format check, types, transformers' rules for model code
 	$(BIN)/ruff check .
@@ -60,5 +68,5 @@ format: setup  ## formats and fixes what can be fixed
 	$(BIN)/ruff format .
 
 clean:  ## removes environments, caches and outputs
-	rm -rf .venv .venv-minimum .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-minimum .cache .pytest_cache .ruff_cache build dist *.egg-info hub_kernels/sparse-attention/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,13 @@ from types import ModuleType
 from typing import Any
 
 
-_SEGMENTATION_MODELS = {"segmenter": "Segmenter", "unept": "UNEPT"}
+_SEGMENTATION_MODELS = {
+    "regproxy": "RegProxy",
+    "segmenter": "Segmenter",
+    "segvit": "SegViT",
+    "superpixel_vit": "SuperpixelViT",
+    "unept": "UNEPT",
+}
 _BACKBONES = {"plain_vit": "PlainViT", "resnet_v1c": "ResNetV1c"}
 
 

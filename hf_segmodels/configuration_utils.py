@@ -70,6 +70,10 @@ class SegmentationConfig(PreTrainedConfig):
             kwargs.setdefault("num_labels", 150)
         super().__post_init__(**kwargs)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in the base class, which leaves out two classes with default names: they are not the default here."""
+        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+
     @staticmethod
     def _default_backbone_config() -> PlainViTConfig:
         """The encoder where none is given."""

@@ -93,3 +93,30 @@ def check_label_map(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
         "`do_reduce_labels=True` (unless they are shifted already); for void pixels set `ignore_index` to their value or "
         "give them that of `ignore_index`; if these are classes, raise `num_labels`."
     )
+
+
+def label_histograms(
+    regions: torch.Tensor, labels: torch.Tensor, num_regions: int, num_labels: int, ignore_index: int = 255
+) -> torch.Tensor:
+    """
+    How many pixels of each class each region holds.
+
+    Args:
+        regions (`torch.Tensor` of shape `(batch_size, height, width)`, int64): The region of each pixel, from 0; negative
+            where a pixel belongs to none.
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
+        num_regions (`int`): Number N of regions.
+        num_labels (`int`): Number K of classes.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_regions, num_labels)`, float32.
+    """
+    is_counted = (labels != ignore_index) & (regions >= 0)
+    # a bin for each pair of region and class, and one more for what does not count
+    num_bins = num_regions * num_labels
+    bins = torch.where(is_counted, regions * num_labels + labels.long(), num_bins).flatten(1)
+    ones = torch.ones_like(bins, dtype=torch.float32)
+    counts = ones.new_zeros(bins.shape[0], num_bins + 1).scatter_add(1, bins, ones)
+    # (batch_size, N * K + 1) -> (batch_size, N, K)
+    return counts[:, :-1].unflatten(1, (num_regions, num_labels))

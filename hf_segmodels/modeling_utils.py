@@ -41,9 +41,11 @@ def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
 def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     """
     Number of pixels that height and width must be a multiple of, so that each feature map covers the image exactly:
-    the patch size of a plain ViT, the total stride of a hierarchical encoder (one that has `depths`), which a dilated one
-    states itself.
+    the patch size of a plain ViT (twice that where a layer halves its grid), the total stride of a hierarchical encoder
+    (one that has `depths`), which a dilated one states itself.
     """
+    if isinstance(backbone_config, PlainViTConfig):
+        return max(backbone_config.feature_strides)
     output_stride = getattr(backbone_config, "output_stride", None)
     if output_stride is not None:
         return output_stride
@@ -106,7 +108,8 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
-        if not isinstance(backbone_config, PlainViTConfig) or backbone_config.stem_type != "patch":
+        pads_itself = isinstance(backbone_config, PlainViTConfig) and backbone_config.stem_type == "patch"
+        if not pads_itself or backbone_config.patch_size != self.size_divisor:
             pixel_values = pad_to_multiple(pixel_values, self.size_divisor)
         return pixel_values, padded_size
 

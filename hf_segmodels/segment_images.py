@@ -49,12 +49,13 @@ class Predictor:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The label map `(height, width)`, int64, of an RGB image of that size."""
         target_sizes = [(image.height, image.width)]
-        pixel_values = self.image_processor(images=[image], return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        inputs = self.image_processor(images=[image], return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)
         if hasattr(self.model, "predict"):
-            label_map = self.model.predict(pixel_values, target_sizes=target_sizes, **self.options)[0]
+            # all that the processor gives: some models take more than pixels
+            label_map = self.model.predict(**inputs, target_sizes=target_sizes, **self.options)[0]
         else:
-            outputs = self.model(pixel_values=pixel_values)
+            outputs = self.model(pixel_values=inputs["pixel_values"])
             label_map = self.image_processor.post_process_semantic_segmentation(outputs, target_sizes)[0]
         return label_map.cpu().numpy()
 

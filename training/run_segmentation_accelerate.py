@@ -123,10 +123,12 @@ class Loss:
         self.options = {"weight": weights, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
         self.ignore_index = ignore_index
 
-    def __call__(self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor
+    ) -> torch.Tensor:
         if self.is_own:
-            return model(pixel_values=pixel_values, labels=labels).loss
-        logits = model(pixel_values=pixel_values).logits.float()
+            return model(pixel_values=pixel_values, labels=labels, **inputs).loss
+        logits = model(pixel_values=pixel_values, **inputs).logits.float()
         logits = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         if not (labels != self.ignore_index).any():
             return logits.sum() * 0.0
@@ -159,7 +161,7 @@ def evaluate(
         image, label_map = data[index]
         inputs = processor(image, return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
-            (prediction,) = model.predict(inputs.pixel_values, target_sizes=[tuple(label_map.shape)], flip=flip)
+            (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)], flip=flip)
         label_map = label_map.as_subclass(torch.Tensor)
         matrix.update(prediction.cpu(), label_map)
     counts = matrix.counts.to(accelerator.device)
@@ -254,7 +256,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         seed=recipe.seed,
     )
     loader = DataLoader(
-        AugmentedData(train_data, transform, recipe.seed),
+        AugmentedData(train_data, transform, recipe.seed, getattr(processor, "make_superpixels", None)),
         batch_sampler=batches,
         num_workers=recipe.num_workers,
         # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
@@ -284,11 +286,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
     update_loss = torch.zeros((), device=accelerator.device)
     model.train()
     progress = tqdm(initial=step, total=recipe.max_steps, disable=not accelerator.is_main_process, mininterval=2)
-    for images, label_maps in loader:
+    for images, label_maps, *superpixels in loader:
         with accelerator.accumulate(model):
             # (batch_size, 3, height, width) uint8 -> normalised float32
             pixel_values = (images.to(accelerator.device).float() / 255 - mean) / std
-            loss = loss_function(model, pixel_values, label_maps.to(accelerator.device).long())
+            inputs = {"superpixels": superpixels[0].to(accelerator.device)} if superpixels else {}
+            loss = loss_function(model, pixel_values, label_maps.to(accelerator.device).long(), **inputs)
             update_loss += loss.detach() / recipe.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:

@@ -202,7 +202,7 @@ def read_backbone_weights(path: Path, fields: Mapping[str, Any] | None = None) -
         tensors = {ours: originals[key] for key, ours in renamed.items()}
         table = TIMM_VIT
     return BackboneWeights(
-        config=_infer_config(tensors, fields, path),
+        config=infer_config(tensors, fields, path),
         tensors=tensors,
         table=table,
         dropped_keys=dropped,
@@ -210,8 +210,18 @@ def read_backbone_weights(path: Path, fields: Mapping[str, Any] | None = None) -
     )
 
 
-def _infer_config(tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any], path: Path) -> PlainViTConfig:
-    """Architecture from names and shapes."""
+def infer_config(tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any], path: Path) -> PlainViTConfig:
+    """
+    Architecture from names and shapes.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): Parameters of an encoder by our names; only shapes count.
+        fields (`Mapping[str, Any]`): What they do not tell; see [`read_backbone_weights`].
+        path (`Path`): Where they come from, for messages.
+
+    Raises:
+        ConversionError: if they make no plain ViT.
+    """
     try:
         projection = tensors["embeddings.patch_embeddings.projection.weight"]
         positions = tensors["embeddings.position_embeddings"]
@@ -490,4 +500,11 @@ def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
     return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
 
 
-__all__ = ["AUGREG", "TIMM_VIT", "convert_backbone", "load_backbone_weights", "read_backbone_weights"]
+__all__ = [
+    "AUGREG",
+    "TIMM_VIT",
+    "convert_backbone",
+    "infer_config",
+    "load_backbone_weights",
+    "read_backbone_weights",
+]

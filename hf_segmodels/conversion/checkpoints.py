@@ -24,6 +24,39 @@ class ConversionError(UserError):
 _CONTAINERS = ("model", "state_dict")
 
 
+def find_checkpoint(path: Path, filename: str | None = None, revision: str | None = None) -> Path:
+    """
+    The file to convert: a local one, or one in a repository on the Hub, which is downloaded to the usual cache.
+
+    Args:
+        path (`Path`): The file; or, with a `filename`, the repository as `owner/name`.
+        filename (`str`, *optional*): The file's path in the repository.
+        revision (`str`, *optional*): The repository's branch, tag or commit.
+
+    Raises:
+        ConversionError: if there is no such repository or file, or it cannot be reached.
+    """
+    if filename is None:
+        if revision is not None:
+            raise ConversionError("--revision belongs to a repository on the Hub: name its file with --filename, too.")
+        if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()):
+            raise ConversionError(
+                f"There is no file {path}. If it is a repository on the Hub, name the file in it with --filename."
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(path.as_posix(), filename, revision=revision))
+    except (OSError, HFValidationError) as error:  # the Hub's own errors are OSErrors
+        place = f"{path.as_posix()} at {revision}" if revision else path.as_posix()
+        raise ConversionError(
+            f"Cannot get {filename} from {place} on the Hub ({first_line(error)}). Compare both names with those on its "
+            "page, and check the connection; or download the file and give its path with --checkpoint."
+        ) from error
+
+
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     Reads the weights in a `.pth` (bare or inside `{"model"}` or `{"state_dict"}`), `.safetensors` or `.npz` file.
@@ -118,9 +151,9 @@ def _damaged(path: Path, reason: str) -> ConversionError:
 
 # First match wins: (start of a key, what has such keys, --method that converts it if there is one).
 _SIGNATURES = (
-    ("decode_head.affinity_head.", "RegProxy", None),
-    ("decode_head.q.", "SegViT", None),
-    ("decode_head.atm.", "SegViT", None),
+    ("decode_head.affinity_head.", "RegProxy", "regproxy"),
+    ("decode_head.q.", "SegViT", "segvit"),
+    ("decode_head.atm.", "SegViT", "segvit"),
     ("context_branch.", "UN-EPT", "unept"),
     ("decode_head.", "an mmsegmentation model", None),
     ("encoder.patch_embed.", "Segmenter", "segmenter"),

@@ -3,6 +3,8 @@
 The command that converts checkpoints.
 
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
+    hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
+    hf-segmodels convert --method segvit --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base
     hf-segmodels convert --method unept --checkpoint iter_160000.pth --output_dir unept-deit --verify
     hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 from ..errors import UserError
 
 
-METHODS = ("segmenter", "unept", "backbone")
+METHODS = ("segmenter", "segvit", "unept", "regproxy", "backbone")
 
 
 class ParityError(UserError):
@@ -34,15 +36,24 @@ def _parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         choices=METHODS,
-        help="segmenter: checkpoint.pth of the original. unept: .pth of the original. backbone: AugReg .npz, DeiT .pth, or timm's .pth or .safetensors",
+        help="segmenter: checkpoint.pth of the original. segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT "
+        ".pth, or timm's .pth or .safetensors",
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the original's file")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the original's file; with --filename, a repository on the Hub (owner/name)",
+    )
+    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository that --checkpoint names")
+    parser.add_argument("--revision", help="branch, tag or commit of that repository (default: its main branch)")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). unept: its configuration as JSON or "
-        "self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
+        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: its configuration as JSON "
+        "or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
         "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
@@ -81,15 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     # torch and the models are only imported once the arguments are known to be right
     from .backbone import convert_backbone
+    from .checkpoints import find_checkpoint
     from .outputs import written_at_once
     from .parity import format_report, verify
+    from .regproxy import convert_regproxy
     from .segmenter import convert_segmenter
+    from .segvit import convert_segvit
     from .unept import convert_unept
 
-    converters = {"segmenter": convert_segmenter, "unept": convert_unept, "backbone": convert_backbone}
-    convert = converters[arguments.method]
+    convert = {
+        "segmenter": convert_segmenter,
+        "segvit": convert_segvit,
+        "unept": convert_unept,
+        "regproxy": convert_regproxy,
+        "backbone": convert_backbone,
+    }[arguments.method]
     with written_at_once(arguments.output_dir, arguments.overwrite) as folder:
-        conversion = convert(arguments.checkpoint, arguments.config)
+        checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
+        conversion = convert(checkpoint, arguments.config)
         if conversion.dropped_keys:
             print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
         for note in conversion.notes:
@@ -97,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> None:
         conversion.model.save_pretrained(folder)
         conversion.image_processor.save_pretrained(folder)
         if arguments.verify:
-            report = verify(conversion, folder, arguments.checkpoint)
+            report = verify(conversion, folder, checkpoint)
             print(format_report(report))
             if not report["passed"]:
                 raise ParityError(

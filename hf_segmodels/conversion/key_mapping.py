@@ -111,8 +111,14 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], table: 
 
 def _original_name(name: str, table: RenameTable) -> str:
     for original, ours in table.items():
-        if "-1}" not in ours and (match := _compile(ours).fullmatch(name)):
-            return _fill(original, match.groupdict())
+        if match := _compile(ours.replace("-1}", "}")).fullmatch(name):
+            parts = match.groupdict()
+            for part in re.findall(r"\{(\w+)-1\}", ours):
+                if not parts[part].isdecimal():
+                    break
+                parts[part] = str(int(parts[part]) + 1)
+            else:
+                return _fill(original, parts)
     return name
 
 

@@ -3,11 +3,12 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
+from ..labels import load_labels
 from .backbone import TIMM_HYBRID_STEM, TOKENS
 from .checkpoints import ConversionError
 from .key_mapping import add_prefix
@@ -71,6 +72,126 @@ def read_mmseg_config(config: Path | None, meta: Mapping[str, Any]) -> dict[str,
     return {**values, "test_cfg": test_cfg}
 
 
+def read_config_or_release(
+    config: Path | None, meta: Mapping[str, Any], release: str | None, release_config: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """
+    The configuration of a checkpoint, or what is known of the released one that it is by its keys and shapes.
+
+    Args:
+        config (`Path`, *optional*), meta (`Mapping[str, Any]`): See [`read_mmseg_config`].
+        release (`str`, *optional*): Name of the released checkpoint.
+        release_config (`Callable`): Makes its configuration.
+
+    Returns:
+        The configuration, and notes for the user.
+
+    Raises:
+        ConversionError: if there is none.
+    """
+    try:
+        values = read_mmseg_config(config, meta)
+    except ConversionError:
+        if config is not None or release is None:
+            raise
+        values = None
+    if values is not None:
+        return values, []
+    if release is None:
+        raise ConversionError(
+            "The checkpoint holds no configuration, and is none of the released ones by its keys and shapes. Give its "
+            "configuration (JSON, or self-contained Python) with --config."
+        )
+    return release_config(), [f"recognised as {release} by its keys and shapes"]
+
+
+def check_facts(*facts: tuple[str, Any, Any]) -> None:
+    """
+    Compares what a configuration says, where it says something, with what is true: (name, said, true).
+
+    Raises:
+        ConversionError: if something differs; names all of it.
+    """
+    wrong = [f"`{name}` {said} against {true}" for name, said, true in facts if said is not None and said != true]
+    if wrong:
+        raise ConversionError(
+            f"The configuration contradicts the weights, or is not supported: {', '.join(wrong)}. Give the one that the "
+            "checkpoint was trained with, with --config."
+        )
+
+
+def norm_eps(norm_cfg: Mapping[str, Any] | None) -> float:
+    """Epsilon of a norm; mmcv's default for every kind of norm where it is not given."""
+    return (norm_cfg or {}).get("eps", 1e-5)
+
+
+def window_fields(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """`window_size` and `window_stride`, where the original slides."""
+    if test_cfg.get("mode") != "slide":
+        return {}
+    return {"window_size": list(test_cfg["crop_size"]), "window_stride": list(test_cfg["stride"])}
+
+
+# Number of classes -> data set, where a checkpoint does not name its classes.
+_DATASETS = {150: "ade20k", 19: "cityscapes", 60: "pascal_context_60", 59: "pascal_context_59", 171: "coco_stuff_171"}
+
+
+def label_fields(num_labels: int, class_names: Iterable[str]) -> dict[str, Any]:
+    """`id2label` and `label2id`, or `num_labels` where neither the checkpoint nor a data set names the classes."""
+    names = list(class_names)
+    if len(names) != num_labels:
+        names = load_labels(_DATASETS[num_labels])[0] if num_labels in _DATASETS else []
+    if not names:
+        return {"num_labels": num_labels}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def find_pipelines(config: Mapping[str, Any], meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration, if it has pipelines; where not, what the text inside the checkpoint says; empty without either."""
+    if config.get("test_pipeline") or config.get("train_pipeline"):
+        return config
+    try:
+        return read_mmseg_config(None, meta) or {}
+    except ConversionError:
+        return {}
+
+
+def image_processor_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a configuration's pipelines say of the image processor: `size`, `image_mean`, `image_std` and
+    `do_reduce_labels`, as far as they say it.
+    """
+    fields: dict[str, Any] = {}
+    steps = list(_pipeline_steps(config.get("test_pipeline") or []))
+    scale = next((step["img_scale"] for step in steps if step.get("img_scale")), None)
+    if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(isinstance(edge, int) for edge in scale):
+        fields["size"] = {"shortest_edge": min(scale), "longest_edge": max(scale)}
+        if (shortest := min_size(config)) is not None:
+            # SegViT's own rule looks at the shorter edge only
+            fields["size"] = {"shortest_edge": max(min(scale), shortest)}
+    normalization = next((step for step in steps if step.get("type") == "Normalize"), config.get("img_norm_cfg") or {})
+    for ours, name in (("image_mean", "mean"), ("image_std", "std")):
+        if name in normalization:
+            fields[ours] = [round(value / 255, 6) for value in normalization[name]]
+    for step in _pipeline_steps(config.get("train_pipeline") or []):
+        if step.get("type") == "LoadAnnotations":
+            fields["do_reduce_labels"] = bool(step.get("reduce_zero_label", False))
+    return fields
+
+
+def min_size(config: Mapping[str, Any]) -> int | None:
+    """The shorter edge that resizing never goes below in tests (SegViT's own option of `Resize`)."""
+    steps = _pipeline_steps(config.get("test_pipeline") or [])
+    return next((step["min_size"] for step in steps if step.get("type") == "Resize" and step.get("min_size")), None)
+
+
+def _pipeline_steps(pipeline: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for step in pipeline:
+        if isinstance(step, dict):
+            yield step
+            yield from _pipeline_steps(step.get("transforms") or [])
+
+
 def parse_mmcv_config(text: str, origin: str) -> dict[str, Any]:
     """
     The values that a configuration's Python text assigns: literals, `dict(...)` and names assigned before. Nothing is
@@ -127,4 +248,16 @@ def _code(node: ast.stmt | ast.expr, origin: str) -> ConversionError:
     )
 
 
-__all__ = ["MMSEG_VIT", "parse_mmcv_config", "read_mmseg_config"]
+__all__ = [
+    "MMSEG_VIT",
+    "check_facts",
+    "find_pipelines",
+    "image_processor_fields",
+    "label_fields",
+    "min_size",
+    "norm_eps",
+    "parse_mmcv_config",
+    "read_config_or_release",
+    "read_mmseg_config",
+    "window_fields",
+]

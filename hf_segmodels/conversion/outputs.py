@@ -22,7 +22,7 @@ class Conversion:
     A converted checkpoint.
 
     Args:
-        method (`str`): `"segmenter"` or `"backbone"`.
+        method (`str`): `"segmenter"`, `"segvit"`, `"regproxy"` or `"backbone"`.
         model (`PreTrainedModel`): The model, in eval mode.
         image_processor (`ImageProcessingMixin`): Its image processor.
         dropped_keys (`list[str]`): Original parameters that the model has no use for.

@@ -304,4 +304,248 @@ def segmenter_forward(
     return logits[..., :height, :width]
 
 
-__all__ = ["augreg_tokens", "segmenter_forward", "timm_hidden_states", "timm_tokens"]
+# mmsegmentation's names.
+
+
+def mmseg_tokens(
+    weights: Weights,
+    pixel_values: torch.Tensor,
+    *,
+    num_heads: int,
+    patch_size: int,
+    grid: tuple[int, int],
+    eps: float,
+    mode: str,
+    only_by_count: bool = True,
+    halving_layer: int | None = None,
+) -> list[torch.Tensor]:
+    """
+    Patch tokens before the first layer and after each one, without a final norm.
+
+    Args:
+        weights (`Weights`): Parameters of an mmsegmentation model whose encoder is a plain or hybrid ViT.
+        grid (`tuple[int, int]`): Rows and columns of the position table; it is resized when the number of patches differs.
+        only_by_count (`bool`): Whether only then, or whenever the grid differs.
+        halving_layer (`int`, *optional*): Index of a layer whose queries are every second patch of every second row.
+        pixel_values, num_heads, patch_size, eps, mode: See [`timm_tokens`].
+
+    Returns:
+        A list of `torch.Tensor` of shape `(batch_size, D, h, w)`.
+    """
+    if "backbone.patch_embed.backbone.stem.conv.weight" in weights:
+        projection = weights["backbone.patch_embed.proj.weight"], weights["backbone.patch_embed.proj.bias"]
+        patches = F.conv2d(_timm_stem(weights, "backbone.patch_embed.backbone.", pixel_values), *projection)
+    else:
+        projection = weights["backbone.patch_embed.projection.weight"], weights["backbone.patch_embed.projection.bias"]
+        patches = F.conv2d(_pad(pixel_values, patch_size), *projection, stride=patch_size)
+    names = [f"backbone.{name}_token" for name in ("cls", "dist")]
+    prefix = [weights[name] for name in names if name in weights]
+    table = weights["backbone.pos_embed"]
+    tokens = _add_positions(patches, prefix, table, grid, mode, only_by_count)
+    rows, columns = patches.shape[-2:]
+    # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
+    outputs = [tokens[:, len(prefix) :].mT.unflatten(2, (rows, columns))]
+    while f"backbone.layers.{len(outputs) - 1}.ln1.weight" in weights:
+        layer = f"backbone.layers.{len(outputs) - 1}"
+        attention = f"{layer}.attn.attn"
+        normed = _norm(weights, f"{layer}.ln1", tokens, eps)
+        qkv = F.linear(normed, weights[f"{attention}.in_proj_weight"], weights[f"{attention}.in_proj_bias"])
+        # (batch_size, num_tokens, 3 * D) -> 3 x (batch_size, num_tokens, num_heads, head_dim)
+        query, key, value = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
+        if len(outputs) - 1 == halving_layer:
+            number = torch.arange(rows * columns).view(rows, columns)[::2, ::2]
+            rows, columns = number.shape
+            kept = torch.cat([torch.arange(len(prefix)), len(prefix) + number.flatten()])
+            query, tokens = query[:, kept], tokens[:, kept]
+        tokens = tokens + _linear(weights, f"{attention}.out_proj", _attend(query, key, value).flatten(2))
+        hidden = F.gelu(_linear(weights, f"{layer}.ffn.layers.0.0", _norm(weights, f"{layer}.ln2", tokens, eps)))
+        tokens = tokens + _linear(weights, f"{layer}.ffn.layers.1", hidden)
+        outputs.append(tokens[:, len(prefix) :].mT.unflatten(2, (rows, columns)))
+    return outputs
+
+
+# RegProxy.
+
+
+def _conv_norm(weights: Weights, name: str, features: torch.Tensor, eps: float) -> torch.Tensor:
+    weight = weights[f"{name}.conv.weight"]
+    features = F.conv2d(features, weight, padding=weight.shape[-1] // 2, groups=features.shape[1] // weight.shape[1])
+    statistics = (weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, scale, shift = (values[:, None, None] for values in statistics)
+    return ((features - mean) / (variance + eps).sqrt() * scale + shift).relu()
+
+
+@torch.no_grad()
+def regproxy_forward(
+    weights: Weights,
+    pixel_values: torch.Tensor,
+    *,
+    token_head_depth: int,
+    cell_size: tuple[int, int],
+    eps: float,
+    batch_norm_eps: float,
+    **encoder: Any,
+) -> torch.Tensor:
+    """
+    The released RegProxy in eval mode.
+
+    Args:
+        token_head_depth (`int`): Layers before the affinity head.
+        cell_size (`tuple[int, int]`): Predictions for each token, down and across.
+        eps, batch_norm_eps (`float`): Epsilon of layer norms and batch norms.
+        weights, pixel_values, encoder: See [`mmseg_tokens`].
+
+    Returns:
+        Logits `(batch_size, num_labels, height, width)` at the size of the input.
+    """
+    features = mmseg_tokens(weights, pixel_values, eps=eps, **encoder)
+    early, late = features[token_head_depth], features[-1]
+    (rows, columns), (cell_height, cell_width) = late.shape[-2:], cell_size
+    for part in ("depthwise_conv", "pointwise_conv"):
+        early = _conv_norm(weights, f"decode_head.affinity_head.0.{part}", early, batch_norm_eps)
+    predictor = "decode_head.affinity_head.1.conv"
+    scores = F.conv2d(early, weights[f"{predictor}.weight"], weights[f"{predictor}.bias"])
+    scores = _unpack(scores, cell_size)
+    tokens = _norm(weights, "backbone.ln1", late.permute(0, 2, 3, 1), eps)
+    # (batch_size, H, W, K) -> (batch_size, K, H, W)
+    token_logits = _linear(weights, "decode_head.mlp.0.0", tokens).permute(0, 3, 1, 2)
+
+    # each pixel's token is `(row, column)`; neighbours that do not exist take no part
+    row = torch.arange(rows * cell_height)[:, None] // cell_height
+    column = torch.arange(columns * cell_width)[None] // cell_width
+    total, weight_sum = torch.zeros(()), torch.zeros(())
+    largest = scores.amax(dim=1, keepdim=True)
+    for number, score in enumerate(scores.unbind(1)):
+        y, x = row + number // 3 - 1, column + number % 3 - 1
+        exists = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+        weight = (score[:, None] - largest).exp() * exists
+        total = total + weight * token_logits[:, :, y.clamp(0, rows - 1), x.clamp(0, columns - 1)]
+        weight_sum = weight_sum + weight
+    painted = total / weight_sum
+    return F.interpolate(painted, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _unpack(scores: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
+    """`(batch_size, 9 * h * w, H, W)` -> `(batch_size, 9, H * h, W * w)`"""
+    rows, columns = (side * cell for side, cell in zip(scores.shape[-2:], cell_size, strict=True))
+    # (batch_size, 9, h, w, H, W) -> (batch_size, 9, H, h, W, w)
+    cells = scores.unflatten(1, (9, *cell_size)).permute(0, 1, 4, 2, 5, 3)
+    return cells.reshape(len(scores), 9, rows, columns)
+
+
+# SegViT.
+
+
+def _torch_attention(
+    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """`torch.nn.MultiheadAttention` by its parameters' names: `(batch_size, length, E)` -> the same shape."""
+    parts = zip(weights[f"{name}.in_proj_weight"].chunk(3), weights[f"{name}.in_proj_bias"].chunk(3), strict=True)
+    projected = [
+        F.linear(tokens, weight, bias).unflatten(2, (heads, -1))
+        for tokens, (weight, bias) in zip((query, memory, memory), parts, strict=True)
+    ]
+    return _linear(weights, f"{name}.out_proj", _attend(*projected).flatten(2))
+
+
+def _mask_attention(
+    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention whose scores `(batch_size, num_queries, num_patches)` are masks."""
+    query, key, value = (
+        _linear(weights, f"{name}.{part}", tokens).unflatten(2, (heads, -1))
+        for part, tokens in (("q", query), ("k", memory), ("v", memory))
+    )
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    attended = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), value)
+    return _linear(weights, f"{name}.proj", attended.flatten(2)), scores.mean(dim=1)
+
+
+def _segvit_stage(
+    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Queries after all layers of a stage, and the last layer's masks where its attention gives any."""
+    number, masks = 0, None
+    while f"{name}.layers.{number}.norm1.weight" in weights:
+        layer = f"{name}.layers.{number}"
+        attended = _torch_attention(weights, f"{layer}.self_attn", query, query, heads)
+        query = _norm(weights, f"{layer}.norm1", query + attended, 1e-5)
+        if f"{layer}.multihead_attn.q.weight" in weights:
+            attended, masks = _mask_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
+        else:
+            attended = _torch_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
+        query = _norm(weights, f"{layer}.norm2", query + attended, 1e-5)
+        hidden = _linear(weights, f"{layer}.linear1", query).relu()
+        query = _norm(weights, f"{layer}.norm3", query + _linear(weights, f"{layer}.linear2", hidden), 1e-5)
+        number += 1
+    return query, masks
+
+
+@torch.no_grad()
+def segvit_forward(
+    weights: Weights,
+    pixel_values: torch.Tensor,
+    *,
+    taps: list[int],
+    decoder_heads: int,
+    image_size: int,
+    patch_size: int,
+    halving_layer: int | None,
+    **encoder: Any,
+) -> torch.Tensor:
+    """
+    The released SegViT in eval mode. The original takes squares only; here rows and columns are kept apart.
+
+    Args:
+        taps (`list[int]`): Numbers of the layers, from 1, that the decoder sees.
+        decoder_heads (`int`): Heads of the decoder's attention.
+        image_size (`int`): Side at which masks become probabilities: the training crop.
+        halving_layer (`int`, *optional*): Index of the layer that down-samples.
+        weights, pixel_values, patch_size, encoder: See [`mmseg_tokens`].
+
+    Returns:
+        Scores `(batch_size, num_labels, height, width)` at the size of the input.
+    """
+    size = pixel_values.shape[-2:]
+    padded = _pad(pixel_values, patch_size * (1 if halving_layer is None else 2))
+    features = mmseg_tokens(
+        weights, padded, patch_size=patch_size, halving_layer=halving_layer, only_by_count=False, **encoder
+    )
+    head = "decode_head"
+
+    def lateral(stage: int, tap: int) -> torch.Tensor:
+        tokens = _linear(weights, f"{head}.input_proj_{stage}", features[tap].flatten(2).mT)
+        return _norm(weights, f"{head}.proj_norm_{stage}", tokens, 1e-5)
+
+    def start(name: str) -> torch.Tensor:
+        return weights[f"{name}.q.weight"].expand(len(pixel_values), -1, -1)
+
+    query, masks, grid = start(head), 0.0, tuple(features[taps[0]].shape[-2:])
+    if f"{head}.atm.q.weight" in weights:
+        side = math.isqrt(query.shape[1])
+        grid = (side, side)
+        for stage, tap in enumerate(taps, start=1):
+            query, _ = _segvit_stage(weights, f"{head}.decoder_{stage}", query, lateral(stage, tap), decoder_heads)
+        head = f"{head}.atm"
+        query, masks = _segvit_stage(weights, f"{head}.decoder_1", start(head), query, decoder_heads)
+    else:
+        for stage, tap in enumerate(reversed(taps), start=1):
+            memory = lateral(stage, tap)
+            query, scores = _segvit_stage(weights, f"{head}.decoder_{stage}", query, memory, decoder_heads)
+            masks = masks + scores
+    # (batch_size, num_queries, h * w) -> (batch_size, num_queries, image_size, image_size)
+    masks = F.interpolate(masks.unflatten(2, grid), size=(image_size, image_size), mode="bilinear", align_corners=False)
+    probabilities = _linear(weights, f"{head}.class_embed", query).softmax(dim=-1)[..., :-1]
+    scores = torch.einsum("bqc,bqhw->bchw", probabilities, masks.sigmoid())
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+
+
+__all__ = [
+    "augreg_tokens",
+    "mmseg_tokens",
+    "regproxy_forward",
+    "segmenter_forward",
+    "segvit_forward",
+    "timm_hidden_states",
+    "timm_tokens",
+]

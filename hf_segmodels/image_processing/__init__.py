@@ -9,12 +9,15 @@ from .segmentation_image_processor import (
     SegmentationImageProcessorKwargs,
     SegmentationImageProcessorPil,
 )
+from .superpixels import SuperpixelMixin, SuperpixelMixinKwargs, slic_superpixels
 
 
 __all__ = [
     "SegmentationImageProcessor",
     "SegmentationImageProcessorKwargs",
     "SegmentationImageProcessorPil",
+    "SuperpixelMixin",
+    "SuperpixelMixinKwargs",
     "check_label_map",
     "label_map_to_tensor",
     "read_image",
@@ -22,5 +25,6 @@ __all__ = [
     "resize_image",
     "resize_label_map",
     "resized_size",
+    "slic_superpixels",
     "to_rgb",
 ]

@@ -252,8 +252,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         )
         if kwargs["do_normalize"]:
             _check_channels(images, kwargs["image_mean"], kwargs["image_std"])
-        pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
-        data = {"pixel_values": pixel_values}
+        data = self._preprocess(images, return_tensors=None, **kwargs).data
+        pixel_values = data["pixel_values"]
         if segmentation_maps is not None:
             in_sizes = [tuple(image.shape[-2:]) for image in images]
             out_sizes = [tuple(image.shape[-2:]) for image in pixel_values]

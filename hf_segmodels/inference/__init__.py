@@ -2,14 +2,22 @@
 """Inference that the four methods share: sliding windows, several scales, flips, and label maps without full scores."""
 
 from .label_search import SeparableScores, upsample_argmax
+from .mask_scores import MaskScores, mask_argmax, mask_window_scores
 from .prediction import DensePredictionMixin, choose_windows, dense_prediction, slide_when_configured
+from .region_painting import paint_labels, paint_scores, resize_regions
 
 
 __all__ = [
     "DensePredictionMixin",
+    "MaskScores",
     "SeparableScores",
     "choose_windows",
     "dense_prediction",
+    "mask_argmax",
+    "mask_window_scores",
+    "paint_labels",
+    "paint_scores",
+    "resize_regions",
     "slide_when_configured",
     "upsample_argmax",
 ]

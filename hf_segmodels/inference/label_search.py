@@ -8,8 +8,10 @@ most tiles, whose pixels need no further work, and a few in the others, where on
 approximated: the labels are those of upsampling every class.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -105,29 +107,70 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
 def _search(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:
     """Labels `(height, width)` of a float32 grid `(h, w, K)` without infinities."""
+
+    def evaluate(tiles: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return _evaluate(grid, rows, columns, tiles, classes)
+
+    return label_tiles(_can_win(grid, rows, columns), rows, columns, evaluate, _MIN_SLOTS, bool(grid.isnan().any()))
+
+
+class Tiles(Protocol):
+    """Tiles along one axis: their number, the pixels of each, and where each pixel is in them, laid end to end."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def position(self) -> torch.Tensor: ...
+
+
+def label_tiles(
+    can_win: torch.Tensor,
+    rows: Tiles,
+    columns: Tiles,
+    evaluate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    min_slots: int = 1,
+    has_nan: bool = False,
+    extra_floats: int = 0,
+) -> torch.Tensor:
+    """
+    The label map, where only the classes that can win in a tile are evaluated, and none where only one can.
+
+    Args:
+        can_win (`torch.BoolTensor` of shape `(tiles, num_labels)`): Which classes may be the label of a pixel of a tile;
+            at least one.
+        rows, columns ([`Tiles`]): The tiles; those of a row follow each other.
+        evaluate: Maps some tiles, and `classes (tiles, slots)` of each, to scores whose shape is `(n, slots, pixels)`
+            where all but the slots, laid end to end, are the pixels of the tiles.
+        min_slots (`int`): Classes evaluated at least.
+        has_nan (`bool`): Whether scores can be NaN.
+        extra_floats (`int`): Floats for each pixel that `evaluate` holds beside the scores.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`, int64.
+    """
     # The classes of tile t are `classes[first[t] : first[t] + num_classes[t]]`, in rising order.
-    can_win = _can_win(grid, rows, columns)
+    device = can_win.device
     num_classes = can_win.sum(1)
     classes = can_win.nonzero()[:, 1]
     first = num_classes.cumsum(0) - num_classes
     num_pixels = rows.size * columns.size
     labels = classes[first, None].repeat(1, num_pixels)
 
-    has_nan = bool(grid.isnan().any())
-    chunk = _CHUNK_ON_CPU if grid.device.type == "cpu" else _CHUNK
+    chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
     # tiles with similar numbers of classes together, those with one class left out
     descending, order = num_classes.sort(descending=True)
     slots_of = descending[descending > 1].tolist()
     start = 0
     while start < len(slots_of):
-        slots = max(slots_of[start], _MIN_SLOTS)
-        end = min(start + max(1, chunk // (slots * num_pixels)), len(slots_of))
+        slots = max(slots_of[start], min_slots)
+        end = min(start + max(1, chunk // ((slots + extra_floats) * num_pixels)), len(slots_of))
         tiles = order[start:end]
         # Tiles with fewer classes than slots repeat their last one: it cannot win over its first occurrence.
-        slot = torch.arange(slots, device=grid.device).minimum(num_classes[tiles, None] - 1)
+        slot = torch.arange(slots, device=device).minimum(num_classes[tiles, None] - 1)
         candidates = classes[first[tiles, None] + slot]
-        scores = _evaluate(grid, rows, columns, tiles, candidates)
-        # (tiles * tile height, tile width) -> (tiles, pixels)
+        scores = evaluate(tiles, candidates)
         winners = _argmax(scores, has_nan).view(end - start, num_pixels)
         labels[tiles] = candidates.gather(1, winners)
         start = end
@@ -140,22 +183,36 @@ def _search(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Te
     return labels.gather(1, columns.position.expand(len(labels), -1))
 
 
-def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:
-    """Which classes may be the label of a pixel of a tile: `(h, w, K)` -> `(tiles, K)`, bool."""
-    width, num_classes = grid.shape[1:]
-    # (h, w, K) -> (tile rows, w, K) -> (tile rows, tile columns, K) -> (tiles, K)
+def bounds(
+    grid: torch.Tensor, row_support: torch.Tensor, column_support: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Largest and smallest entry of a grid `(h, w, K)` among those that tiles depend on.
+
+    Args:
+        row_support, column_support (`torch.LongTensor` of shape `(tiles, num_support)`): Rows and columns of the entries.
+
+    Returns:
+        Two `torch.Tensor` of shape `(tile rows, tile columns, K)`.
+    """
     highest, lowest = (
         reduce(
             combine,
             (
-                reduce(combine, (grid.index_select(0, index) for index in rows.support.unbind(1))).index_select(
-                    1, index
-                )
-                for index in columns.support.unbind(1)
+                reduce(combine, (grid.index_select(0, index) for index in row_support.unbind(1))).index_select(1, index)
+                for index in column_support.unbind(1)
             ),
-        ).flatten(0, 1)
+        )
         for combine in (torch.maximum, torch.minimum)
     )
+    return highest, lowest
+
+
+def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:
+    """Which classes may be the label of a pixel of a tile: `(h, w, K)` -> `(tiles, K)`, bool."""
+    width, num_classes = grid.shape[1:]
+    # (h, w, K) -> (tile rows, tile columns, K) -> (tiles, K)
+    highest, lowest = (bound.flatten(0, 1) for bound in bounds(grid, rows.support, columns.support))
     # rounding of an average is relative to the largest entry in it
     margin = torch.maximum(highest.abs(), lowest.abs()) * (16 * torch.finfo(grid.dtype).eps)
     bound = (lowest - margin).amax(dim=1)

@@ -2,7 +2,8 @@
 """`predict` and the sliding `forward` that the models share."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +119,19 @@ def _argmax_of_mean(views: Sequence[SeparableScores]) -> torch.Tensor:
     return torch.cat(bands)
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode for a while."""
+    # each module gets its own mode back: some may be frozen in eval mode while the rest is in training
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+
+
 class DensePredictionMixin:
     """
     Gives a model [`~DensePredictionMixin.predict`].
@@ -132,6 +146,10 @@ class DensePredictionMixin:
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         raise NotImplementedError
+
+    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """Height and width of an image at one of the scales of [`~DensePredictionMixin.predict`]."""
+        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
     def _window_scores(
         self,
@@ -193,7 +211,7 @@ class DensePredictionMixin:
         if not pixel_values.is_floating_point():
             raise ValueError(f"Expected normalised `pixel_values`, got {pixel_values.dtype}: use the image processor.")
         height, width = pixel_values.shape[-2:]
-        scaled_sizes = [(int(height * scale + 0.5), int(width * scale + 0.5)) for scale in scales]
+        scaled_sizes = [self._scaled_size((height, width), scale) for scale in scales]
         if len(scaled_sizes) == 0 or min(map(min, scaled_sizes)) < 1:
             raise ValueError(
                 f"`scales` must be factors, such as (0.5, 1.0, 1.5), that leave pixels of {height} x {width}, got {scales}."
@@ -207,16 +225,10 @@ class DensePredictionMixin:
             inputs += [resized, resized.flip(-1)] if flip else [resized]
             flips += [False, True] if flip else [False]
 
-        # each module gets its own mode back: some may be frozen in eval mode while the rest is in training
-        modes = [(module, module.training) for module in self.modules()]  # type: ignore[attr-defined]
-        self.eval()  # type: ignore[attr-defined]
-        try:
+        with eval_mode(self):  # type: ignore[arg-type]
             return dense_prediction(
                 self, inputs, flips, target_sizes, window_size, window_stride, return_scores, max_windows
             )
-        finally:
-            for module, is_training in modes:
-                module.training = is_training
 
 
 def _resize_images(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

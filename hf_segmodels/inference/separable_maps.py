@@ -8,6 +8,7 @@ each of their rows sums to one. So they compose to one pair of small matrices, a
 held where labels are all that is wanted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -76,16 +77,7 @@ class AxisTiles:
         num_pixels = len(values)
         pixels, entries = values.nonzero()
         supports = [set(part.tolist()) for part in np.split(entries, np.searchsorted(pixels, range(1, num_pixels)))]
-        smallest = max(map(len, supports))
-        starts, joints = [0], [supports[0]]
-        for pixel, support in enumerate(supports):
-            length, joint = pixel - starts[-1], joints[-1] | support
-            if length >= _MAX_TILE or (length >= _MIN_TILE and len(joint) > smallest):
-                starts.append(pixel)
-                joints.append(support)
-            else:
-                joints[-1] = joint
-
+        starts, joints = cut_tiles(supports)
         lengths = np.diff([*starts, num_pixels])
         num_support = max(map(len, joints))
         tile_support = np.zeros((len(starts), num_support), dtype=np.int64)
@@ -99,7 +91,21 @@ class AxisTiles:
         return cls(*(torch.from_numpy(array).to(weights.device) for array in (tile_support, tile_weights, position)))
 
 
-def _resize(weights: torch.Tensor, num_pixels: int) -> torch.Tensor:
+def cut_tiles(supports: Sequence[set[int]]) -> tuple[list[int], list[set[int]]]:
+    """First pixel of each tile, and the entries that its pixels depend on, from those of each pixel."""
+    smallest = max(map(len, supports))
+    starts, joints = [0], [supports[0]]
+    for pixel, support in enumerate(supports):
+        length, joint = pixel - starts[-1], joints[-1] | support
+        if length >= _MAX_TILE or (length >= _MIN_TILE and len(joint) > smallest):
+            starts.append(pixel)
+            joints.append(support)
+        else:
+            joints[-1] = joint
+    return starts, joints
+
+
+def resize_rows(weights: torch.Tensor, num_pixels: int) -> torch.Tensor:
     """Bilinear resizing after a map: `(pixels, entries)` -> `(num_pixels, entries)`."""
     size = (num_pixels, weights.shape[1])
     return nn.functional.interpolate(weights[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
@@ -113,7 +119,7 @@ def _resize(weights: torch.Tensor, num_pixels: int) -> torch.Tensor:
 @torch.no_grad()
 def resize_map(num_entries: int, num_pixels: int, device: torch.device) -> AxisMap:
     """Bilinear resizing along one axis, as `interpolate` does it with `align_corners=False`."""
-    return AxisMap(_resize(torch.eye(num_entries), num_pixels).to(device))
+    return AxisMap(resize_rows(torch.eye(num_entries), num_pixels).to(device))
 
 
 class Windows(NamedTuple):
@@ -145,7 +151,7 @@ def window_map(windows: Windows, target_size: int, is_flipped: bool, device: tor
     From the grids of windows, laid end to end, to the pixels wanted: averages the windows where they overlap, resizes
     to `target_size` and mirrors back.
     """
-    one_window = _resize(torch.eye(windows.num_entries), windows.covered)[: windows.size]
+    one_window = resize_rows(torch.eye(windows.num_entries), windows.covered)[: windows.size]
     # (num_windows, image_size, num_entries)
     weights = torch.zeros(len(windows.starts), windows.image_size, windows.num_entries)
     for window, start in zip(weights, windows.starts, strict=True):
@@ -154,5 +160,5 @@ def window_map(windows: Windows, target_size: int, is_flipped: bool, device: tor
     weights = weights.transpose(0, 1).flatten(1)
     weights = (weights / weights.sum(dim=1, keepdim=True))[: windows.kept_size]
     if target_size != windows.kept_size:
-        weights = _resize(weights, target_size)
+        weights = resize_rows(weights, target_size)
     return AxisMap((weights.flip(0) if is_flipped else weights).to(device))

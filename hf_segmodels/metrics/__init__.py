@@ -4,10 +4,11 @@
 from pathlib import Path
 
 from .confusion_matrix import ConfusionMatrix
+from .region_entropy import region_entropies
 
 
 MEAN_IOU = str(Path(__file__).parent / "mean_iou.py")
 """Path for `evaluate.load`: the metric of `mean_iou.py`, without the Hub."""
 
 
-__all__ = ["MEAN_IOU", "ConfusionMatrix"]
+__all__ = ["MEAN_IOU", "ConfusionMatrix", "region_entropies"]

@@ -82,6 +82,15 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     final_norm (`"last"`, `"all"` or `"none"`, *optional*, defaults to `"last"`):
         Which of the feature maps pass the final LayerNorm: only the last layer's (Segmenter, RegProxy), all of
         them, or none, in which case it does not exist (SegViT, UN-EPT).
+    query_downsampling_layer (`int`, *optional*):
+        Index, from 0, of a layer that halves the grid of patches in both directions (SegViT, section 3.3, "QD"); none
+        when not given. All later layers run on a quarter of the tokens. The released SegViT-L models have 8.
+    query_downsampling_target (`"query"` or `"query_key_value"`, *optional*, defaults to `"query"`):
+        Which inputs of that layer's attention are down-sampled (SegViT, Table 7): the queries alone, so that the patches
+        left out are still attended to, or all three.
+    query_downsampling_mode (`"nearest"` or `"convolution"`, *optional*, defaults to `"nearest"`):
+        How: every second patch of every second row, from the first (the released code), or a learned 3x3 convolution of
+        stride 2 at the same places. An odd grid is rounded up.
     out_features (`list[str]`, *optional*):
         Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). The last
         layer when neither this nor `out_indices` is given.
@@ -125,6 +134,9 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     stem_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
     stem_embedding_size: int = 64
     final_norm: Literal["last", "all", "none"] = "last"
+    query_downsampling_layer: int | None = None
+    query_downsampling_target: Literal["query", "query_key_value"] = "query"
+    query_downsampling_mode: Literal["nearest", "convolution"] = "nearest"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -147,6 +159,16 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """`(height, width)` of the stored position embeddings, in patches."""
         height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
         return height // self.patch_size, width // self.patch_size
+
+    @property
+    def feature_strides(self) -> list[int]:
+        """Pixels per entry of each feature map of `out_features`, down and across."""
+        layer = self.query_downsampling_layer
+        # stage n is the output of layer n - 1
+        return [
+            self.patch_size * (2 if layer is not None and self.stage_names.index(name) > layer else 1)
+            for name in self.out_features
+        ]
 
     def validate_architecture(self):
         """Part of the `@strict` validation: checks fields against each other."""
@@ -171,6 +193,11 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
         if self.use_distillation_token and not self.use_cls_token:
             raise ValueError("`use_distillation_token` needs `use_cls_token=True`: DeiT has both tokens.")
+        layer = self.query_downsampling_layer
+        if layer is not None and not 0 <= layer < self.num_hidden_layers:
+            raise ValueError(
+                f"`query_downsampling_layer` ({layer}) must be the index of a layer, from 0 to {self.num_hidden_layers - 1}."
+            )
         if self.stem_type == "resnetv2":
             self._validate_stem()
 

@@ -34,7 +34,8 @@ from .configuration_plain_vit import PlainViTConfig
 
 
 # trf-ignore: TRF041 config.stem_type, config.use_cls_token, config.use_distillation_token, config.final_norm
-# trf-ignore: TRF041 config.position_embedding_resize_rule
+# trf-ignore: TRF041 config.position_embedding_resize_rule, config.query_downsampling_layer
+# trf-ignore: TRF041 config.query_downsampling_mode, config.query_downsampling_target
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
@@ -60,6 +61,10 @@ class PlainViTHybridStem(nn.Module):
         )
         self.embedder = BitEmbeddings(bit_config)
         self.encoder = BitEncoder(bit_config)
+        for module in self.encoder.modules():
+            if isinstance(module, BitBottleneckLayer):
+                # how `_init_weights` knows it: outside of transformers, it is not asked about modules without parameters
+                module.norm3.ends_residual_branch = True
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         # (batch_size, num_channels, height, width) -> (batch_size, stem_hidden_sizes[-1], height / P, width / P), ceil
@@ -114,6 +119,16 @@ class PlainViTEmbeddings(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def split_position_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The prefix tokens' position embeddings `(1, num_prefix_tokens, hidden_size)` and the grid's `(1, hidden_size,
+        grid_height, grid_width)`.
+        """
+        grid_height, grid_width = self.config.position_grid
+        prefix, grid = self.position_embeddings.split([self.config.num_prefix_tokens, grid_height * grid_width], dim=1)
+        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
+        return prefix, grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
+
     def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
         """
         Position embeddings for a patch grid of `(height, width)`: the prefix tokens' are kept, the grid's are resized
@@ -132,10 +147,7 @@ class PlainViTEmbeddings(nn.Module):
             if keep:
                 return self.position_embeddings
 
-        num_prefix_tokens = self.config.num_prefix_tokens
-        prefix, grid = self.position_embeddings.split([num_prefix_tokens, grid_height * grid_width], dim=1)
-        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
-        grid = grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
+        prefix, grid = self.split_position_embeddings()
         grid = nn.functional.interpolate(
             grid.float(),
             size=(height, width),
@@ -145,17 +157,23 @@ class PlainViTEmbeddings(nn.Module):
         # (1, D, height, width) -> (1, height * width, D)
         return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        embeddings = self.patch_embeddings(pixel_values)
-        batch_size, _, height, width = embeddings.shape
-        # (batch_size, D, height, width) -> (batch_size, height * width, D)
-        embeddings = embeddings.flatten(2).transpose(1, 2)
+    def assemble(self, patch_tokens: torch.Tensor, position_embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        Puts the prefix tokens before patch tokens `(batch_size, num_patches, hidden_size)` and adds position embeddings
+        `(1 or batch_size, num_prefix_tokens + num_patches, hidden_size)`.
+        """
+        batch_size = patch_tokens.shape[0]
         prefix = [
             token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None
         ]
-        embeddings = torch.cat([*prefix, embeddings], dim=1)
-        embeddings = embeddings + self.interpolate_position_embeddings(height, width)
-        return self.dropout(embeddings), (height, width)
+        return self.dropout(torch.cat([*prefix, patch_tokens], dim=1) + position_embeddings)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        embeddings = self.patch_embeddings(pixel_values)
+        height, width = embeddings.shape[-2:]
+        # (batch_size, D, height, width) -> (batch_size, height * width, D)
+        embeddings = embeddings.flatten(2).transpose(1, 2)
+        return self.assemble(embeddings, self.interpolate_position_embeddings(height, width)), (height, width)
 
 
 def eager_attention_forward(
@@ -179,7 +197,10 @@ def eager_attention_forward(
 
 
 class PlainViTAttention(nn.Module):
-    """Multi-head self-attention with one fused projection to queries, keys and values."""
+    """
+    Multi-head attention with one fused projection to queries, keys and values. Tokens attend to each other, or, where
+    `key_value_states` are given, to these.
+    """
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
@@ -193,13 +214,35 @@ class PlainViTAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def _project(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
+        if key_value_states is None:
+            qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_attention_heads, self.head_dim))
+            # (batch_size, num_tokens, 3, num_heads, head_dim) -> 3 x (batch_size, num_heads, num_tokens, head_dim)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            return query, key, value
+        width = hidden_states.shape[-1]
+        weights = self.qkv.weight.split([width, 2 * width])
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
+        query = nn.functional.linear(hidden_states, weights[0], biases[0])
+        key_value = nn.functional.linear(key_value_states, weights[1], biases[1])
+        query = query.unflatten(2, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+        # (batch_size, num_keys, 2 * D) -> 2 x (batch_size, num_heads, num_keys, head_dim)
+        key_value = key_value.unflatten(2, (2, self.num_attention_heads, self.head_dim))
+        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, num_tokens, _ = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
-        # (batch_size, num_tokens, 3, num_heads, head_dim) -> 3 x (batch_size, num_heads, num_tokens, head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = self._project(hidden_states, key_value_states)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -209,7 +252,7 @@ class PlainViTAttention(nn.Module):
             query,
             key,
             value,
-            attention_mask=None,
+            attention_mask=attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -252,11 +295,37 @@ class PlainViTDropPath(nn.Module):
         return f"drop_prob={self.drop_prob}"
 
 
-class PlainViTLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer (Segmenter, equations 1 and 2)."""
+class PlainViTDownsampling(nn.Module):
+    """Halves the grid of patches in both directions, rounding up; class and distillation tokens are kept."""
 
-    def __init__(self, config: PlainViTConfig, drop_path_rate: float = 0.0):
+    def __init__(self, config: PlainViTConfig):
         super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.convolution = (
+            nn.Conv2d(config.hidden_size, config.hidden_size, kernel_size=3, stride=2, padding=1)
+            if config.query_downsampling_mode == "convolution"
+            else None
+        )
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        prefix, patches = hidden_states[:, : self.num_prefix_tokens], hidden_states[:, self.num_prefix_tokens :]
+        # (batch_size, height * width, D) -> (batch_size, height, width, D)
+        patches = patches.unflatten(1, grid)
+        if self.convolution is None:
+            patches = patches[:, ::2, ::2]
+        else:
+            patches = self.convolution(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # (batch_size, ceil(height / 2), ceil(width / 2), D) -> (batch_size, num_patches, D)
+        return torch.cat([prefix, patches.flatten(1, 2)], dim=1)
+
+
+class PlainViTLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer (Segmenter, equations 1 and 2), with fewer queries where it is down-sampling."""
+
+    def __init__(self, config: PlainViTConfig, drop_path_rate: float = 0.0, is_downsampling: bool = False):
+        super().__init__()
+        self.downsampling = PlainViTDownsampling(config) if is_downsampling else None
+        self.query_downsampling_target = config.query_downsampling_target
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = PlainViTAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -264,8 +333,19 @@ class PlainViTLayer(GradientCheckpointingLayer):
         self.mlp = PlainViTMLP(config)
         self.drop_path = PlainViTDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+    def forward(
+        self, hidden_states: torch.Tensor, grid: tuple[int, int] | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        key_value_states = None
+        if self.downsampling is not None:
+            if grid is None:
+                raise ValueError(
+                    "`query_downsampling_layer` needs patches on a grid: set it to `None` for other tokens."
+                )
+            if self.query_downsampling_target == "query":
+                key_value_states = self.layernorm_before(hidden_states)
+            hidden_states = self.downsampling(hidden_states, grid)
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), key_value_states, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
@@ -302,9 +382,8 @@ class PlainViTPreTrainedModel(PreTrainedModel):
             else:
                 fan_in = module.weight[0].numel()
                 init.trunc_normal_(module.weight, std=fan_in**-0.5)
-        elif isinstance(module, BitBottleneckLayer):
-            # the residual branch starts as zero; children are initialised before their parent
-            init.zeros_(module.norm3.weight)
+        elif getattr(module, "ends_residual_branch", False):
+            init.zeros_(module.weight)
 
 
 @auto_docstring(
@@ -316,7 +395,10 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
     def __init__(self, config: PlainViTConfig):
         super().__init__(config)
         drop_path_rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-        self.layers = nn.ModuleList([PlainViTLayer(config, rate) for rate in drop_path_rates])
+        self.layers = nn.ModuleList(
+            PlainViTLayer(config, rate, is_downsampling=index == config.query_downsampling_layer)
+            for index, rate in enumerate(drop_path_rates)
+        )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -327,6 +409,7 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         tapped_layers: tuple[int, ...] | None = None,
+        grid: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         r"""
@@ -335,11 +418,14 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
         tapped_layers (`tuple[int, ...]`, *optional*):
             Numbers of the layers whose outputs are wanted as `feature_maps`, each of shape `(batch_size, num_tokens,
             hidden_size)`, in rising order; 0 is the input. The last layer by default.
+        grid (`tuple[int, int]`, *optional*):
+            Rows and columns of patches; what a down-sampling layer needs.
         """
         tapped_layers = (len(self.layers),) if tapped_layers is None else tapped_layers
         tapped = [hidden_states] if 0 in tapped_layers else []
         for number, layer in enumerate(self.layers, start=1):
-            hidden_states = layer(hidden_states, **kwargs)
+            # only a down-sampling layer looks at the grid, which is that of the embeddings before it
+            hidden_states = layer(hidden_states, grid, **kwargs)
             if number in tapped_layers:
                 tapped.append(hidden_states)
         return BackboneOutput(feature_maps=tuple(tapped))
@@ -369,12 +455,42 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
+    def _tapped_layers(self) -> tuple[int, ...]:
+        """How many layers lie before each feature map."""
+        return tuple(index % (self.config.num_hidden_layers + 1) for index in self.out_indices)
+
+    def encode_tokens(self, embeddings: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Runs the layers over embedded tokens, which need not lie on a grid.
+
+        Args:
+            embeddings (`torch.Tensor` of shape `(batch_size, num_prefix_tokens + num_patches, hidden_size)`):
+                What [`PlainViTEmbeddings.assemble`] gives.
+            kwargs: `attention_mask` (in the form that the attention implementation wants), `grid` (rows and columns of
+                patches, for a layer that down-samples), and flags for outputs.
+
+        Returns:
+            `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each
+            of `config.out_features`.
+        """
+        tapped_layers = self._tapped_layers()
+        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
+
+        tokens = []
+        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
+            if self.config.final_norm == "all" or number == self.config.num_hidden_layers:
+                hidden_states = self.layernorm(hidden_states)
+            tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
+        return BackboneOutput(
+            feature_maps=tuple(tokens), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
     @can_return_tuple
     @auto_docstring(
         custom_intro="""
         The feature maps have the shape `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`,
-        one for each of `config.out_features`, without class and distillation tokens. Hidden states and attentions are
-        over all tokens.
+        one for each of `config.out_features`, without class and distillation tokens; those behind a down-sampling layer
+        half as many rows and columns, rounded up. Hidden states and attentions are over all tokens.
         """
     )
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
@@ -386,18 +502,15 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             ValueError: if the number of channels is not the config's.
         """
         embeddings, (height, width) = self.embeddings(pixel_values)
-        num_layers = self.config.num_hidden_layers
-        tapped_layers = tuple(index % (num_layers + 1) for index in self.out_indices)
-        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
-
+        outputs = self.encode_tokens(embeddings, grid=(height, width), **kwargs)
+        halved = (height + 1) // 2, (width + 1) // 2
         feature_maps = []
-        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
-            if self.config.final_norm == "all" or number == num_layers:
-                hidden_states = self.layernorm(hidden_states)
-            # (batch_size, num_tokens, D) -> (batch_size, D, height, width)
-            patch_tokens = hidden_states[:, self.config.num_prefix_tokens :]
-            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, (height, width)))
-
+        for number, patch_tokens in zip(self._tapped_layers(), outputs.feature_maps, strict=True):
+            is_halved = (
+                self.config.query_downsampling_layer is not None and number > self.config.query_downsampling_layer
+            )
+            # (batch_size, num_patches, D) -> (batch_size, D, height, width)
+            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, halved if is_halved else (height, width)))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

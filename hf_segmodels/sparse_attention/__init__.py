@@ -4,7 +4,8 @@ Sparse sampling attention (UN-EPT section 3.1, multi-scale deformable attention)
 points of each level of a feature pyramid, so that cost grows linearly with the number of queries.
 """
 
-from .layer import SamplingOffsets, SamplingWeights, SparseAttention, reference_points
+from .kernels import SparseAttentionKernelMixin, register_kernel_mapping, use_hub_kernel
+from .layer import SamplingOffsets, SamplingWeights, SparseAttention, SparseSampling, reference_points
 from .operation import select_implementation, sparse_attention
 from .reference import sparse_attention_reference
 
@@ -13,8 +14,12 @@ __all__ = [
     "SamplingOffsets",
     "SamplingWeights",
     "SparseAttention",
+    "SparseAttentionKernelMixin",
+    "SparseSampling",
     "reference_points",
+    "register_kernel_mapping",
     "select_implementation",
     "sparse_attention",
     "sparse_attention_reference",
+    "use_hub_kernel",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .kernels import LAYER_NAME
 from .operation import sparse_attention
 
 
@@ -63,6 +64,22 @@ class SamplingWeights(nn.Linear):
         init.zeros_(self.bias)
 
 
+class SparseSampling(nn.Module):
+    """[`sparse_attention`] as a layer without parameters, which `kernels.kernelize` can replace."""
+
+    # what `kernels.use_kernel_forward_from_hub` sets, without importing it
+    kernel_layer_name = LAYER_NAME
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        return sparse_attention(value, spatial_shapes, sampling_locations, attention_weights)
+
+
 class SparseAttention(nn.Module):
     """
     Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4): a query gives offsets from its
@@ -86,6 +103,7 @@ class SparseAttention(nn.Module):
         self.value_proj = nn.Linear(hidden_size, hidden_size)
         self.sampling_offsets = SamplingOffsets(hidden_size, num_heads, num_levels, num_points)
         self.attention_weights = SamplingWeights(hidden_size, num_heads, num_levels, num_points)
+        self.sampling = SparseSampling()
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         for projection in (self.value_proj, self.o_proj):
             init.xavier_uniform_(projection.weight)
@@ -142,4 +160,4 @@ class SparseAttention(nn.Module):
         locations, weights = self.sample(queries, reference_points, spatial_shapes)
         # (B, S, D) -> (B, S, M, D / M)
         values = self.value_proj(values).unflatten(-1, (self.num_heads, -1))
-        return self.o_proj(sparse_attention(values, spatial_shapes, locations, weights))
+        return self.o_proj(self.sampling(values, spatial_shapes, locations, weights))

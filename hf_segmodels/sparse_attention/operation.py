@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .kernels import load_kernel
 from .reference import sparse_attention_reference
 
 
@@ -13,10 +14,30 @@ Implementation = Callable[[torch.Tensor, Sequence[tuple[int, int]], torch.Tensor
 
 def select_implementation(value: torch.Tensor) -> Implementation:
     """
-    The implementation for tensors such as `value`. All take the arguments of [`sparse_attention`] as they are (checked,
-    not made contiguous, of mixed dtypes under autocast) and are differentiable in the three tensors.
+    The implementation for tensors such as `value`: a compiled kernel where there is one for the device (see
+    [`hf_segmodels.sparse_attention.kernels`]), otherwise the reference. All take the arguments of [`sparse_attention`]
+    as they are (checked, not made contiguous, of mixed dtypes under autocast) and are differentiable in the three
+    tensors, the kernels once.
     """
-    return sparse_attention_reference
+    device_type = value.device.type
+    return _kernels[device_type] if _takes_kernel(device_type) else sparse_attention_reference
+
+
+# per type of device; torch.compile can read a function from here, but not take one as a constant
+_kernels: dict[str, Implementation] = {}
+
+
+# run, not traced, by torch.compile: some versions of torch trace `is_exporting()` as true
+@torch.compiler.assume_constant_result
+def _takes_kernel(device_type: str) -> bool:
+    # an exported graph has to run where there is no kernel
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    kernel = load_kernel()
+    if kernel is None or not kernel.supports(device_type):
+        return False
+    _kernels[device_type] = kernel.sparse_attention
+    return True
 
 
 def sparse_attention(

@@ -29,10 +29,16 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, 
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
-from ..inference.sliding_window import run_windows
+from ..inference.sliding_window import run_dense_windows
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
-from ..sparse_attention import SamplingOffsets, SamplingWeights, SparseAttention, reference_points
+from ..sparse_attention import (
+    SamplingOffsets,
+    SamplingWeights,
+    SparseAttention,
+    SparseAttentionKernelMixin,
+    reference_points,
+)
 from .boundaries import batch_boundary_targets, refine, resize_boundary_maps
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
@@ -336,7 +342,7 @@ class UNEPTBoundaryHead(nn.Module):
 
 
 @auto_docstring
-class UNEPTPreTrainedModel(SegmentationPreTrainedModel):
+class UNEPTPreTrainedModel(SparseAttentionKernelMixin, SegmentationPreTrainedModel):
     config: UNEPTConfig
     base_model_prefix = "unept"
     _no_split_modules = ["UNEPTEncoderLayer", "UNEPTDecoderLayer"]
@@ -428,7 +434,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         if not self.config.refine_at_inference:
             return super()._window_scores(pixel_values, target_sizes, windows, is_flipped, max_windows)
         mode = self.config.small_image_mode
-        grids, rows, columns = run_windows(self._dense_logits, pixel_values, windows, mode, max_windows)
+        grids, rows, columns = run_dense_windows(self._dense_logits, pixel_values, windows, mode, max_windows)
         return [
             RefinedScores(grid, rows, columns, target_size, is_flipped)
             for grid, target_size in zip(grids, target_sizes, strict=True)

@@ -1,10 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of label maps and of attention. Everything takes and returns PIL images; there is no plotting library."""
+"""Pictures of label maps, attention and regions. Everything takes and returns PIL images; there is no plotting library."""
 
 from .attention import attention_map, overlay_heat_map, patch_at
 from .boundaries import DIRECTION_COLORS, draw_boundaries, draw_directions
 from .label_maps import ClassShare, add_legend, class_shares, color_label_map, legend, overlay, side_by_side
 from .palettes import generate_palette, palette_for
+from .regions import draw_regions, region_maps
 from .sampling import SampledPoints, draw_sampled_points, feature_picture, pyramid_picture, sampled_points
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "color_label_map",
     "draw_boundaries",
     "draw_directions",
+    "draw_regions",
     "draw_sampled_points",
     "feature_picture",
     "generate_palette",
@@ -27,6 +29,7 @@ __all__ = [
     "palette_for",
     "patch_at",
     "pyramid_picture",
+    "region_maps",
     "sampled_points",
     "side_by_side",
 ]

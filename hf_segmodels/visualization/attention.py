@@ -123,6 +123,7 @@ def overlay_heat_map(
     heat_map: "torch.Tensor | np.ndarray",
     alpha: float = 0.6,
     coverage: tuple[float, float] = (1.0, 1.0),
+    limits: tuple[float, float] | None = None,
 ) -> Image.Image:
     """
     Lays a heat map over an image, from dark violet (the lowest value) to light yellow (the highest).
@@ -131,13 +132,15 @@ def overlay_heat_map(
         image (`PIL.Image.Image`):
             The image, of any size. Not changed.
         heat_map (`torch.Tensor` or `np.ndarray` of shape `(rows, columns)`):
-            Values of any range; scaled up bilinearly. The highest half per cent are drawn alike, or one strong patch
-            would darken all others.
+            Values of any range; scaled up bilinearly.
         alpha (`float`, *optional*, defaults to 0.6):
             Opacity of the heat map, from 0 to 1.
         coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
             How much the heat map covers in units of the image's height and width; above 1 where the image was padded at
             the bottom and right to whole patches: `(padded_height / height, padded_width / width)`.
+        limits (`tuple[float, float]`, *optional*):
+            Values drawn darkest and lightest. The lowest and the 99.5th percentile if unset: one strong patch would
+            darken all others.
 
     Returns:
         `PIL.Image.Image`: an RGB image of the same size.
@@ -148,7 +151,7 @@ def overlay_heat_map(
     if min(coverage) < 1:
         raise ValueError(f"`coverage` {tuple(coverage)} is below 1: the heat map would not cover the whole image.")
     values = values.astype(np.float32)
-    low, high = values.min(), np.quantile(values, 0.995)
+    low, high = limits or (values.min(), np.quantile(values, 0.995))
     scaled = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
     # the part of the heat map that lies over the image, in its own cells
     box = (0, 0, values.shape[1] / coverage[1], values.shape[0] / coverage[0])

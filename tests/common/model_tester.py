@@ -58,6 +58,7 @@ class SegmentationModelTester:
         return self.config_class(num_labels=self.num_labels, **self.without_dropout, **overrides)
 
     without_dropout: dict[str, float] = {}
+    learning_rate = 3e-3
     # fields without which the model has batch norms: their statistics depend on how a batch is split
     without_batch_norm: dict[str, str] = {}
 
@@ -66,7 +67,7 @@ class SegmentationModelTester:
         return size[0] // model.size_divisor, size[1] // model.size_divisor
 
     def exported_logits(self, model: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
-        """What an exported model gives for images that are no whole patches."""
+        """What an exported model gives for an image of no whole patches."""
         return model._dense_logits(images)[0]
 
     def model(self, **overrides) -> PreTrainedModel:
@@ -104,7 +105,7 @@ class SegmentationModelTester:
         model = self.model().train()
         images, labels = random_images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
         labels[:, 32:] = 1
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate)
         losses = []
         for _ in range(12):
             loss = model(images, labels=labels).loss
@@ -126,6 +127,14 @@ class SegmentationModelTester:
         images = random_images(1, 3, 64, 96)
         with torch.no_grad():
             assert torch.equal(model(images).logits, loaded(images).logits)
+
+    @pytest.mark.parametrize("num_labels", [1, 2])
+    def test_round_trip_with_few_classes(self, num_labels, tmp_path):
+        config = self.config()
+        config.num_labels = num_labels
+        config.save_pretrained(tmp_path)
+        loaded = self.config_class.from_pretrained(tmp_path)
+        assert (loaded.num_labels, loaded.id2label) == (num_labels, config.id2label)
 
     def test_tuple_output(self):
         model = self.model()
@@ -323,7 +332,7 @@ class SegmentationModelTester:
             with torch.no_grad():
                 logits = program.module()(images).logits
                 torch.testing.assert_close(logits, model(images).logits, atol=1e-4, rtol=1e-4)
-        # no whole patches: patch-level logits all the same, where the model itself gives them at full resolution
+        # no whole patches: often patch-level logits all the same, where the model itself gives them at full resolution
         images = random_images(1, 3, 33, 41)
         with torch.no_grad():
             logits = program.module()(images).logits

@@ -49,6 +49,12 @@ def test_hybrid_stem_of_three_stages_has_stride_16():
     assert features.shape == (1, 32, 4, 6)
 
 
+def test_branches_of_a_new_hybrid_stem_start_as_zero():
+    norms = [p for name, p in build(**HYBRID).named_parameters() if name.endswith("norm3.weight")]
+    assert len(norms) == 8
+    assert not any(norm.any() for norm in norms)
+
+
 def test_taps_are_the_outputs_of_the_layers():
     backbone = build(out_indices=[0, 2, 3])
     images = torch.randn(1, 3, 64, 96)
@@ -177,3 +183,92 @@ def test_wrong_number_of_channels():
 def test_bad_config(fields, message):
     with pytest.raises((StrictDataclassError, ValueError), match=message):
         PlainViTConfig(**{**TINY, **fields})
+
+
+# Down-sampling of queries
+
+TAPS = {"out_indices": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("target", ["query", "query_key_value"])
+@pytest.mark.parametrize("mode", ["nearest", "convolution"])
+@pytest.mark.parametrize("size", [(64, 64), (80, 48), (16, 16), (70, 200)])
+@pytest.mark.parametrize("prefix", [{}, {"use_cls_token": False}, {"use_distillation_token": True}])
+def test_feature_maps_behind_a_downsampling_layer_have_half_the_grid(target, mode, size, prefix):
+    fields = {"query_downsampling_target": target, "query_downsampling_mode": mode, **TAPS, **prefix}
+    backbone = build(query_downsampling_layer=1, **fields)
+    assert backbone.config.feature_strides == [16, 32, 32]
+    assert backbone.channels == [32, 32, 32]
+    maps = feature_maps(backbone, 2, 3, *size)
+    for features, stride in zip(maps, backbone.config.feature_strides, strict=True):
+        assert features.shape == (2, 32, *(-(-(-(-side // 16)) * 16 // stride) for side in size))
+        assert features.isfinite().all()
+
+
+def test_downsampling_keeps_every_second_patch_and_attends_to_all():
+    """Against the plain layer, whose queries do not know of each other: the rows that are kept are the same."""
+    plain, halved = build(out_indices=[1, 2]), build(out_indices=[1, 2], query_downsampling_layer=1)
+    halved.load_state_dict(plain.state_dict())
+    (early, late), (same, sampled) = feature_maps(plain, 1, 3, 80, 112), feature_maps(halved, 1, 3, 80, 112)
+    torch.testing.assert_close(same, early)
+    torch.testing.assert_close(sampled, late[..., ::2, ::2])  # 5 x 7 -> 3 x 4
+
+    all_halved = build(out_indices=[1, 2], query_downsampling_layer=1, query_downsampling_target="query_key_value")
+    all_halved.load_state_dict(plain.state_dict())
+    _, other = feature_maps(all_halved, 1, 3, 80, 112)
+    assert (other - sampled).abs().max() > 1e-3
+    # without the patches left out: the layer on its own, over every second patch and the class token
+    with torch.no_grad():
+        images = torch.randn(1, 3, 80, 112, generator=torch.Generator().manual_seed(1))
+        tokens = plain(images, output_hidden_states=True).hidden_states[1]
+        kept = tokens[:, 1:].unflatten(1, (5, 7))[:, ::2, ::2].flatten(1, 2)
+        expected = plain.encoder.layers[1](torch.cat([tokens[:, :1], kept], dim=1))[:, 1:]
+    torch.testing.assert_close(other[0], expected[0].T.unflatten(1, (3, 4)))
+
+
+def test_convolution_samples_where_nearest_does():
+    nearest = build(query_downsampling_layer=0)
+    convolution = build(query_downsampling_layer=0, query_downsampling_mode="convolution")
+    names = {name for name, _ in convolution.named_parameters()} - {name for name, _ in nearest.named_parameters()}
+    assert names == {f"encoder.layers.0.downsampling.convolution.{part}" for part in ("weight", "bias")}
+    convolution.load_state_dict(nearest.state_dict(), strict=False)
+    kernel = convolution.encoder.layers[0].downsampling.convolution
+    with torch.no_grad():
+        before = feature_maps(convolution, 1, 3, 48, 80)[0]
+        kernel.weight.zero_()[:, :, 1, 1] = torch.eye(32)
+        kernel.bias.zero_()
+    assert (before - feature_maps(nearest, 1, 3, 48, 80)[0]).abs().max() > 1e-3
+    torch.testing.assert_close(feature_maps(convolution, 1, 3, 48, 80), feature_maps(nearest, 1, 3, 48, 80))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_attention_implementations_agree_behind_a_downsampling_layer(implementation):
+    backbone = build(query_downsampling_layer=1, **TAPS)
+    expected = feature_maps(backbone, 1, 3, 80, 64)
+    backbone.set_attn_implementation(implementation)
+    torch.testing.assert_close(feature_maps(backbone, 1, 3, 80, 64), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_downsampling_layer_learns_and_is_restored(tmp_path):
+    backbone = build(
+        query_downsampling_layer=1, query_downsampling_mode="convolution", qkv_bias=False, final_norm="none"
+    )
+    backbone.train()(torch.randn(1, 3, 48, 48)).feature_maps[0].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in backbone.parameters())
+    assert backbone.encoder.layers[1].attention.qkv.weight.grad.abs().sum(dim=1).min() > 0
+    backbone.eval().save_pretrained(tmp_path)
+    loaded = PlainViTBackbone.from_pretrained(tmp_path)
+    torch.testing.assert_close(feature_maps(loaded, 1, 3, 48, 48), feature_maps(backbone, 1, 3, 48, 48))
+
+
+def test_hidden_states_and_attentions_of_a_downsampling_layer():
+    backbone = build(query_downsampling_layer=1, attn_implementation="eager")
+    outputs = backbone(torch.randn(1, 3, 64, 64), output_hidden_states=True, output_attentions=True)
+    assert [states.shape[1] for states in outputs.hidden_states] == [17, 17, 5, 5]
+    assert [tuple(weights.shape[2:]) for weights in outputs.attentions] == [(17, 17), (5, 17), (5, 5)]
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_downsampling_layer_that_does_not_exist(layer):
+    with pytest.raises(StrictDataclassError, match=rf"`query_downsampling_layer` \({layer}\) must be .* from 0 to 2"):
+        build(query_downsampling_layer=layer)

@@ -66,6 +66,22 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
     assert results["recipe"]["max_steps"] == 30
 
 
+@pytest.mark.parametrize("class_weighting", ["none", "median_frequency"])
+def test_superpixels_are_made_of_the_augmented_images(recipe, class_weighting):
+    pytest.importorskip("skimage", reason="scikit-image is part of the `superpixels` and `dev` extras")
+    backbone = recipe().model["backbone_config"]
+    run = recipe(
+        max_steps=20,
+        model={"model_type": "superpixel_vit", "backbone_config": backbone},
+        # the images are noisy: at a lower compactness few superpixels are left
+        image_processor={"do_resize": False, "pixels_per_segment": 32, "compactness": 60.0},
+        class_weighting=class_weighting,
+    )
+    scores = train(run)
+    assert scores["losses"][-1] < 0.5 * scores["losses"][0]
+    assert scores["mean_iou"] > 0.9
+
+
 def test_resumed_run_equals_uninterrupted_one(recipe):
     fields = {"ema_decay": 0.9, "color_jitter": [0.2, 0.2, 0.2, 0.0], "warmup_steps": 1, "checkpoint_steps": 2}
     # dropout draws from the global random state, which a checkpoint has to hold too

@@ -51,3 +51,12 @@ class HybridPlainViTModelTester(PlainViTModelTester):
 
 class HybridPlainViTBackboneTest(PlainViTBackboneTest):
     model_tester_class = HybridPlainViTModelTester
+
+
+class DownsamplingPlainViTModelTester(PlainViTModelTester):
+    def get_config(self) -> PlainViTConfig:
+        return super().get_config(query_downsampling_layer=1, query_downsampling_mode="convolution")
+
+
+class DownsamplingPlainViTBackboneTest(PlainViTBackboneTest):
+    model_tester_class = DownsamplingPlainViTModelTester

@@ -1,0 +1,185 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""SLIC superpixels, and what makes an image processor give them next to the pixels."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import SizeDict
+from transformers.processing_utils import Unpack
+
+from ..inference.region_painting import paint_labels, paint_scores, resize_regions
+from ..inference.sliding_window import as_sizes
+from .segmentation_image_processor import SegmentationImageProcessorKwargs
+
+
+if TYPE_CHECKING:
+    from transformers.image_utils import PILImageResampling
+
+    from .segmentation_image_processor import _SegmentationImageProcessorBase as _Base
+else:
+    _Base = object
+
+
+def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 10.0) -> torch.Tensor:
+    """
+    Cuts an image into connected superpixels of similar colour by SLIC (Achanta et al., 2012) as scikit-image does it:
+    k-means over position and CIELAB colour (over the channels as they are where there are not three).
+
+    Args:
+        image (`torch.Tensor` of shape `(num_channels, height, width)`):
+            Colours of any range: their smallest and largest value become 0 and 1.
+        n_segments (`int`): About how many superpixels are wanted.
+        compactness (`float`, *optional*, defaults to 10.0): Higher values make them squarer.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`, int64, on the CPU: the superpixel of each pixel, counted from 0.
+
+    Raises:
+        ImportError: if scikit-image is not installed.
+        ValueError: if `n_segments` or `compactness` is too small.
+    """
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise ImportError(
+            "Superpixels are made by scikit-image, which is not installed: `pip install 'hf_segmodels[superpixels]'`."
+        ) from error
+    if n_segments < 1:
+        raise ValueError(f"`n_segments` must be at least 1, got {n_segments}.")
+    if not compactness > 0:
+        raise ValueError(f"`compactness` must be greater than 0, got {compactness}.")
+    # (num_channels, height, width) -> (height, width, num_channels)
+    pixels = image.detach().cpu().permute(1, 2, 0).numpy().astype(np.float32)
+    n_segments = min(n_segments, pixels.shape[0] * pixels.shape[1])
+    superpixels = slic(pixels, n_segments=n_segments, compactness=compactness, start_label=0, channel_axis=-1)
+    return torch.from_numpy(superpixels.astype(np.int64))
+
+
+class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
+    """
+    n_segments (`int`, *optional*, defaults to `self.n_segments`):
+        About how many superpixels each image is cut into. By default as many as `pixels_per_segment` says.
+    pixels_per_segment (`int`, *optional*, defaults to `self.pixels_per_segment`):
+        About how many pixels of the resized image a superpixel has, where `n_segments` is not given.
+    compactness (`float`, *optional*, defaults to `self.compactness`):
+        Higher values make superpixels squarer.
+    """
+
+    n_segments: int | None
+    pixels_per_segment: int | None
+    compactness: float | None
+
+
+class SuperpixelMixin(_Base):
+    """
+    Makes an image processor, named after it among a class's bases, also give `superpixels (batch_size, height, width)`,
+    int64: the superpixels of the resized images, and -1 in the padding.
+    """
+
+    valid_kwargs = SuperpixelMixinKwargs
+    model_input_names = ["pixel_values", "superpixels"]
+
+    n_segments = None
+    pixels_per_segment = 256
+    compactness = 10.0
+
+    def __init__(self, **kwargs: Unpack[SuperpixelMixinKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list,
+        do_resize: bool | None,
+        size: SizeDict,
+        resample: "PILImageResampling | int | None",
+        antialias: bool | None,
+        *,
+        n_segments: int | None,
+        pixels_per_segment: int | None,
+        compactness: float,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if do_resize:
+            images = [self.resize(image, size, resample=resample, antialias=bool(antialias)) for image in images]
+        batch = super()._preprocess(
+            images, do_resize=False, size=size, resample=resample, antialias=antialias, **kwargs
+        )
+        batch["superpixels"] = []
+        for image, padded in zip(images, batch["pixel_values"], strict=True):
+            superpixels = self.make_superpixels(torch.as_tensor(image), n_segments, pixels_per_segment, compactness)
+            height, width = superpixels.shape
+            padding = (0, padded.shape[-1] - width, 0, padded.shape[-2] - height)
+            superpixels = F.pad(superpixels, padding, value=-1)
+            batch["superpixels"].append(self._from_tensor(superpixels, getattr(image, "device", None)))
+        return batch
+
+    def make_superpixels(
+        self,
+        image: torch.Tensor,
+        n_segments: int | None = None,
+        pixels_per_segment: int | None = None,
+        compactness: float | None = None,
+    ) -> torch.Tensor:
+        """
+        The superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` as it is, such as a crop
+        for training; settings that are not given are the processor's.
+        """
+        if n_segments is None:
+            n_segments = self.n_segments
+        if n_segments is None:
+            pixels = self.pixels_per_segment if pixels_per_segment is None else pixels_per_segment
+            if pixels < 1:
+                raise ValueError(f"`pixels_per_segment` must be at least 1, got {pixels}.")
+            n_segments = max(1, round(image.shape[-2] * image.shape[-1] / pixels))
+        return slic_superpixels(image, n_segments, self.compactness if compactness is None else compactness)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
+        return_segmentation_scores: bool = False,
+    ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
+        """
+        Turns a model's outputs into label maps. Outputs with `token_logits` and `superpixels` are painted at the target
+        size, which leaves the superpixels' borders sharp and needs no full-resolution scores; others are resized.
+
+        Args:
+            outputs: Output of the model.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+                Height and width wanted for each image, usually those before preprocessing. If unset, the model's input's.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the painted scores as well.
+
+        Returns:
+            `list[torch.Tensor]` of shape `(height, width)`, int64; or a list of
+            `SemanticSegmentationPostProcessorOutput` with `segmentation (height, width)` and
+            `segmentation_scores (num_labels, height, width)`.
+
+        Raises:
+            ValueError: if there is not one target size for each image.
+        """
+        token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
+        if token_logits is None or superpixels is None:
+            return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+        sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else as_sizes(target_sizes)
+        if len(sizes) != len(superpixels):
+            raise ValueError(
+                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: give one (height, width) for each."
+            )
+        regions = [resize_regions(regions[None], size) for regions, size in zip(superpixels, sizes, strict=True)]
+        labels = [paint_labels(logits[None], maps)[0] for logits, maps in zip(token_logits, regions, strict=True)]
+        if not return_segmentation_scores:
+            return labels
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                data={"segmentation": label_map, "segmentation_scores": paint_scores(logits[None], maps)[0]}
+            )
+            for label_map, logits, maps in zip(labels, token_logits, regions, strict=True)
+        ]
+
+
+__all__ = ["SuperpixelMixin", "SuperpixelMixinKwargs", "slic_superpixels"]

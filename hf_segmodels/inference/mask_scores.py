@@ -1,0 +1,389 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Label maps from queries with classes and masks, without masks or scores at full resolution.
+
+The score of class `k` in a pixel is the sum over queries of the query's probability of `k` times the sigmoid of its
+upsampled mask. The sigmoid rises with its argument and an upsampled mask is an average of grid entries, so the entries
+that a tile of pixels depends on bound each query's sigmoid there, and with the probabilities, which are known before,
+each class's score. Classes that cannot be the best in a tile are left out. Nothing is approximated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .label_search import bounds, label_tiles
+from .mask_maps import MaskAxis, MaskTiles, WindowPixels, mask_axis
+from .separable_maps import Windows
+from .sliding_window import Network, run_windows, tile_windows
+
+
+# floats of masks held at a time
+_BAND = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class MaskScores:
+    """
+    Scores of one image, not yet evaluated at full resolution.
+
+    Args:
+        masks (`torch.Tensor` of shape `(num_queries, rows * h, columns * w)`): Mask logits of the windows, side by side.
+        probabilities (`torch.Tensor` of shape `(rows, columns, num_queries, num_labels)`): How probable each class is for
+            each query, in each window.
+        rows, columns ([`MaskAxis`]): From the windows' grids to the pixels wanted.
+    """
+
+    masks: torch.Tensor
+    probabilities: torch.Tensor
+    rows: MaskAxis
+    columns: MaskAxis
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(num_labels, height, width)`"""
+        return self.probabilities.shape[-1], self.rows.size, self.columns.size
+
+    def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
+        """The scores `(num_labels, bottom - top, width)`, float32, of a band of rows, by default of all rows."""
+        num_labels, height, width = self.shape
+        bottom = height if bottom is None else min(bottom, height)
+        scores = self.masks.new_zeros(num_labels, max(bottom - top, 0), width)
+        band = max(1, _BAND // (len(self.masks) * len(self.columns.entries)))
+        with torch.autocast(self.masks.device.type, enabled=False):
+            for start in range(top, bottom, band):
+                self._add_band(scores[:, start - top :], start, min(start + band, bottom))
+        return scores
+
+    def _add_band(self, scores: torch.Tensor, top: int, bottom: int) -> None:
+        """Adds the scores of a band of rows to `scores (num_labels, at least bottom - top, width)`."""
+        grid_height, grid_width = self.rows.entries.shape[1], self.columns.entries.shape[1]
+        for row, rows in enumerate(self.rows.windows):
+            start, end = max(top, rows.first), min(bottom, rows.last)
+            if start >= end:
+                continue
+            weights = rows.weights[start - rows.first : end - rows.first]
+            used, taps = rows.taps[start - rows.first : end - rows.first].unique(return_inverse=True)
+            band = WindowPixels(0, taps, weights)
+            for column, columns in enumerate(self.columns.windows):
+                grid = self.masks[:, row * grid_height :][:, :grid_height, column * grid_width :][..., :grid_width]
+                # (used, h) @ (num_queries, h, w) @ (w, num_predictions) -> (num_queries, used, num_predictions)
+                masks = (self.rows.entries[used] @ grid.float() @ self.columns.entries.T).sigmoid_()
+                # (num_labels, num_queries) @ (num_queries, used * num_predictions)
+                predictions = self.probabilities[row, column].T @ masks.flatten(1)
+                predictions = predictions.unflatten(1, masks.shape[1:])
+                predictions = _apply(_apply(predictions, band, 1), columns, 2)
+                scores[:, start - top : end - top, columns.first : columns.last] += predictions
+
+    @torch.no_grad()
+    def argmax(self) -> torch.Tensor:
+        """
+        The label map: `evaluate().argmax(0)` without holding its argument.
+
+        Equal scores give the lower class. Scores that differ by rounding alone may come out either way.
+
+        Returns:
+            `torch.Tensor` of shape `(height, width)`, int64.
+        """
+        with torch.autocast(self.masks.device.type, enabled=False):
+            largest = torch.finfo(torch.float32).max
+            # (num_queries, H, W) -> (H, W, num_queries)
+            grid = self.masks.float().permute(1, 2, 0).contiguous().clamp(-largest, largest)
+            return _Search(grid, self.probabilities.float(), self.rows.tiles, self.columns.tiles).labels()
+
+
+def mask_argmax(
+    class_queries_logits: torch.Tensor,
+    masks_queries_logits: torch.Tensor,
+    size: tuple[int, int],
+    prediction_size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """
+    The labels of queries with classes and masks: `einsum("bqk,bqhw->bkhw", class_queries_logits.softmax(-1)[..., :-1],
+    interpolate(masks_queries_logits, size).sigmoid()).argmax(1)` many times faster and in a fraction of the memory. Half
+    precision is computed in float32. See [`~MaskScores.argmax`] for ties.
+
+    Args:
+        class_queries_logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels + 1)`): "No object" comes last.
+        masks_queries_logits (`torch.Tensor` of shape `(batch_size, num_queries, h, w)`): Masks before the sigmoid.
+        size (`tuple[int, int]`): Height and width wanted.
+        prediction_size (`tuple[int, int]`, *optional*): Height and width at which masks become probabilities, if another;
+            scores are then resized to `size`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)`, int64.
+
+    Raises:
+        ValueError: if the logits or the size are empty or of another shape.
+    """
+    height, width = (int(side) for side in size)
+    shapes = tuple(class_queries_logits.shape), tuple(masks_queries_logits.shape)
+    if len(shapes[0]) != 3 or len(shapes[1]) != 4 or shapes[0][:2] != shapes[1][:2] or 0 in shapes[1][1:]:
+        raise ValueError(
+            "Expected class logits of shape (batch_size, num_queries, num_labels + 1) and mask logits of shape "
+            f"(batch_size, num_queries, height, width), got {shapes[0]} and {shapes[1]}."
+        )
+    if shapes[0][2] < 2 or height < 1 or width < 1:
+        raise ValueError(
+            f'Expected at least one class beside "no object" and a size of at least (1, 1), got {shapes[0][2]} class '
+            f"scores and {tuple(size)}."
+        )
+    device = masks_queries_logits.device
+    prediction = (None, None) if prediction_size is None else prediction_size
+    rows, columns = (
+        mask_axis(Windows((0,), pixels, entries, pixels, pixels, pixels), predictions, pixels, False, device)
+        for pixels, entries, predictions in zip((height, width), shapes[1][2:], prediction, strict=True)
+    )
+    labels = torch.empty(shapes[0][0], height, width, dtype=torch.long, device=device)
+    probabilities = _class_probabilities(class_queries_logits.float())
+    for index, (masks, classes) in enumerate(zip(masks_queries_logits, probabilities, strict=True)):
+        labels[index] = MaskScores(masks, classes[None, None], rows, columns).argmax()
+    return labels
+
+
+def mask_window_scores(
+    network: Network,
+    pixel_values: torch.Tensor,
+    target_sizes: Sequence[tuple[int, int]],
+    windows: tuple[tuple[int, int], tuple[int, int]] | None,
+    small_image_mode: str,
+    is_flipped: bool,
+    max_windows: int,
+    prediction_size: tuple[int, int] | None = None,
+) -> list[MaskScores]:
+    """
+    Runs a network over windows of a batch of images.
+
+    Args:
+        network: Maps `(num_windows, num_channels, height, width)` to class logits `(num_windows, num_queries, num_labels +
+            1)`, mask logits `(num_windows, num_queries, h, w)` and the size in pixels that the masks cover.
+        target_sizes: `(height, width)` wanted for each image.
+        is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
+        prediction_size: Height and width of a window at which masks become probabilities; those that it covers when not
+            given.
+        pixel_values, windows, small_image_mode, max_windows: See [`run_windows`].
+
+    Returns:
+        For each image, its averaged scores at the target size.
+    """
+    outputs, covered, layout = run_windows(network, pixel_values, windows, small_image_mode, max_windows)
+    class_logits, mask_logits = outputs
+    axes = layout.axes(mask_logits.shape[-2:], covered)
+    prediction = (None, None) if prediction_size is None else prediction_size
+    device = pixel_values.device
+    return [
+        MaskScores(
+            masks,
+            probabilities,
+            mask_axis(axes[0], prediction[0], target_height, False, device),
+            mask_axis(axes[1], prediction[1], target_width, is_flipped, device),
+        )
+        for masks, probabilities, (target_height, target_width) in zip(
+            tile_windows(mask_logits), _class_probabilities(class_logits), target_sizes, strict=True
+        )
+    ]
+
+
+def _class_probabilities(class_logits: torch.Tensor) -> torch.Tensor:
+    """`(..., num_labels + 1)` -> `(..., num_labels)`, without that of "no object"."""
+    return class_logits.softmax(dim=-1)[..., :-1]
+
+
+def _apply(predictions: torch.Tensor, window: WindowPixels, dim: int) -> torch.Tensor:
+    """From prediction pixels to pixels, along a dimension."""
+    shape = [1] * predictions.ndim
+    shape[dim] = -1
+    terms = [
+        predictions.index_select(dim, taps) * weights.view(shape)
+        for taps, weights in zip(window.taps.unbind(1), window.weights.unbind(1), strict=True)
+    ]
+    return sum(terms[1:], terms[0])
+
+
+class _Search:
+    """
+    The labels of `grid (H, W, num_queries)`, float32 without infinities.
+
+    A tile's *parts* are all pairs of a part of its row of tiles and a part of its column of tiles.
+    """
+
+    def __init__(self, grid: torch.Tensor, probabilities: torch.Tensor, rows: MaskTiles, columns: MaskTiles):
+        self.grid = grid
+        self.probabilities = probabilities
+        # (rows * columns, num_labels, num_queries)
+        self.class_rows = probabilities.flatten(0, 1).transpose(1, 2).contiguous()
+        self.rows = rows
+        self.columns = columns
+        self.is_direct = rows.is_direct and columns.is_direct
+
+    def labels(self) -> torch.Tensor:
+        num_queries = self.grid.shape[2]
+        parts_per_tile = (len(self.rows.tile) / self.rows.number) * (len(self.columns.tile) / self.columns.number)
+        return label_tiles(
+            self._can_win(),
+            self.rows,
+            self.columns,
+            self._evaluate,
+            has_nan=bool(self.grid.isnan().any()),
+            extra_floats=int(2 * num_queries * parts_per_tile),
+        )
+
+    # Which classes can win
+
+    def _can_win(self) -> torch.Tensor:
+        """`(tiles, num_labels)`, bool."""
+        # the query and the class that are strongest at each entry
+        peak, peak_class = self.probabilities.max(dim=3)
+        step = self.rows.support.new_tensor(self.grid.shape[:2]) // peak.new_tensor(peak.shape[:2], dtype=torch.long)
+        spread = peak.repeat_interleave(int(step[0]), 0).repeat_interleave(int(step[1]), 1)
+        strongest = (self.grid.sigmoid() * spread).argmax(dim=2)
+
+        # bands of rows of tiles, so that what is held does not grow with the image
+        num_labels = self.probabilities.shape[3]
+        floats = len(self.columns.tile) * max(self.grid.shape[2], num_labels) * int(self.rows.num_parts.max())
+        band = max(1, _BAND // floats)
+        bands = []
+        for first in range(0, self.rows.number, band):
+            last = min(first + band, self.rows.number)
+            parts = slice(
+                int(self.rows.first_part[first]), int(self.rows.first_part[last - 1] + self.rows.num_parts[last - 1])
+            )
+            bands.append(self._can_win_in_band(first, last, parts, strongest, peak_class))
+        return torch.cat(bands)
+
+    def _can_win_in_band(
+        self, first: int, last: int, parts: slice, strongest: torch.Tensor, peak_class: torch.Tensor
+    ) -> torch.Tensor:
+        rows, columns = self.rows, self.columns
+        num_labels, num_queries = self.class_rows.shape[1:]
+        highest, lowest = bounds(self.grid, rows.support[parts], columns.support)
+        # rounding of an average is relative to the largest entry in it
+        eps = torch.finfo(self.grid.dtype).eps
+        margin = torch.maximum(highest.abs(), lowest.abs()) * (16 * eps)
+        highest, lowest = (highest + margin).sigmoid_(), (lowest - margin).sigmoid_()
+        # of a sum of positive terms, to the sum
+        slack = (num_queries + 16) * eps
+        # (row parts, column parts, num_queries) -> (row parts, column parts, num_labels)
+        upper = self._mix(highest, parts) * (1 + slack)
+        lower = self._mix(lowest, parts) * (1 - slack)
+
+        # a pixel's score is an average of the parts', whose weights lie within bounds
+        tile, shape = rows.tile[parts] - first, (last - first, columns.number)
+        least = rows.least_share[parts, None] * columns.least_share
+        largest = rows.largest_share[parts, None] * columns.largest_share
+        if len(tile) == shape[0] and len(columns.tile) == shape[1]:
+            bound = torch.maximum(lower.amax(dim=2), self._shared_bound(parts, strongest, peak_class, margin)[0])
+        else:
+            weighted = _gather_tiles(upper * largest[..., None], tile, columns.tile, shape, "sum")
+            upper = torch.minimum(weighted, _gather_tiles(upper, tile, columns.tile, shape, "amax"))
+            shared, distinct = self._shared_bound(parts, strongest, peak_class, margin)
+            shared = _gather_tiles((shared / distinct * least)[..., None], tile, columns.tile, shape, "sum")[..., 0]
+            weighted = _gather_tiles(lower * least[..., None], tile, columns.tile, shape, "sum")
+            lower = torch.maximum(weighted, _gather_tiles(lower, tile, columns.tile, shape, "amin"))
+            bound = torch.maximum(lower.amax(dim=2), shared)
+        # not `>=`: NaN can always win
+        return ~(upper < bound[..., None] * (1 - slack)).flatten(0, 1)
+
+    def _mix(self, values: torch.Tensor, parts: slice) -> torch.Tensor:
+        """Values of queries in each part -> values of classes, with the probabilities of the part's window."""
+        if self.probabilities.shape[:2] == (1, 1):
+            return values @ self.probabilities[0, 0]
+        mixed = values.new_empty(*values.shape[:2], self.probabilities.shape[3])
+        for row, window_row in enumerate(self.probabilities):
+            row_parts = (self.rows.window[parts] == row).nonzero()[:, 0]
+            if len(row_parts) == 0:
+                continue
+            for column, probabilities in enumerate(window_row):
+                column_parts = (self.columns.window == column).nonzero()[:, 0]
+                chosen = row_parts[:, None], column_parts
+                mixed[chosen] = values[chosen] @ probabilities
+        return mixed
+
+    def _shared_bound(
+        self, parts: slice, strongest: torch.Tensor, peak_class: torch.Tensor, margin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        A bound that the best score of a part is never below, and of how many queries it is the best.
+
+        Where classes meet, each is low at the other's entries, so that none has a high bound of its own. But the highest
+        of some masks is never below their average; that of the masks that are strongest at some entry is low nowhere.
+        """
+        rows, columns = self.rows, self.columns
+        width, num_queries = self.grid.shape[1:]
+        # (row parts, column parts, support)
+        entries = (rows.support[parts, None, :, None] * width + columns.support[None, :, None]).flatten(2)
+        # the same queries, and for each the same class, in all parts of a tile: those of its first part
+        first = rows.first_part[rows.tile[parts]], columns.first_part[columns.tile]
+        first_entries = rows.support[first[0], None, :, None] * width + columns.support[first[1]][None, :, None]
+        queries = strongest.flatten()[first_entries.flatten(2)]
+        first_window = rows.window[first[0], None], columns.window[first[1]][None]
+        classes = peak_class[first_window[0][..., None], first_window[1][..., None], queries]
+        window = (rows.window[parts, None] * self.probabilities.shape[1] + columns.window)[..., None]
+        probability = self.class_rows[window, classes, queries].amin(dim=2)
+        # each query counts once
+        weight = (queries[..., :, None] == queries[..., None, :]).sum(dim=3).reciprocal()
+        distinct = weight.sum(dim=2)
+        # (row parts, column parts, support as queries, support as entries)
+        values = self.grid.flatten()[entries[..., None, :] * num_queries + queries[..., :, None]]
+        average = (weight[..., None] * values).sum(dim=2) / distinct[..., None]
+        return (average.amin(dim=2) - margin.amax(dim=2)).sigmoid() * probability, distinct
+
+    # Scores of the classes that can win
+
+    def _evaluate(self, tiles: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Scores of the `classes (tiles, slots)` in some `tiles`: `(tiles, slots, pixels)`."""
+        rows, columns = self.rows, self.columns
+        tile_row, tile_column = tiles // columns.number, tiles % columns.number
+        num_parts = rows.num_parts[tile_row] * columns.num_parts[tile_column]
+        # all parts of all tiles: whose each is, and which one of these
+        owner = torch.arange(len(tiles), device=tiles.device).repeat_interleave(num_parts)
+        number = torch.arange(len(owner), device=tiles.device) - (num_parts.cumsum(0) - num_parts)[owner]
+        column_parts = columns.num_parts[tile_column][owner]
+        row = rows.first_part[tile_row][owner] + number // column_parts
+        column = columns.first_part[tile_column][owner] + number % column_parts
+
+        masks = self._masks(row, column)
+        window = rows.window[row] * self.probabilities.shape[1] + columns.window[column]
+        # (parts, slots, num_queries) @ (parts, num_queries, prediction pixels)
+        scores = self.class_rows[window[:, None], classes[owner]] @ masks.transpose(1, 2)
+        if self.is_direct:
+            return scores
+        size = rows.entry_weights.shape[1], columns.entry_weights.shape[1]
+        # (parts, slots, prediction rows, prediction columns) -> (parts, slots, tile height, tile width)
+        scores = scores.unflatten(2, size) @ columns.pixel_weights[column, None].transpose(2, 3)
+        scores = (rows.pixel_weights[row, None] @ scores).flatten(2)
+        if len(owner) == len(tiles):
+            return scores
+        return scores.new_zeros(len(tiles), *scores.shape[1:]).index_add_(0, owner, scores)
+
+    def _masks(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """Masks after the sigmoid in some parts: `(parts, prediction pixels, num_queries)`."""
+        width, num_queries = self.grid.shape[1:]
+        row_support, column_support = self.rows.support[row], self.columns.support[column]
+        entries = row_support[:, None] * width + column_support[..., None]
+        # (parts, support columns, support rows, num_queries)
+        values = self.grid.flatten(0, 1)[entries]
+        # along rows: (parts, prediction columns, support columns) @ (parts, support columns, support rows * num_queries)
+        masks = self.columns.entry_weights[column] @ values.flatten(2)
+        # (parts, prediction columns, support rows, num_queries) -> (parts, support rows, prediction columns * num_queries)
+        masks = masks.unflatten(2, (-1, num_queries)).transpose(1, 2).flatten(2)
+        # along columns: (parts, prediction rows, support rows) @ (parts, support rows, prediction columns * num_queries)
+        masks = self.rows.entry_weights[row] @ masks
+        return masks.unflatten(2, (-1, num_queries)).flatten(1, 2).sigmoid_()
+
+
+def _gather_tiles(
+    values: torch.Tensor, row_tile: torch.Tensor, column_tile: torch.Tensor, shape: tuple[int, int], reduction: str
+) -> torch.Tensor:
+    """Sum, largest or smallest of the parts of each tile: `(row parts, column parts, K)` -> `(*shape, K)`."""
+    for dim, (tile, number) in enumerate(zip((row_tile, column_tile), shape, strict=True)):
+        size = [*values.shape]
+        size[dim] = number
+        result = values.new_zeros(size)
+        if reduction == "sum":
+            values = result.index_add_(dim, tile, values)
+        else:
+            index = tile.view([-1 if axis == dim else 1 for axis in range(3)]).expand_as(values)
+            values = result.scatter_reduce_(dim, index, values, reduction, include_self=False)
+    return values

@@ -1,0 +1,265 @@
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""RegProxy: Semantic Segmentation by Early Region Proxy (https://huggingface.co/papers/2203.14043)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple
+
+from ..inference import slide_when_configured
+from ..losses import semantic_cross_entropy
+from ..modeling_utils import SegmentationPreTrainedModel
+from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from .configuration_regproxy import RegProxyConfig
+from .loss_regproxy import homogeneity_loss
+from .painting import neighbours, paint
+
+
+# trf-ignore: TRF041 config.affinity_conv, config.mask_border, config.odd_size_mode, config.homogeneity_loss_weight
+
+
+@auto_docstring(custom_intro="Output of [`RegProxyForSemanticSegmentation`].")
+@dataclass
+class RegProxyOutput(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
+        Cross-entropy, and the regularisation of regions where the configuration gives it a weight.
+    logits (`torch.Tensor` of shape `(batch_size, num_labels, H * h, W * w)`):
+        The painted scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a
+        multiple of the patch size and the padding was cut off, or where windows were merged.
+    affinity (`torch.Tensor` of shape `(batch_size, 9, h, w, H, W)`):
+        Regions: how much each of the `(h, w)` pixels in a token's cell belongs to the 3x3 tokens around it, row by row;
+        sums to one over them. Not given where windows were merged.
+    token_logits (`torch.Tensor` of shape `(batch_size, H * W, num_labels)`):
+        Scores of each token, row by row. Not given where windows were merged.
+    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
+        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
+    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
+        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    affinity: torch.Tensor | None = None
+    token_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class RegProxyConvLayer(nn.Module):
+    """Convolution that keeps the size of its input, batch norm, ReLU."""
+
+    def __init__(self, num_channels: int, kernel_size: int, groups: int, eps: float):
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            num_channels, num_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False
+        )
+        self.normalization = nn.BatchNorm2d(num_channels, eps=eps)
+        self.activation = nn.ReLU()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.normalization(self.convolution(features)))
+
+
+class RegProxyAffinityHead(nn.Module):
+    """Predicts to which of the 3x3 tokens around it each pixel belongs (section 4.2, figure 4)."""
+
+    def __init__(self, config: RegProxyConfig, in_channels: int):
+        super().__init__()
+        self.cell_size = config.cell_size
+        self.mask_border = config.mask_border
+        self.spatial_conv = self.pointwise_conv = nn.Identity()
+        if config.affinity_conv != "none":
+            groups = in_channels if config.affinity_conv == "depthwise" else 1
+            self.spatial_conv = RegProxyConvLayer(in_channels, 3, groups, config.batch_norm_eps)
+        if config.affinity_conv == "depthwise":
+            self.pointwise_conv = RegProxyConvLayer(in_channels, 1, 1, config.batch_norm_eps)
+        self.predictor = nn.Conv2d(in_channels, 9 * self.cell_size[0] * self.cell_size[1], kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `(batch_size, D, H, W)` -> affinity `(batch_size, 9, h, w, H, W)`."""
+        scores = self.predictor(self.pointwise_conv(self.spatial_conv(features)))
+        scores = scores.unflatten(1, (9, *self.cell_size))
+        if self.mask_border:
+            _, is_inside = neighbours(*features.shape[-2:], device=features.device)
+            scores = scores.masked_fill(~is_inside[:, None, None], -torch.inf)
+        return scores.softmax(dim=1)
+
+
+class RegProxyDecoder(nn.Module):
+    """Regions from early features, classes from late ones; there is no more to decode."""
+
+    def __init__(self, config: RegProxyConfig, affinity_channels: int, classifier_channels: int):
+        super().__init__()
+        self.affinity_head = RegProxyAffinityHead(config, affinity_channels)
+        self.classifier = nn.Linear(classifier_channels, config.num_labels)
+
+    def forward(
+        self, early_features: torch.Tensor, late_features: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature maps `(batch_size, D, H, W)` -> affinity, and token logits `(batch_size, H * W, num_labels)`."""
+        if not torch.compiler.is_compiling():
+            self._check_sizes(early_features, *late_features)
+        # (batch_size, D, H, W) -> (batch_size, H * W, D)
+        tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
+        return self.affinity_head(early_features), self.classifier(tokens)
+
+    @staticmethod
+    def _check_sizes(*feature_maps: torch.Tensor) -> None:
+        sizes = {tuple(features.shape[-2:]) for features in feature_maps}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"The encoder's feature maps differ in size, {sorted(sizes)}, but a region needs its token in each. Tap "
+                "layers of one size: `token_head_depth` and `classifier_layers` within the same stage of a hierarchical "
+                "encoder (both its last one, for instance)."
+            )
+
+
+@auto_docstring
+class RegProxyPreTrainedModel(SegmentationPreTrainedModel):
+    config: RegProxyConfig
+    base_model_prefix = "regproxy"
+    # the released recipe: the encoder's norms, tokens and positions do not decay; biases and the head's norms do
+    parameter_rules = ((r"^backbone\..*(norm|position_embeddings|_tokens?$)", 1.0, 0.0),)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+@auto_docstring(
+    custom_intro="""
+    RegProxy: a vision transformer whose tokens stand for learned regions, a linear classifier for the tokens, and
+    painting of their classes onto the regions.
+    """
+)
+class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
+    def __init__(self, config: RegProxyConfig):
+        # fields may have changed since the configuration was made
+        config.tap_backbone()
+        super().__init__(config)
+        # where they stand among the backbone's feature maps
+        self.early_index = config.tapped_layers.index(config.token_head_depth)
+        self.late_indices = [config.tapped_layers.index(layer) for layer in config.classified_layers]
+        channels = self.backbone.channels
+        late_channels = sum(channels[index] for index in self.late_indices)
+        self.decoder = RegProxyDecoder(config, channels[self.early_index], late_channels)
+        self.post_init()
+
+    def _encode_decode(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int], BackboneOutput]:
+        """Painted logits, affinity, token logits, the size that they cover, and the encoder's outputs."""
+        height, width = pixel_values.shape[-2:]
+        padded, covered_size = self.pad_to_whole_patches(pixel_values)
+        if self.config.odd_size_mode == "squeeze":
+            covered_size = (height, width)
+            # CODEPATH: all released checkpoints; other encoders leave out what is no whole patch
+            if isinstance(self.config.backbone_config, PlainViTConfig):
+                padded = pixel_values  # a hybrid stem pads inside, and on all sides
+        for name in ("output_attentions", "output_hidden_states"):
+            kwargs.setdefault(name, getattr(self.config, name))
+        outputs = self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
+        late_features = [outputs.feature_maps[index] for index in self.late_indices]
+        affinity, token_logits = self.decoder(outputs.feature_maps[self.early_index], late_features)
+        return paint(token_logits, affinity), affinity, token_logits, covered_size, outputs
+
+    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        logits, _, _, covered_size, _ = self._encode_decode(pixel_values)
+        return logits, covered_size
+
+    @can_return_tuple
+    @slide_when_configured
+    @auto_docstring(
+        custom_intro="""
+        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
+        windows, and `logits` are their average at full resolution. Compiled and exported models do not slide; exported
+        ones give painted logits for every size, covering the image as padded to whole patches.
+        """
+    )
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RegProxyOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalised images of any size.
+        labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
+
+        Raises:
+            ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation
+
+        >>> encoder = PlainViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> config = RegProxyConfig(backbone_config=encoder, token_head_depth=1, num_labels=19)
+        >>> outputs = RegProxyForSemanticSegmentation(config).eval()(torch.zeros(1, 3, 512, 512))
+        >>> outputs.logits.shape, outputs.token_logits.shape
+        (torch.Size([1, 19, 128, 128]), torch.Size([1, 1024, 19]))
+        ```
+        """
+        height, width = pixel_values.shape[-2:]
+        if labels is not None:
+            self._check_labels(pixel_values, labels)
+        logits, affinity, token_logits, covered_size, outputs = self._encode_decode(pixel_values, **kwargs)
+
+        # an exported graph gives painted logits for every size: it cannot depend on whether one needed padding
+        is_padded = not torch.compiler.is_exporting() and covered_size != (height, width)
+        loss = None
+        if labels is not None or is_padded:
+            full_logits = nn.functional.interpolate(logits, size=covered_size, mode="bilinear", align_corners=False)
+            full_logits = full_logits[..., :height, :width]
+            if labels is not None:
+                loss = self._loss(full_logits, affinity, labels, covered_size)
+            logits = full_logits if is_padded else logits
+
+        return RegProxyOutput(
+            loss=loss,
+            logits=logits,
+            affinity=affinity,
+            token_logits=token_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(
+        self, logits: torch.Tensor, affinity: torch.Tensor, labels: torch.Tensor, covered_size: tuple[int, int]
+    ) -> torch.Tensor:
+        config = self.config
+        ignore_index = config.semantic_loss_ignore_index
+        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction)
+        if config.homogeneity_loss_weight != 0:
+            regularisation = homogeneity_loss(affinity, labels, config.num_labels, ignore_index, covered_size)
+            loss = loss + config.homogeneity_loss_weight * regularisation
+        return loss
+
+
+__all__ = ["RegProxyForSemanticSegmentation", "RegProxyOutput", "RegProxyPreTrainedModel"]

@@ -1,0 +1,408 @@
+# Copyright the hf_segmodels authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+RegProxy's pilot (https://huggingface.co/papers/2203.14043, section 3): a vision transformer whose tokens are superpixels.
+
+The baseline that Table 1 compares it with, the same classifier on square patches, is Segmenter with the linear decoder;
+"without bilinear upsampling" there means to repeat each patch's label over its pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple
+
+from ..inference.prediction import eval_mode
+from ..inference.region_painting import paint_labels, paint_scores, region_slots, resize_regions
+from ..inference.sliding_window import as_sizes
+from ..label_maps import label_histograms
+from ..modeling_utils import SegmentationPreTrainedModel
+from ..plain_vit.modeling_plain_vit import PlainViTBackbone
+from .configuration_superpixel_vit import SuperpixelViTConfig
+
+
+@auto_docstring(custom_intro="Output of [`SuperpixelViTForSemanticSegmentation`].")
+@dataclass
+class SuperpixelViTOutput(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
+        Cross-entropy with soft labels, mean over the superpixels that have a pixel that is not ignored.
+    logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
+        Scores before softmax, each superpixel's painted over its pixels; 0 in the padding. Left out while training with
+        `labels`, where nothing needs them.
+    token_logits (`torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`):
+        Scores of each superpixel; 0 for superpixels that an image does not have.
+    superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
+        The superpixel of each pixel, as given.
+    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
+        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
+    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
+        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    token_logits: torch.Tensor | None = None
+    superpixels: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def superpixel_geometry(
+    superpixels: torch.Tensor, num_superpixels: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Where superpixels lie.
+
+    Args:
+        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel, negative
+            for none.
+        num_superpixels (`int`): More than the largest of them.
+
+    Returns:
+        Enclosing boxes `(batch_size, num_superpixels, 4)`, int64: left, top, right and bottom, the latter two
+        exclusive; centroids `(batch_size, num_superpixels, 2)`, float32: x and y, where the first pixel's centre is at
+        0.5; and `(batch_size, num_superpixels)`, bool: which superpixels have pixels. The others' boxes are empty.
+    """
+    height, width = superpixels.shape[1:]
+    slots = region_slots(superpixels, num_superpixels)
+    # coordinates of the pixels, 2 x (batch_size, height * width)
+    y = torch.arange(height, device=slots.device)[:, None].expand(height, width).reshape(1, -1).expand_as(slots)
+    x = torch.arange(width, device=slots.device)[None].expand(height, width).reshape(1, -1).expand_as(slots)
+    # one slot more for pixels of no superpixel; whole numbers, so that the order of summands does not matter on GPUs
+    zeros = slots.new_zeros(slots.shape[0], num_superpixels + 1)
+
+    def reduce(values: torch.Tensor, operation: str) -> torch.Tensor:
+        return zeros.scatter_reduce(1, slots, values, operation, include_self=False)[:, :-1]
+
+    counts = reduce(torch.ones_like(slots), "sum")
+    is_present = counts > 0
+    left_top = torch.stack([reduce(x, "amin"), reduce(y, "amin")], dim=-1)
+    right_bottom = torch.stack([reduce(x, "amax"), reduce(y, "amax")], dim=-1) + is_present[..., None]
+    sums = torch.stack([reduce(x, "sum"), reduce(y, "sum")], dim=-1)
+    centroids = sums / counts.clamp(min=1)[..., None] + 0.5
+    return torch.cat([left_top, right_bottom], dim=-1), centroids, is_present
+
+
+def superpixel_soft_labels(
+    superpixels: torch.Tensor, labels: torch.Tensor, num_superpixels: int, num_labels: int, ignore_index: int
+) -> torch.Tensor:
+    """
+    Equation 1: the histogram of the classes in each superpixel, over its pixels that are not ignored.
+
+    Args:
+        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel, negative
+            for none.
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`, float32, whose rows sum to 1, or to 0 for
+        superpixels without any pixel that counts.
+    """
+    counts = label_histograms(superpixels, labels, num_superpixels, num_labels, ignore_index)
+    return counts / counts.sum(dim=2, keepdim=True).clamp(min=1)
+
+
+def soft_cross_entropy(token_logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy with soft labels, mean over the tokens that have one; 0 with a gradient where none has.
+
+    Args:
+        token_logits (`torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`): Scores before softmax.
+        soft_labels (`torch.Tensor` of the same shape): Rows sum to 1, or to 0 for tokens that do not count.
+
+    Returns:
+        `torch.Tensor` of shape `()`, float32.
+    """
+    total = nn.functional.cross_entropy(token_logits.float().flatten(0, 1), soft_labels.flatten(0, 1), reduction="sum")
+    return total / (soft_labels.sum(dim=2) > 0).sum().clamp(min=1)
+
+
+def crop_superpixels(
+    pixel_values: torch.Tensor, boxes: torch.Tensor, image_size: torch.Tensor, crop_size: int, sampling_ratio: int
+) -> torch.Tensor:
+    """
+    Cuts out the superpixels' boxes and resizes them to squares by ROIAlign, all at once.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Images.
+        boxes (`torch.Tensor` of shape `(batch_size, num_superpixels, 4)`, int64): Left, top, right, bottom.
+        image_size (`torch.Tensor` of shape `(batch_size, 2)`, int64): Width and height of each image without padding,
+            which must not be seen.
+        crop_size (`int`): Side P of the squares.
+        sampling_ratio (`int`): Samples per pixel of a square and axis; 0 adapts it to the box.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size * num_superpixels, num_channels, crop_size, crop_size)`, float32.
+
+    Raises:
+        ImportError: if torchvision is not installed.
+    """
+    try:
+        from torchvision.ops import roi_align
+    except ImportError as error:
+        raise ImportError(
+            "SuperpixelViT cuts out superpixels with torchvision's ROIAlign: `pip install torchvision`."
+        ) from error
+    batch_size, num_channels, height, width = pixel_values.shape
+    # samples near the border read the pixel behind it: let that be the last pixel of the image again, not padding
+    columns = torch.minimum(torch.arange(width, device=boxes.device), image_size[:, :1] - 1)
+    rows = torch.minimum(torch.arange(height, device=boxes.device), image_size[:, 1:] - 1)
+    images = pixel_values.gather(3, columns[:, None, None].expand(-1, num_channels, height, -1))
+    images = images.gather(2, rows[:, None, :, None].expand(-1, num_channels, -1, width))
+    # (batch_size, N, 4) -> (batch_size * N, 5), the image's number first
+    numbers = torch.arange(batch_size, device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
+    rois = torch.cat([numbers, boxes], dim=-1).flatten(0, 1).float()
+    # float32: half precision has no room for coordinates, and CPUs have no kernel for bfloat16
+    return roi_align(images.float(), rois, crop_size, sampling_ratio=sampling_ratio, aligned=True)
+
+
+@auto_docstring
+class SuperpixelViTPreTrainedModel(SegmentationPreTrainedModel):
+    config: SuperpixelViTConfig
+    base_model_prefix = "superpixel_vit"
+    # the main experiments' recipe: position embeddings, tokens and norms do not decay
+    parameter_rules = ((r"norm|_embeddings$|_token$", 1.0, 0.0),)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+
+
+@auto_docstring(
+    custom_intro="""
+    RegProxy's pilot: superpixels, resized to squares, are the tokens of a vision transformer; a linear layer classifies
+    each, and its scores are painted over its pixels (section 3, Table 1).
+    """
+)
+class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
+    backbone: PlainViTBackbone
+
+    def __init__(self, config: SuperpixelViTConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(self.backbone.channels[-1], config.num_labels)
+        self.post_init()
+
+    def _check_inputs(self, pixel_values: torch.Tensor, superpixels: torch.Tensor | None) -> torch.Tensor:
+        """The superpixels as int64, if they and the images fit together."""
+        num_channels = self.backbone.config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+            raise ValueError(
+                f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. Convert the images to {num_channels} channels, or set `num_channels` in "
+                "the backbone's config."
+            )
+        if superpixels is None:
+            raise ValueError(
+                "`superpixels` are missing: pass all that the model's image processor returns, as in "
+                "`model(**image_processor(image, return_tensors='pt'))`."
+            )
+        if superpixels.shape != (pixel_values.shape[0], *pixel_values.shape[2:]) or superpixels.is_floating_point():
+            raise ValueError(
+                f"Expected integer `superpixels` with the batch size, height and width of `pixel_values` "
+                f"{tuple(pixel_values.shape)}, got {tuple(superpixels.shape)} of {superpixels.dtype}."
+            )
+        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
+            raise ValueError(f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches.")
+        return superpixels.long()
+
+    def _count_superpixels(self, superpixels: torch.Tensor) -> int:
+        """Number of tokens per image: `config.max_superpixels`, or that of the image with the most superpixels."""
+        limit = self.config.max_superpixels
+        # as with labels: reading values would break a compiled graph and, where it can be spared, stall a GPU
+        if limit is not None and (superpixels.device.type != "cpu" or torch.compiler.is_compiling()):
+            return limit
+        number = int(superpixels.max()) + 1
+        if number < 1:
+            raise ValueError("`superpixels` is negative everywhere, which means padding: number superpixels from 0.")
+        if limit is not None and number > limit:
+            raise ValueError(
+                f"An image has {number} superpixels but `max_superpixels` is {limit}: raise it in the config, or let the "
+                "image processor make fewer (`n_segments`)."
+            )
+        return limit or number
+
+    def _sample_position_embeddings(self, centroids: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
+        """
+        Position embeddings `(batch_size, num_prefix_tokens + num_superpixels, hidden_size)`: the grid's are sampled at
+        the centroids, relative to the image. For patches that is what resizing the grid gives.
+        """
+        prefix, grid = self.backbone.embeddings.split_position_embeddings()
+        # (batch_size, N, 2) in pixels -> (1, batch_size, N, 2) from -1 at the left or top edge to 1 at the other
+        positions = (2 * centroids / image_size[:, None] - 1)[None]
+        mode = self.backbone.config.position_embedding_interpolation
+        sampled = nn.functional.grid_sample(
+            grid.float(), positions, mode=mode, padding_mode="border", align_corners=False
+        )
+        # (1, D, batch_size, N) -> (batch_size, N, D)
+        sampled = sampled[0].permute(1, 2, 0).to(prefix.dtype)
+        return torch.cat([prefix.expand(sampled.shape[0], -1, -1), sampled], dim=1)
+
+    def _classify_superpixels(
+        self, pixel_values: torch.Tensor, superpixels: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, BackboneOutput]:
+        """Scores of the superpixels `(batch_size, num_superpixels, num_labels)` and the encoder's outputs."""
+        embedder, backbone_config = self.backbone.embeddings, self.backbone.config
+        batch_size, num_superpixels = superpixels.shape[0], self._count_superpixels(superpixels)
+        boxes, centroids, is_present = superpixel_geometry(superpixels, num_superpixels)
+        # (batch_size, 2), width and height; an image of padding alone counts as one pixel
+        image_size = boxes[..., 2:].amax(dim=1).clamp(min=1)
+        crops = crop_superpixels(
+            pixel_values, boxes, image_size, backbone_config.patch_size, self.config.roi_align_sampling_ratio
+        )
+        # (batch_size * N, D, 1, 1) -> (batch_size, N, D)
+        tokens = embedder.patch_embeddings(crops).flatten(1).unflatten(0, (batch_size, num_superpixels))
+        embeddings = embedder.assemble(tokens, self._sample_position_embeddings(centroids, image_size))
+
+        # prefix tokens, then superpixels
+        token_mask = nn.functional.pad(is_present, (backbone_config.num_prefix_tokens, 0), value=True)
+        attention_mask = create_bidirectional_mask(
+            config=backbone_config, inputs_embeds=embeddings, attention_mask=token_mask
+        )
+        for name in ("output_attentions", "output_hidden_states"):
+            kwargs.setdefault(name, getattr(self.config, name))
+        outputs = self.backbone.encode_tokens(embeddings, attention_mask=attention_mask, **kwargs)
+        tokens = outputs.feature_maps[-1]
+        return self.classifier(tokens).masked_fill(~is_present[..., None], 0.0), outputs
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        superpixels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SuperpixelViTOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalised images of any size.
+        superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
+            The superpixel of each pixel, counted from 0 in each image, -1 in the padding: what
+            [`SuperpixelViTImageProcessor`] gives, or any other partition of the images.
+        labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
+
+        Raises:
+            ValueError: for missing superpixels, sizes that do not fit together, a wrong number of channels, or labels
+                outside the classes.
+            ImportError: without torchvision.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_segmodels import PlainViTConfig, SuperpixelViTConfig, SuperpixelViTForSemanticSegmentation
+
+        >>> encoder = PlainViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> model = SuperpixelViTForSemanticSegmentation(SuperpixelViTConfig(backbone_config=encoder, num_labels=19))
+        >>> superpixels = torch.arange(8).repeat_interleave(4).repeat(32, 1)[None]  # eight upright stripes
+        >>> outputs = model.eval()(torch.zeros(1, 3, 32, 32), superpixels)
+        >>> outputs.token_logits.shape, outputs.logits.shape
+        (torch.Size([1, 8, 19]), torch.Size([1, 19, 32, 32]))
+        ```
+        """
+        superpixels = self._check_inputs(pixel_values, superpixels)
+        if labels is not None:
+            self._check_labels(pixel_values, labels)
+        token_logits, outputs = self._classify_superpixels(pixel_values, superpixels, **kwargs)
+
+        loss = logits = None
+        if labels is not None:
+            ignore_index = self.config.semantic_loss_ignore_index
+            num_superpixels, num_labels = token_logits.shape[1:]
+            soft_labels = superpixel_soft_labels(superpixels, labels, num_superpixels, num_labels, ignore_index)
+            loss = soft_cross_entropy(token_logits, soft_labels)
+        if labels is None or not self.training:
+            logits = paint_scores(token_logits, superpixels)
+        return SuperpixelViTOutput(
+            loss=loss,
+            logits=logits,
+            token_logits=token_logits,
+            superpixels=superpixels,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        pixel_values: torch.Tensor,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        window_size: int | Sequence[int] | None = None,
+        window_stride: int | Sequence[int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        return_scores: bool = False,
+        max_windows: int = 8,
+        superpixels: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """
+        Segments whole images at one scale. Label maps are found without full-resolution scores: each superpixel's label
+        is painted. Dropout and stochastic depth are off, whatever mode the model is in.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+                `(height, width)` wanted for each image, usually that before preprocessing: superpixels are resized to it
+                (nearest). The input's by default.
+            window_size, window_stride, scales, flip, max_windows:
+                The other models' options. Superpixels are made from the whole image as it is, so only the defaults (and
+                a `window_size` of 0) are accepted.
+            return_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return scores instead of labels.
+            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
+                The superpixel of each pixel, from the image processor.
+
+        Returns:
+            For each image a label map `(height, width)`, int64; or, with `return_scores`, logits `(num_labels, height,
+            width)`, float32.
+
+        Raises:
+            ValueError: for options and sizes that make no sense.
+        """
+        if window_size or window_stride is not None or tuple(scales) != (1.0,) or flip:
+            raise ValueError(
+                "Superpixels are those of the whole image as it is: leave `window_size`, `window_stride`, `scales` and "
+                "`flip` out."
+            )
+        superpixels = self._check_inputs(pixel_values, superpixels)
+        if target_sizes is None:
+            target_sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * pixel_values.shape[0]
+        sizes = as_sizes(target_sizes)
+        if len(sizes) != pixel_values.shape[0] or min(map(min, sizes)) < 1:
+            raise ValueError(
+                f"`target_sizes` must be (height, width) of at least one pixel for each of {pixel_values.shape[0]} images, "
+                f"got {sizes}."
+            )
+        with eval_mode(self):
+            token_logits, _ = self._classify_superpixels(pixel_values, superpixels)
+        paint = paint_scores if return_scores else paint_labels
+        return [
+            paint(logits[None].float(), resize_regions(regions[None], size))[0]
+            for logits, regions, size in zip(token_logits, superpixels, sizes, strict=True)
+        ]
+
+
+__all__ = ["SuperpixelViTForSemanticSegmentation", "SuperpixelViTOutput", "SuperpixelViTPreTrainedModel"]

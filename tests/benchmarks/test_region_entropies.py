@@ -1,0 +1,42 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessorPil
+
+
+def test_script_measures_regions_and_draws_them(repository, tmp_path):
+    torch.manual_seed(0)
+    encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=64)
+    config = RegProxyConfig(backbone_config=encoder, token_head_depth=0, num_labels=2)
+    RegProxyForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    size = {"shortest_edge": 64, "longest_edge": 256}
+    RegProxyImageProcessorPil(size=size, do_reduce_labels=False).save_pretrained(tmp_path / "model")
+    # two classes, and two colours, side by side: no square cell is mixed, since the edge lies between two cells
+    labels = np.zeros((64, 96), np.uint8)
+    labels[:, 48:] = 1
+    image = Image.fromarray(np.repeat(labels[..., None] * 200, 3, axis=2).astype(np.uint8))
+    image.save(tmp_path / "photo.png")
+    rows = {"image": [image, image], "label": [Image.fromarray(labels)] * 2}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "validation.parquet")
+
+    command = [sys.executable, repository / "benchmarks/region_entropies.py", tmp_path / "model", tmp_path / "data"]
+    options = ["--limit", "1", "--picture", tmp_path / "photo.png", "--output", tmp_path / "output"]
+    subprocess.run([*map(str, command), *map(str, options)], check=True, timeout=300)
+
+    report = json.loads((tmp_path / "output/region_entropies.json").read_text())
+    assert report["images"] == 1
+    assert report["square cells"] == {"regions": 24, "mean entropy": 0.0, "pure": 1.0}
+    assert report["superpixels"]["pure"] > 0.8
+    # an untrained model shares pixels out over cells of both classes
+    assert 0 < report["learned regions"]["pure"] < 1
+    assert Image.open(tmp_path / "output/regions.png").size == (96, 64)
+    assert Image.open(tmp_path / "output/region_entropies.png").size[0] > 100

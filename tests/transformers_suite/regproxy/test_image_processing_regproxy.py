@@ -1,0 +1,13 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import unittest
+
+from common.image_processor_suite import SegmentationProcessorSuite, SegmentationProcessorTester
+from hf_segmodels import RegProxyConfig
+
+
+class RegProxyProcessorTester(SegmentationProcessorTester):
+    config_class = RegProxyConfig
+
+
+class RegProxyImageProcessorTest(SegmentationProcessorSuite, unittest.TestCase):
+    image_processor_tester_class = RegProxyProcessorTester
