@@ -33,7 +33,7 @@ from .configuration_segvit import SegViTConfig
 from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 
 
-# trf-ignore: TRF041 config.decoder_type, config.odd_size_mode, config.use_auxiliary_loss
+# trf-ignore: TRF041 config.decoder_type, config.odd_size_mode, config.use_auxiliary_loss, config.min_scaled_size
 
 
 @auto_docstring(custom_intro="Output of [`SegViTForSemanticSegmentation`].")
@@ -453,7 +453,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         }
         num_masks = count_masks(present_classes(labels, config.num_labels, ignore_index))
         suffixes = ["", *(f"_{stage}" for stage in range(len(class_logits) - 1))]
-        terms = {}
+        terms: dict[str, torch.Tensor] = {}
         for stage, suffix in enumerate(suffixes, start=-1):  # -1 is the last stage
             stage_terms = attention_to_mask_loss(
                 class_logits[stage],

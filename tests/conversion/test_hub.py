@@ -46,7 +46,16 @@ def test_what_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_bad_name_of_a_repository(tmp_path: Path, capsys):
-    arguments = ["--method", "segvit", "--checkpoint", "a/b/c", "--filename", "x.pth", "--output_dir", str(tmp_path / "new")]
+    arguments = [
+        "--method",
+        "segvit",
+        "--checkpoint",
+        "a/b/c",
+        "--filename",
+        "x.pth",
+        "--output_dir",
+        str(tmp_path / "new"),
+    ]
     assert main(arguments) == 2
     assert "Cannot get x.pth from a/b/c on the Hub" in capsys.readouterr().err
 
@@ -77,7 +86,7 @@ class Repository(http.server.BaseHTTPRequestHandler):
         if is_known and self.command == "GET":
             self.wfile.write(self.contents)
 
-    do_GET = do_HEAD  # noqa: N815
+    do_GET = do_HEAD
 
     def log_message(self, *args: object) -> None:
         """Quiet."""
@@ -95,7 +104,10 @@ def test_command_with_a_server(tmp_path: Path):
             "HF_HUB_OFFLINE": "0",
         }
         command = [sys.executable, "-m", "hf_segmodels.cli", "convert", *ARGUMENTS]
-        for name, code, text in (("deep/model.pth", 0, "wrote"), ("other.pth", 2, "Cannot get other.pth from someone/models")):
+        for name, code, text in (
+            ("deep/model.pth", 0, "wrote"),
+            ("other.pth", 2, "Cannot get other.pth from someone/models"),
+        ):
             command[command.index("--filename") + 1] = name
             process = subprocess.run(
                 [*command, "--output_dir", str(tmp_path / f"new-{code}")],
