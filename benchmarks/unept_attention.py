@@ -6,19 +6,22 @@ Peak training memory and time of UN-EPT with each form of self-attention in its 
 
 A step is forward and backward with labels and ready-made boundary targets: one image, float32, random weights, dropout on.
 
-- *model*: DeiT-B, 150 classes, 480x480, with `sparse`, `dense` (through scaled dot-product attention, and in eager
-  the attention matrix, once in eager attention that does) and `released` self-attention.
+- *model*: DeiT-B, 150 classes, 480x480, with `sparse`, `dense` and `released` self-attention. `dense` goes through torch's
+  scaled dot-product attention, whose form for CPUs holds the attention matrix where there is dropout, and through eager
+  attention, which holds it everywhere.
 - *scaling*: the context branch alone (its encoder over three levels at 1/16, its decoder over queries at 1/8), since the
   backbone's attention is quadratic in pixels whatever the decoder does; images of 256 to 1024 pixels a side. An exponent
   of 1 means that a figure grows linearly in pixels; it is the slope from 512 pixels a side on, in logarithms.
 
-Each figure is that of a process of its own. Peak memory is over what is held before the step (model and input): on CUDA what
+The operation runs through `grid_sample`; `--kernel` lets a compiled one take its place where there is one. Each figure is
+that of a process of its own. Peak memory is over what is held before the step (model and input): on CUDA what
 torch allocated, on CPUs (Linux only) what the process occupied. With `--output`, a plot of the scaling is drawn as SVG.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +36,7 @@ from segment_image import commit, processor_name
 from torch import nn
 
 from hf_segmodels import UNEPTConfig, UNEPTForSemanticSegmentation
+from hf_segmodels.sparse_attention.kernels import ENVIRONMENT_VARIABLE
 from hf_segmodels.unept.modeling_unept import UNEPTDecoder, UNEPTEncoder
 
 
@@ -112,7 +116,8 @@ def measure_apart(form: str, side: int | None, arguments: argparse.Namespace) ->
     command = [sys.executable, __file__, "--measure", form, "--device", arguments.device]
     command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
     command += [] if side is None else ["--side", str(side)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = dict(os.environ) if arguments.kernel else {**os.environ, ENVIRONMENT_VARIABLE: "reference"}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if process.returncode != 0:
         sys.exit(f"{form}{'' if side is None else f' at {side} pixels'} failed:\n{process.stderr[-2000:]}")
     return json.loads(process.stdout.splitlines()[-1])
@@ -127,45 +132,26 @@ def exponent(figures: dict[int, dict[str, float]], name: str) -> float:
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
 
 
-def plot(scaling: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Time and memory over pixels, both logarithmic, as SVG."""
-    width, height, margin = 420, 300, 60
-    colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * width}" height="{height}" font-family="sans-serif">']
-    parts.append('<rect width="100%" height="100%" fill="white"/>')
-    for panel, (name, unit, scale) in enumerate((("seconds", "s", 1.0), ("bytes", "GiB", 2.0**-30))):
-        sides = sorted({side for figures in scaling.values() for side in figures})
-        values = [figure[name] * scale for figures in scaling.values() for figure in figures.values()]
-        low, high = math.log(min(values)), math.log(max(values))
-        first, last = math.log(sides[0]), math.log(sides[-1])
+def plot(scaling: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """Draws time and memory over pixels a side, both axes logarithmic, with the line of linear growth."""
+    from matplotlib import pyplot
 
-        def x(side: float, panel: int = panel, first: float = first, last: float = last) -> float:
-            share = (math.log(side) - first) / max(last - first, 1e-9)
-            return panel * width + margin + share * (width - margin - 20)
-
-        def y(value: float, low: float = low, high: float = high) -> float:
-            share = (math.log(value) - low) / max(high - low, 1e-9)
-            return height - margin + share * (2 * margin - height - 20) + 20
-
-        left = panel * width
-        parts.append(
-            f'<text x="{left + margin}" y="20" font-size="13">{name.replace("bytes", "peak memory")}, {unit}</text>'
-        )
-        for side in sides:
-            parts.append(f'<text x="{x(side):.1f}" y="{height - 20}" font-size="10" text-anchor="middle">{side}</text>')
-        for value in (min(values), max(values)):
-            parts.append(
-                f'<text x="{left + margin - 8}" y="{y(value):.1f}" font-size="10" text-anchor="end">{value:.2g}</text>'
-            )
-        for color, (form, figures) in zip(colors, scaling.items(), strict=False):
-            points = [(x(side), y(figure[name] * scale)) for side, figure in sorted(figures.items())]
-            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-            if panel == 0:
-                row = 40 + 16 * list(scaling).index(form)
-                parts.append(f'<text x="{margin + 8}" y="{row}" font-size="12" fill="{color}">{form}</text>')
-    parts.append(f'<text x="{width}" y="{height - 4}" font-size="11" text-anchor="middle">pixels a side</text></svg>')
-    return "\n".join(parts) + "\n"
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.5))
+    for panel, (name, label, unit) in zip(
+        panels, (("seconds", "time of a step, s", 1), ("bytes", "peak memory, GiB", 2**30)), strict=True
+    ):
+        for form, figures in scaling.items():
+            panel.loglog(figures.keys(), [values[name] / unit for values in figures.values()], "o-", label=form)
+        sides = list(scaling["sparse"])
+        start = scaling["sparse"][sides[-1]][name] / unit
+        linear = [start * (side / sides[-1]) ** 2 for side in sides]
+        panel.loglog(sides, linear, "k:", linewidth=1, label="linear in pixels")
+        panel.set(xlabel="pixels a side", ylabel=label)
+        panel.set_xticks(sides, sides)
+        panel.minorticks_off()
+    panels[0].legend()
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -175,6 +161,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sides", type=int, nargs="*", default=list(SIDES), help="of the scaling; none skips it")
     parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--kernel", action="store_true", help="use a compiled kernel where there is one")
     parser.add_argument("--measure", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -204,6 +191,7 @@ def main() -> None:
             "threads": arguments.threads,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "commit": commit(),
+            "operation": "kernel where there is one" if arguments.kernel else "grid_sample",
             "model at 480x480": figures,
             "context branch": scaling,
             "exponents": exponents,
@@ -213,7 +201,7 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(f"wrote {path}")
         if scaling:
-            path.with_suffix(".svg").write_text(plot(scaling))
+            plot(scaling, path.with_suffix(".svg"))
             print(f"wrote {path.with_suffix('.svg')}")
 
 
