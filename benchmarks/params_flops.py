@@ -2,7 +2,7 @@
 """
 Counts parameters and multiply-adds of the papers' models and prints them beside the figures in the papers.
 
-    python benchmarks/params_flops.py [--method regproxy]
+    python benchmarks/params_flops.py [--method segvit]
 
 Models are built on the meta device: nothing is computed, and no memory is needed. Two counts of multiply-adds are given:
 
@@ -11,6 +11,10 @@ Models are built on the meta device: nothing is computed, and no memory is neede
   left out altogether (its projections and products are no layers to the tool), and so are the stem's convolutions
   and norms in R50+L/32.
 - *true*: all matrix products and convolutions, attention included (torch's `FlopCounterMode`).
+
+SegViT's authors used fvcore, which follows operations instead: all matrix products and convolutions, attention included,
+five operations for each element of a LayerNorm and four for each of a bilinear upsampling. Masks are upsampled to the
+training crop, and scores from there to the image, as in the released code.
 
 A figure fits if it is within one unit of the last digit in the paper, which may have been rounded or cut; an increment (+)
 is the difference of two such figures and may be two units off. Rows that do not fit are marked, and say so.
@@ -21,9 +25,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_segmodels import (
@@ -33,6 +39,8 @@ from hf_segmodels import (
     RegProxyForSemanticSegmentation,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
+    SegViTConfig,
+    SegViTForSemanticSegmentation,
 )
 
 
@@ -52,6 +60,7 @@ class Row:
         parameters, multiply_adds (`str`): As printed: `"5.8M"`, `"+0.1G"`; empty where not given.
         num_windows (`int`): Windows that make one image.
         left_out (`str`): Modules that the authors' count lacks (regular expression on their names).
+        by_operations (`bool`): Whether the authors' count follows operations (fvcore) instead of layers (mmcv).
         base (`Row`, *optional*): What figures with a plus are added to.
         misfit (`str`): Why a figure does not fit, where it is known not to.
     """
@@ -64,6 +73,7 @@ class Row:
     multiply_adds: str = ""
     num_windows: int = 1
     left_out: str = ATTENTION
+    by_operations: bool = False
     base: "Row | None" = None
     misfit: str = ""
 
@@ -94,13 +104,29 @@ def count(row: Row) -> Counts:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d, *_NORMS, nn.ReLU)) and not re.search(row.left_out, name)
     ]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _SmallOperations() as small:
         model(images)
     for handle in handles:
         handle.remove()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     windows = row.num_windows / 1e9
-    return Counts(parameters / 1e6, layers * windows, counter.get_total_flops() / 2 * windows)
+    true = counter.get_total_flops() / 2
+    authors = true + small.total if row.by_operations else layers
+    return Counts(parameters / 1e6, authors * windows, true * windows)
+
+
+class _SmallOperations(TorchDispatchMode):
+    """What fvcore counts beside products: LayerNorms and bilinear upsampling."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.native_layer_norm:
+            self.total += 5 * result[0].numel()
+        elif func.overloadpacket is torch.ops.aten.upsample_bilinear2d:
+            self.total += 4 * result.numel()
+        return result
 
 
 _NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
@@ -258,7 +284,77 @@ def regproxy_rows() -> list[Row]:
     return rows
 
 
-METHODS: dict[str, Callable[[], list[Row]]] = {"regproxy": regproxy_rows}
+# SegViT
+
+
+def segvit(
+    size: str,
+    image_size: int,
+    taps: list[int],
+    num_labels: int = 150,
+    downsampling: int | None = None,
+    up: bool = False,
+) -> Callable[[], nn.Module]:
+    """SegViT-B or -L; `up` for the Shrunk structure's up-sampling."""
+    width, num_layers, num_heads, decoder_width = {"B": (768, 12, 12, 384), "L": (1024, 24, 16, 512)}[size]
+
+    def build() -> nn.Module:
+        encoder = _encoder(
+            width,
+            num_layers,
+            num_heads,
+            image_size,
+            use_cls_token=False,
+            final_norm="none",
+            query_downsampling_layer=downsampling,
+            out_indices=taps,
+        )
+        config = SegViTConfig(
+            backbone_config=encoder,
+            decoder_type="shrunk" if up else "cascade",
+            decoder_hidden_size=decoder_width,
+            decoder_num_attention_heads=num_heads,
+            prediction_size=image_size,
+            num_labels=num_labels,
+        )
+        return SegViTForSemanticSegmentation(config)
+
+    return build
+
+
+def segvit_rows() -> list[Row]:
+    """Tables 1, 2, 3 and 8 of the paper, which gives no parameters: those of the checkpoints stand in their place."""
+    shrunk, cascade = {"downsampling": 8, "up": True}, [8, 16, 24]
+    rows = [
+        ("Table 1 (ADE20K)", "ViT-B", segvit("B", 512, [6, 8, 12]), 512, "108.74M", "120.9G"),
+        ("Table 1 (ADE20K)", "ViT-L", segvit("L", 640, cascade), 640, "344.31M", "637.9G"),
+        ("Table 1 (ADE20K)", "ViT-L, Shrunk", segvit("L", 640, [8, 24], **shrunk), 640, "344.60M", "373.5G"),
+        ("Table 2 (COCO-Stuff)", "ViT-L", segvit("L", 512, cascade, 171), 512, "343.74M", "383.9G"),
+        ("Table 2 (COCO-Stuff)", "ViT-L, Shrunk", segvit("L", 512, [8, 24], 171, **shrunk), 512, "343.74M", "224.8G"),
+        ("Table 3 (Pascal Context)", "ViT-L", segvit("L", 480, cascade, 59), 480, "343.50M", "321.6G"),
+        (
+            "Table 3 (Pascal Context)",
+            "ViT-L, Shrunk",
+            segvit("L", 480, [8, 24], 60, **shrunk),
+            480,
+            "343.43M",
+            "186.9G",
+        ),
+        ("Table 8 (ViT-B, ADE20K)", "Single", segvit("B", 512, [12]), 512, "93.94M", "115.8G"),
+        ("Table 8 (ViT-B, ADE20K)", "Naive Shrunk", segvit("B", 512, [12], downsampling=6), 512, "93.94M", "74.1G"),
+        (
+            "Table 8 (ViT-B, ADE20K)",
+            "Shrunk",
+            segvit("B", 512, [6, 12], downsampling=6, up=True),
+            512,
+            "108.83M",
+            "97.1G",
+        ),
+    ]
+    return [Row(*row, by_operations=True) for row in rows]
+
+
+METHODS: dict[str, Callable[[], list[Row]]] = {"regproxy": regproxy_rows, "segvit": segvit_rows}
 
 
 def fits(printed: str, value: float, base_value: float = 0.0) -> bool:

@@ -14,6 +14,11 @@ How long labels take depends on how many classes compete in a place, so patch-le
   They replace the network's logits after it has run, so its time is part of the figure.
 - *random weights*: what the network itself gives.
 
+SegViT-B/16 is timed at 512x512 as well, where labels come from queries with classes and masks. The plain way upsamples all
+masks, takes their sigmoid and multiplies them with the classes' probabilities; ours is `mask_argmax`. Peaked queries: class
+logits are standard Gaussian noise, and 10 more for a query's own class where one of the 14 regions has it, for "no object"
+where none has. Masks are 10 inside the query's region, averaged over 3x3 patches, on the same noise as above less 5.
+
 Run it on a quiet machine: threads of ours that wait for a core cost more than the work they share. Ways are timed in
 turns, one call each, and medians are compared. Peak memory is that of a process of its own for each way, over what it
 held before (Linux only).
@@ -35,8 +40,14 @@ import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
-from hf_segmodels.inference import upsample_argmax
+from hf_segmodels import (
+    PlainViTConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegViTConfig,
+    SegViTForSemanticSegmentation,
+)
+from hf_segmodels.inference import mask_argmax, upsample_argmax
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,9 +69,16 @@ def segmenter_small(
     return SegmenterForSemanticSegmentation(config).eval()
 
 
-def peaked_logits(num_labels: int, height: int, width: int, regions: int = 14, seed: int = 0) -> torch.Tensor:
-    """Logits `(1, num_labels, height, width)` as described above."""
-    generator = torch.Generator().manual_seed(seed)
+def segvit_base() -> SegViTForSemanticSegmentation:
+    """SegViT-B/16 with 150 classes and fixed random weights."""
+    torch.manual_seed(0)
+    return SegViTForSemanticSegmentation(SegViTConfig()).eval()
+
+
+def random_regions(
+    num_labels: int, height: int, width: int, regions: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Voronoi regions of random classes: masks `(1, num_labels, height, width)`, soft at borders; and noise."""
     centres = torch.rand(regions, 2, generator=generator) * torch.tensor([height, width])
     classes = torch.randint(0, num_labels, (regions,), generator=generator)
     grid = torch.cartesian_prod(torch.arange(height) + 0.5, torch.arange(width) + 0.5)
@@ -70,7 +88,27 @@ def peaked_logits(num_labels: int, height: int, width: int, regions: int = 14, s
     masks = nn.functional.avg_pool2d(nn.functional.pad(masks, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     smooth = torch.randn(1, num_labels, -(-height // 8), -(-width // 8), generator=generator)
     smooth = nn.functional.interpolate(smooth, size=(height, width), mode="bicubic", align_corners=False)
-    return 8.0 * masks + smooth + 0.3 * torch.randn(1, num_labels, height, width, generator=generator)
+    return masks, smooth + 0.3 * torch.randn(1, num_labels, height, width, generator=generator)
+
+
+def peaked_logits(num_labels: int, height: int, width: int, regions: int = 14, seed: int = 0) -> torch.Tensor:
+    """Logits `(1, num_labels, height, width)` as described above."""
+    masks, noise = random_regions(num_labels, height, width, regions, torch.Generator().manual_seed(seed))
+    return 8.0 * masks + noise
+
+
+def peaked_queries(
+    num_labels: int, height: int, width: int, regions: int = 14, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class logits `(1, num_labels, num_labels + 1)` and mask logits `(1, num_labels, height, width)`, as above."""
+    generator = torch.Generator().manual_seed(seed)
+    masks, noise = random_regions(num_labels, height, width, regions, generator)
+    is_present = masks.amax(dim=(2, 3)) > 0.5
+    # (1, num_labels): the query's own class, or "no object"
+    target = torch.arange(num_labels).where(is_present, num_labels)
+    class_logits = torch.randn(1, num_labels, num_labels + 1, generator=generator)
+    class_logits += 10.0 * nn.functional.one_hot(target, num_labels + 1)
+    return class_logits, 10.0 * masks - 5.0 + noise
 
 
 def plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -79,9 +117,21 @@ def plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return upsampled.softmax(dim=1).argmax(dim=1)
 
 
+def plain_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Scores of classes at full resolution."""
+    masks = nn.functional.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
+    return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(dim=-1)[..., :-1], masks.sigmoid())
+
+
 def check_equal(name: str, labels: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]) -> None:
     """Exits where labels differ from those of the upsampled logits by more than a tie of rounding."""
-    upsampled = nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    check_labels(
+        name, labels, nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    )
+
+
+def check_labels(name: str, labels: torch.Tensor, upsampled: torch.Tensor) -> None:
+    """Exits where labels differ from those of scores at full resolution by more than a tie of rounding."""
     chosen = upsampled.gather(1, labels[:, None])[:, 0]
     behind = upsampled.amax(dim=1) - chosen
     differing = int((labels != upsampled.argmax(dim=1)).sum())
@@ -197,6 +247,38 @@ def time_large_image(repeats: int, device: torch.device) -> dict[str, Any]:
     return {"seconds": seconds, "ratios": {"images per second, ours over plain": seconds["plain"] / seconds["ours"]}}
 
 
+def time_queries(repeats: int, device: torch.device) -> dict[str, Any]:
+    """SegViT-B/16 at 512x512: from class and mask logits to labels, beside the network."""
+    size = (512, 512)
+    model = segvit_base().to(device)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    peaked = [logits.to(device) for logits in peaked_queries(150, 32, 32)]
+    outputs = model(images)
+    random_queries = outputs.class_queries_logits, outputs.masks_queries_logits
+    check_labels("SegViT, peaked", mask_argmax(*peaked, size), plain_scores(*peaked, size))
+    check_labels("SegViT, random weights", mask_argmax(*random_queries, size), outputs.logits)
+    check_labels("SegViT, predict", torch.stack(model.predict(images)), outputs.logits)
+
+    seconds = interleaved(
+        {
+            "network": lambda: model._encode_decode(images),
+            "plain labels, peaked": lambda: plain_scores(*peaked, size).argmax(dim=1),
+            "ours labels, peaked": lambda: mask_argmax(*peaked, size),
+            "plain labels, random weights": lambda: plain_scores(*random_queries, size).argmax(dim=1),
+            "ours labels, random weights": lambda: mask_argmax(*random_queries, size),
+        },
+        repeats,
+        device,
+    )
+    ratios = {
+        f"labels, plain over ours, {kind}": seconds[f"plain labels, {kind}"] / seconds[f"ours labels, {kind}"]
+        for kind in ("peaked", "random weights")
+    }
+    ratios["labels over network, peaked"] = seconds["ours labels, peaked"] / seconds["network"]
+    ratios["plain labels over network, peaked"] = seconds["plain labels, peaked"] / seconds["network"]
+    return {"seconds": seconds, "ratios": ratios}
+
+
 def _memory(field: str) -> int:
     """Bytes of this process: `VmRSS` now, `VmHWM` at its peak (Linux)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
@@ -213,6 +295,10 @@ def peak_memory_over_start(work: Callable[[], Any]) -> int:
 
 def extra_peak_memory(way: str) -> int:
     """Runs one way in this process; see [`peak_memory_over_start`]."""
+    if "queries" in way:
+        queries = peaked_queries(150, 32, 32)
+        labels = mask_argmax if way.startswith("ours") else lambda *args: plain_scores(*args).argmax(dim=1)
+        return peak_memory_over_start(lambda: labels(*queries, (512, 512)))
     model = segmenter_small()
     if way == "plain":
         model.set_attn_implementation("eager")
@@ -221,11 +307,11 @@ def extra_peak_memory(way: str) -> int:
     return peak_memory_over_start(lambda: (model(images), labels(peaked, (512, 512))))
 
 
-def compare_memory(threads: int, script: str = __file__) -> dict[str, Any]:
+def compare_memory(threads: int, script: str = __file__, of: str = "") -> dict[str, Any]:
     """Extra peak memory of both ways of a script on a CPU, each in a process of its own."""
     peaks = {}
     for way in ("plain", "ours"):
-        command = [sys.executable, script, "--threads", str(threads), "--memory-of", way]
+        command = [sys.executable, script, "--threads", str(threads), "--memory-of", way + of]
         peaks[way] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     return {"bytes": peaks, "ratios": {"extra peak memory, ours over plain": peaks["ours"] / peaks["plain"]}}
 
@@ -250,7 +336,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
-    parser.add_argument("--memory-of", choices=["plain", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory-of", choices=["plain", "ours", "plain queries", "ours queries"], help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
@@ -265,10 +353,12 @@ def main() -> None:
         "commit": commit(),
         "512x512": time_one_image(arguments.repeats, device),
         "2048x1024": time_large_image(arguments.repeats, device),
+        "SegViT 512x512": time_queries(arguments.repeats, device),
     }
     if device.type == "cpu" and Path("/proc/self/clear_refs").exists():
         results["memory"] = compare_memory(arguments.threads)
-    for name in ("512x512", "2048x1024", "memory"):
+        results["SegViT memory"] = compare_memory(arguments.threads, of=" queries")
+    for name in ("512x512", "2048x1024", "memory", "SegViT 512x512", "SegViT memory"):
         for text, ratio in results.get(name, {}).get("ratios", {}).items():
             print(f"{name}: {text}: {ratio:.2f}")
     if arguments.output is not None:

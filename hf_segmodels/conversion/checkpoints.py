@@ -49,10 +49,7 @@ def find_checkpoint(path: Path, filename: str | None = None, revision: str | Non
 
     try:
         return Path(hf_hub_download(path.as_posix(), filename, revision=revision))
-    except (OSError, ValueError) as error:
-        # the Hub's own errors are OSErrors, bad names ValueErrors
-        if not isinstance(error, (OSError, HFValidationError)):
-            raise
+    except (OSError, HFValidationError) as error:  # the Hub's own errors are OSErrors
         place = f"{path.as_posix()} at {revision}" if revision else path.as_posix()
         raise ConversionError(
             f"Cannot get {filename} from {place} on the Hub ({first_line(error)}). Compare both names with those on its "

@@ -146,6 +146,16 @@ def label_fields(num_labels: int, class_names: Iterable[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
+def find_pipelines(config: Mapping[str, Any], meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration, if it has pipelines; where not, what the text inside the checkpoint says; empty without either."""
+    if config.get("test_pipeline") or config.get("train_pipeline"):
+        return config
+    try:
+        return read_mmseg_config(None, meta) or {}
+    except ConversionError:
+        return {}
+
+
 def image_processor_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     What a configuration's pipelines say of the image processor: `size`, `image_mean`, `image_std` and
@@ -241,6 +251,7 @@ def _code(node: ast.stmt | ast.expr, origin: str) -> ConversionError:
 __all__ = [
     "MMSEG_VIT",
     "check_facts",
+    "find_pipelines",
     "image_processor_fields",
     "label_fields",
     "min_size",

@@ -520,7 +520,8 @@ def segvit_forward(
     def start(name: str) -> torch.Tensor:
         return weights[f"{name}.q.weight"].expand(len(pixel_values), -1, -1)
 
-    query, masks, grid = start(head), 0.0, tuple(features[taps[0]].shape[-2:])
+    query, grid = start(head), tuple(features[taps[0]].shape[-2:])
+    masks: Any = 0.0
     if f"{head}.atm.q.weight" in weights:
         side = math.isqrt(query.shape[1])
         grid = (side, side)

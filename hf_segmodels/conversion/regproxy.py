@@ -18,11 +18,11 @@ from .key_mapping import add_prefix, load_strictly, rename
 from .mmcv import (
     MMSEG_VIT,
     check_facts,
+    find_pipelines,
     image_processor_fields,
     label_fields,
     norm_eps,
     read_config_or_release,
-    read_mmseg_config,
     window_fields,
 )
 from .outputs import Conversion
@@ -218,7 +218,7 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
         model = RegProxyForSemanticSegmentation(model_config)
     load_strictly(model, {ours: state_dict[original] for original, ours in renamed.items()}, REGPROXY)
 
-    fields = _image_processor_fields(values, meta)
+    fields = image_processor_fields(find_pipelines(values, meta))
     if not fields:
         notes.append(
             "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
@@ -245,17 +245,6 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
         model_scores=_full_size_logits,
         notes=notes,
     )
-
-
-def _image_processor_fields(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the configuration gives; where it has no pipelines, those of the text inside the checkpoint."""
-    fields = image_processor_fields(config)
-    if fields:
-        return fields
-    try:
-        return image_processor_fields(read_mmseg_config(None, meta) or {})
-    except ConversionError:
-        return {}
 
 
 def _full_size_logits(model: RegProxyForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:

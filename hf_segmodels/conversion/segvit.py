@@ -19,6 +19,7 @@ from .key_mapping import add_prefix, load_strictly, rename
 from .mmcv import (
     MMSEG_VIT,
     check_facts,
+    find_pipelines,
     image_processor_fields,
     label_fields,
     min_size,
@@ -240,6 +241,7 @@ def segvit_config(
     state_dict: Mapping[str, torch.Tensor],
     path: Path,
     class_names: list[str] | tuple[str, ...] = (),
+    min_scaled_size: int | None = None,
 ) -> SegViTConfig:
     """
     Configuration of a checkpoint; the model then behaves as the code that trained it, on squares, which is all that code
@@ -250,6 +252,7 @@ def segvit_config(
         state_dict (`Mapping[str, torch.Tensor]`): What [`drop_unused`] leaves; only names and shapes count.
         path (`Path`): Where they come from, for messages.
         class_names (`list[str]`, *optional*): Names of the classes, used where their number fits.
+        min_scaled_size (`int`, *optional*): The field of that name.
 
     Raises:
         ConversionError: if a value is missing, not supported, or contradicts the weights.
@@ -319,7 +322,7 @@ def segvit_config(
             class_loss_weight=weight * loss.get("cls_weight", 1.0),
             mask_loss_weight=weight * loss.get("mask_weight", 20.0),
             dice_loss_weight=weight * loss.get("dice_weight", 1.0),
-            min_scaled_size=min_size(config),
+            min_scaled_size=min_scaled_size,
             **window_fields(config.get("test_cfg") or {}),
             **label_fields(num_labels, class_names),
         )
@@ -357,7 +360,8 @@ def convert_segvit(checkpoint: Path, config: Path | None = None) -> Conversion:
     encoder = values["model"].get("backbone") or {}
     # mmsegmentation's default
     weights, unused, more_notes = drop_unused(state_dict, encoder.get("with_cls_token", True))
-    model_config = segvit_config(values, weights, checkpoint, meta.get("CLASSES") or ())
+    pipelines = find_pipelines(values, meta)
+    model_config = segvit_config(values, weights, checkpoint, meta.get("CLASSES") or (), min_size(pipelines))
     table = SEGVIT_SHRUNK if model_config.decoder_type == "shrunk" else SEGVIT
     renamed, dropped = rename(list(weights), table, DROPPED)
     with torch.device("meta"):
@@ -365,7 +369,11 @@ def convert_segvit(checkpoint: Path, config: Path | None = None) -> Conversion:
     tensors = split_attention({ours: weights[original] for original, ours in renamed.items()})
     load_strictly(model, tensors, {**table, **_part_names(table)})
 
-    processor_fields = image_processor_fields(values)
+    processor_fields = image_processor_fields(pipelines)
+    if not processor_fields:
+        notes.append(
+            "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+        )
     num_labels = model_config.num_labels
     said = values["model"]["decode_head"].get("num_classes")
     if said is not None and said != num_labels:

@@ -25,6 +25,15 @@ _CHUNK_ON_CPU, _CHUNK = 1 << 20, 1 << 25
 _MIN_SLOTS = 8
 
 
+class Scores(Protocol):
+    """Scores of one image, not yet evaluated at full resolution; [`SeparableScores`] says what is what."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor: ...
+    def argmax(self) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class SeparableScores:
     """

@@ -149,20 +149,25 @@ class MaskTiles:
         num_parts = np.bincount(tile, minlength=number)
         identities = np.arange(size)[None, :, None] == np.arange(num_predictions)[None, None]
         identities = identities & (np.arange(size)[None, :, None] < lengths[tile][:, None, None])
-        device = axis.entries.device
-        arrays = (
-            np.arange(axis.size) + np.repeat(np.arange(number) * size - starts, lengths),
-            num_parts.cumsum() - num_parts,
-            num_parts,
-            tile,
-            np.array([part[1] for part in parts]),
-            supports,
-            entry_weights,
-            pixel_weights,
-            *shares,
-        )
         is_direct = num_predictions == size and bool((pixel_weights == identities).all())
-        return cls(size, *(torch.from_numpy(array).to(device) for array in arrays), is_direct=is_direct)
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(axis.entries.device)
+
+        return cls(
+            size=size,
+            position=tensor(np.arange(axis.size) + np.repeat(np.arange(number) * size - starts, lengths)),
+            first_part=tensor(num_parts.cumsum() - num_parts),
+            num_parts=tensor(num_parts),
+            tile=tensor(tile),
+            window=tensor(np.array([part[1] for part in parts])),
+            support=tensor(supports),
+            entry_weights=tensor(entry_weights),
+            pixel_weights=tensor(pixel_weights),
+            least_share=tensor(shares[0]),
+            largest_share=tensor(shares[1]),
+            is_direct=is_direct,
+        )
 
 
 @lru_cache(maxsize=32)

@@ -256,7 +256,7 @@ class _Search:
         self, first: int, last: int, parts: slice, strongest: torch.Tensor, peak_class: torch.Tensor
     ) -> torch.Tensor:
         rows, columns = self.rows, self.columns
-        num_labels, num_queries = self.class_rows.shape[1:]
+        num_queries = self.grid.shape[2]
         highest, lowest = bounds(self.grid, rows.support[parts], columns.support)
         # rounding of an average is relative to the largest entry in it
         eps = torch.finfo(self.grid.dtype).eps

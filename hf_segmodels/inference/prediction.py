@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .label_search import SeparableScores
+from .label_search import Scores
 from .sliding_window import as_sizes, check_windows, window_scores
 
 
@@ -104,7 +104,7 @@ def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
         )
 
 
-def _mean_probabilities(views: Sequence[SeparableScores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
+def _mean_probabilities(views: Sequence[Scores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
     """Mean of the softmax maps `(num_labels, bottom - top, width)` of one image's inputs, in a band of rows."""
     total = views[0].evaluate(top, bottom).softmax(dim=0)
     for view in views[1:]:
@@ -112,7 +112,7 @@ def _mean_probabilities(views: Sequence[SeparableScores], top: int = 0, bottom: 
     return total / len(views)
 
 
-def _argmax_of_mean(views: Sequence[SeparableScores]) -> torch.Tensor:
+def _argmax_of_mean(views: Sequence[Scores]) -> torch.Tensor:
     num_labels, height, width = views[0].shape
     band = max(1, _BAND // (num_labels * width))
     bands = [_mean_probabilities(views, top, top + band).argmax(dim=0) for top in range(0, height, band)]
@@ -158,10 +158,10 @@ class DensePredictionMixin:
         windows: tuple[tuple[int, int], tuple[int, int]] | None,
         is_flipped: bool,
         max_windows: int,
-    ) -> list[SeparableScores]:
+    ) -> Sequence[Scores]:
         """
         The averaged scores of one input, one object for each image. A model whose scores are no linear function of its
-        grid overrides this; its objects need `shape`, `evaluate` and `argmax` as [`SeparableScores`] has them.
+        grid overrides this; its objects are [`Scores`], too.
         """
         mode = self.config.small_image_mode
         return window_scores(self._dense_logits, pixel_values, target_sizes, windows, mode, is_flipped, max_windows)

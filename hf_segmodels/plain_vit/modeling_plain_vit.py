@@ -338,6 +338,10 @@ class PlainViTLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         key_value_states = None
         if self.downsampling is not None:
+            if grid is None:
+                raise ValueError(
+                    "`query_downsampling_layer` needs patches on a grid: set it to `None` for other tokens."
+                )
             if self.query_downsampling_target == "query":
                 key_value_states = self.layernorm_before(hidden_states)
             hidden_states = self.downsampling(hidden_states, grid)
@@ -469,12 +473,13 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each
             of `config.out_features`.
         """
+        num_layers = self.config.num_hidden_layers
         tapped_layers = self._tapped_layers()
         outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
 
         tokens = []
         for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
-            if self.config.final_norm == "all" or number == self.config.num_hidden_layers:
+            if self.config.final_norm == "all" or number == num_layers:
                 hidden_states = self.layernorm(hidden_states)
             tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
         return BackboneOutput(

@@ -33,7 +33,7 @@ from .configuration_segvit import SegViTConfig
 from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 
 
-# trf-ignore: TRF041 config.decoder_type, config.odd_size_mode, config.use_auxiliary_loss
+# trf-ignore: TRF041 config.decoder_type, config.odd_size_mode, config.use_auxiliary_loss, config.min_scaled_size
 
 
 @auto_docstring(custom_intro="Output of [`SegViTForSemanticSegmentation`].")
@@ -222,7 +222,8 @@ class SegViTQueryUpsampling(nn.Module):
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Feature maps, the shallowest first -> `(batch_size, d, rows, columns)`."""
         queries, grid = self.interpolate_queries(*feature_maps[0].shape[-2:])
-        queries = queries.expand(feature_maps[0].shape[0], -1, -1)
+        # not `expand`: torch's counter of operations cannot follow views of parameters
+        queries = queries.repeat(feature_maps[0].shape[0], 1, 1)
         for stage, features in zip(self.stages, feature_maps, strict=True):
             queries, _ = stage(queries, features)
         # (batch_size, rows * columns, d) -> (batch_size, d, rows, columns)
@@ -252,7 +253,7 @@ class SegViTDecoder(nn.Module):
         num_labels + 1)` and mask logits `(batch_size, num_labels, h, w)` of each supervised stage (or layer of the one
         stage); the last are the prediction.
         """
-        queries = self.class_queries.expand(feature_maps[0].shape[0], -1, -1)
+        queries = self.class_queries.repeat(feature_maps[0].shape[0], 1, 1)
         last_layer = len(self.stages[0].layers) - 1
         if self.query_upsampling is not None:
             mask_layers = range(last_layer + 1) if self.use_auxiliary_loss else (last_layer,)
@@ -452,7 +453,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         }
         num_masks = count_masks(present_classes(labels, config.num_labels, ignore_index))
         suffixes = ["", *(f"_{stage}" for stage in range(len(class_logits) - 1))]
-        terms = {}
+        terms: dict[str, torch.Tensor] = {}
         for stage, suffix in enumerate(suffixes, start=-1):  # -1 is the last stage
             stage_terms = attention_to_mask_loss(
                 class_logits[stage],

@@ -7,7 +7,7 @@ from torch import nn
 from benchmarks.params_flops import METHODS, Row, check, count, fits, main
 
 
-# what the original's code gives with mmcv's counter and torch's, in billions
+# what the originals' code gives with mmcv's (RegProxy) or fvcore's (SegViT) counter and torch's, in billions
 MEASURED = {
     ("Table 4 (ADE20K)", "Ti/16"): (5.779494, 3.886, 10.553),
     ("Table 4 (ADE20K)", "S/16"): (22.249254, 15.103, 32.041),
@@ -17,12 +17,21 @@ MEASURED = {
     ("Table 4 (ADE20K)", "L/16"): (306.102566, 325.922, 612.939),
     ("Table 5 (Cityscapes)", "Ti/16"): (5.999971, 69.46, 8 * 37.225),
     ("Table 5 (Cityscapes)", "B/16"): (88.144291, 1069.51, 8 * 296.903),
+    ("Table 1 (ADE20K)", "ViT-B"): (108.734743, 120.883, 120.457),
+    ("Table 1 (ADE20K)", "ViT-L"): (344.303255, 637.871, 636.962),
+    ("Table 1 (ADE20K)", "ViT-L, Shrunk"): (344.596631, 373.533, 372.747),
+    ("Table 2 (COCO-Stuff)", "ViT-L"): (343.734956, 383.899, 383.267),
+    ("Table 2 (COCO-Stuff)", "ViT-L, Shrunk"): (343.733420, 224.848, 224.298),
+    ("Table 3 (Pascal Context)", "ViT-L"): (343.493180, 321.593, 321.252),
+    ("Table 3 (Pascal Context)", "ViT-L, Shrunk"): (343.429181, 186.889, 186.612),
+    ("Table 8 (ViT-B, ADE20K)", "Single"): (93.943063, 115.770, 115.354),
+    ("Table 8 (ViT-B, ADE20K)", "Shrunk"): (108.831895, 97.072, 96.648),
 }
 ROWS = [(method, row) for method, rows in METHODS.items() for row in rows()]
 
 
 def parameter(method: str, row: Row):
-    is_small = row.name.removeprefix("ViT-").split(",")[0] in ("Ti/16", "S/16")
+    is_small = row.name.removeprefix("ViT-").split(",")[0] in ("Ti/16", "S/16", "Single", "Naive Shrunk")
     name = f"{method}, {row.table}, {row.name}"
     return pytest.param(row, id=name, marks=() if is_small else pytest.mark.slow)
 
@@ -76,6 +85,21 @@ def test_counts_of_a_model_that_can_be_counted_by_hand():
     assert counts.true == pytest.approx(2e-9 * (convolution + left))
     assert counts.authors == pytest.approx(2e-9 * (convolution + 16 * 16 * 8 * (1 + 2 + 1)))
     assert counts.parameters == pytest.approx(1e-6 * (8 * 27 + 8 + 16 + 16))
+
+
+def test_operations_of_a_model_that_can_be_counted_by_hand():
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(16)
+
+        def forward(self, images):
+            return nn.functional.interpolate(self.norm(images) @ images, scale_factor=2, mode="bilinear")
+
+    counts = count(Row("", "", Tiny, 16, by_operations=True))
+    elements, products = 3 * 16 * 16, 3 * 16 * 16 * 16
+    assert counts.true == pytest.approx(1e-9 * products)
+    assert counts.authors == pytest.approx(1e-9 * (products + 5 * elements + 4 * 4 * elements))
 
 
 def test_table_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

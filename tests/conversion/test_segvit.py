@@ -80,6 +80,21 @@ def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tm
     assert (config.class_loss_weight, config.mask_loss_weight, config.dice_loss_weight) == (2.0, 10.0, 2.0)
 
 
+def test_configuration_without_pipelines(tmp_path: Path):
+    """The network from the file, images as the text inside the checkpoint says."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model": parse_mmcv_config(TINY_CONFIG, "here")["model"]}))
+    conversion = convert_segvit(write_checkpoint(tmp_path), path)
+    assert dict(conversion.image_processor.size) == {"shortest_edge": 64}
+    assert conversion.model.config.min_scaled_size == 64
+    assert conversion.notes == []
+    conversion = convert_segvit(write_checkpoint(tmp_path, config=None), path)
+    assert dict(conversion.image_processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
+    assert conversion.notes == [
+        "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+    ]
+
+
 def test_encoder_that_keeps_its_class_token(tmp_path: Path):
     text = TINY_CONFIG.replace("with_cls_token=False", "with_cls_token=True")
     conversion = convert_segvit(write_checkpoint(tmp_path, text))

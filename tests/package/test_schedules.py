@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Learning rates against those that mmcv's hooks set, in RegProxy's ten configurations."""
+"""Learning rates against those that mmcv's hooks set, in RegProxy's ten configurations and SegViT's six."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,12 @@ import torch
 from hf_segmodels.schedules import cosine_restart_schedule, poly_schedule
 
 
-SCHEDULES = json.loads((Path(__file__).resolve().parents[1] / "fixtures/regproxy/schedules.json").read_text())
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+SCHEDULES = {
+    name: {"lr": 6e-5, **fields}
+    for method in ("regproxy", "segvit")
+    for name, fields in json.loads((FIXTURES / method / "schedules.json").read_text()).items()
+}
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
@@ -21,7 +26,7 @@ def test_learning_rates_of_the_original(name: str):
         schedule = poly_schedule(SCHEDULES[name]["max_iters"], fields["power"], fields["min_lr"], **warmup)
     else:
         schedule = cosine_restart_schedule(fields["periods"], fields["restart_weights"], **warmup)
-    rates = {step: 6e-5 * schedule(int(step)) for step in SCHEDULES[name]["lr_at_iter"]}
+    rates = {step: SCHEDULES[name]["lr"] * schedule(int(step)) for step in SCHEDULES[name]["lr_at_iter"]}
     assert rates == pytest.approx(SCHEDULES[name]["lr_at_iter"], rel=1e-6)
 
 

@@ -1,4 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -201,7 +203,8 @@ def test_feature_maps_behind_a_downsampling_layer_have_half_the_grid(target, mod
     assert backbone.channels == [32, 32, 32]
     maps = feature_maps(backbone, 2, 3, *size)
     for features, stride in zip(maps, backbone.config.feature_strides, strict=True):
-        assert features.shape == (2, 32, *(-(-(-(-side // 16)) * 16 // stride) for side in size))
+        grid = [math.ceil(math.ceil(side / 16) * 16 / stride) for side in size]
+        assert features.shape == (2, 32, *grid)
         assert features.isfinite().all()
 
 
