@@ -49,9 +49,10 @@ test-minimum:  ## the everyday tests on the lowest versions of torch and transfo
 kernel: setup  ## compiles the kernel for sparse attention for this machine; models then use it
 	$(BIN)/python hub_kernels/sparse-attention/tools/build_local.py
 
-benchmark: setup  ## times images, painting and sparse attention against the plain way, after checking that both agree
+benchmark: setup  ## times images, painting, SegViT's Shrunk and sparse attention, after checking labels
 	$(BIN)/python benchmarks/segment_image.py
 	$(BIN)/python benchmarks/painting.py
+	$(BIN)/python benchmarks/shrunk.py
 	$(BIN)/python benchmarks/sparse_attention.py
 
 benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results file

@@ -185,7 +185,13 @@ def compare_memory(name: str, threads: int, variant: Path, device: torch.device)
         ]
         output = subprocess.run([*command, str(variant)], check=True, capture_output=True, text=True).stdout
         peaks[way] = int(output.split()[-1])
-    return {"bytes": peaks, "ratio, grid_sample over kernel": peaks["grid_sample"] / peaks["kernel"]}
+    inputs, _, gradient = arguments(*SIZES[name], torch.device("cpu"))
+    return {
+        "bytes": peaks,
+        # the output and three gradients, which both ways hold at the end
+        "bytes of results": sum(tensor.nbytes for tensor in (gradient, *inputs)),
+        "ratio, grid_sample over kernel": peaks["grid_sample"] / peaks["kernel"],
+    }
 
 
 def time_model(variant: Path, repeats: int, device: torch.device) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..tracing import is_exporting
 from .configuration_plain_vit import PlainViTConfig
 
 
@@ -139,7 +140,7 @@ class PlainViTEmbeddings(nn.Module):
         """
         grid_height, grid_width = self.config.position_grid
         # an exported graph has to hold for every size, so it always interpolates (exact where the grids agree)
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             if self.config.position_embedding_resize_rule == "token_count":
                 keep = height * width == grid_height * grid_width
             else:

@@ -27,6 +27,7 @@ from ..inference import slide_when_configured
 from ..losses import semantic_cross_entropy
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from ..tracing import is_exporting
 from .configuration_regproxy import RegProxyConfig
 from .loss_regproxy import homogeneity_loss
 from .painting import neighbours, paint
@@ -232,7 +233,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         logits, affinity, token_logits, covered_size, outputs = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph gives painted logits for every size: it cannot depend on whether one needed padding
-        is_padded = not torch.compiler.is_exporting() and covered_size != (height, width)
+        is_padded = not is_exporting() and covered_size != (height, width)
         loss = None
         if labels is not None or is_padded:
             full_logits = nn.functional.interpolate(logits, size=covered_size, mode="bilinear", align_corners=False)

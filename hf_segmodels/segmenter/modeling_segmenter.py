@@ -28,6 +28,7 @@ from ..losses import semantic_cross_entropy
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTEncoder
+from ..tracing import is_exporting
 from .configuration_segmenter import SegmenterConfig
 
 
@@ -212,7 +213,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         logits, padded_size, outputs, decoder_attentions = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph gives patch-level logits for every size: it cannot depend on whether one needed padding
-        is_padded = not torch.compiler.is_exporting() and padded_size != (height, width)
+        is_padded = not is_exporting() and padded_size != (height, width)
         loss = None
         if labels is not None or is_padded:
             full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)

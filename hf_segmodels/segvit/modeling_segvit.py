@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 from ..inference import MaskScores, mask_window_scores, slide_when_configured
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward
+from ..tracing import is_exporting
 from .configuration_segvit import SegViTConfig
 from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 
@@ -42,10 +43,10 @@ class SegViTOutput(ModelOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
-    logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, float32):
+    logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, float32, *optional*):
         Scores of the classes at full resolution: each query's mask, after the sigmoid, counts for each class by the
-        query's probability of it. Not negative, and not to be put through a softmax. Without gradients where `labels` are
-        given: the loss is that of queries and masks.
+        query's probability of it. Not negative, and not to be put through a softmax. Left out while training with
+        `labels`: the loss is that of queries and masks.
     class_queries_logits (`torch.Tensor` of shape `(batch_size, num_labels, num_labels + 1)`):
         Class scores of each query before softmax; "no object" comes last. Not given where windows were merged.
     masks_queries_logits (`torch.Tensor` of shape `(batch_size, num_labels, h, w)`):
@@ -212,7 +213,7 @@ class SegViTQueryUpsampling(nn.Module):
     def interpolate_queries(self, height: int, width: int) -> tuple[torch.Tensor, tuple[int, int]]:
         """Queries `(height * width, d)` and their grid; the table's own where it does not follow the image."""
         # an exported graph has to hold for every size, so it always interpolates (exact where the grids agree)
-        is_fixed = not self.follows_image or (not torch.compiler.is_exporting() and (height, width) == self.grid)
+        is_fixed = not self.follows_image or (not is_exporting() and (height, width) == self.grid)
         if is_fixed:
             return self.queries, self.grid
         # (rows * columns, d) -> (1, d, rows, columns) -> (1, d, height, width) -> (height * width, d)
@@ -363,7 +364,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
         if prediction_size is not None:
             scores = _resize(scores, covered_size)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             # a slice would make the graph hold for whole patches only
             rows, columns = (torch.arange(side, device=scores.device) for side in size)
             return scores.index_select(2, rows).index_select(3, columns)
@@ -419,8 +420,9 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         if labels is not None:
             loss_dict = self._loss_terms(class_logits, mask_logits, labels, covered_size)
             loss = torch.stack(list(loss_dict.values())).sum()
-        # the loss does not look at the scores of classes, whose gradients would take most of the memory
-        with torch.set_grad_enabled(torch.is_grad_enabled() and labels is None):
+        # the loss does not look at the scores of classes, which would take most of the time and memory of training
+        logits = None
+        if labels is None or not self.training:
             logits = self._class_scores(class_logits[-1], mask_logits[-1], covered_size, (height, width))
 
         has_auxiliary = len(class_logits) > 1

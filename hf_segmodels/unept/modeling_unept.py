@@ -39,6 +39,7 @@ from ..sparse_attention import (
     SparseAttentionKernelMixin,
     reference_points,
 )
+from ..tracing import is_exporting
 from .boundaries import batch_boundary_targets, refine, resize_boundary_maps
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
@@ -105,7 +106,7 @@ def sine_position_embeddings(
 
 def crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The upper left part of `(batch_size, num_channels, height, width)`."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return maps[..., : size[0], : size[1]]
     # the strides of a slice would make an exported graph hold only for sizes that are cropped, or only for the others
     rows, columns = (torch.arange(side, device=maps.device) for side in size)
@@ -275,7 +276,7 @@ class UNEPTDecoder(nn.Module):
     def interpolate_query_embeddings(self, height: int, width: int) -> torch.Tensor:
         """Query embeddings `(height * width, hidden_size)` for a grid of that size, resized in float32."""
         # an exported graph has to hold for every size, so it always interpolates (exact where the grids agree)
-        if not torch.compiler.is_exporting() and (height, width) == self.query_grid:
+        if not is_exporting() and (height, width) == self.query_grid:
             return self.query_embeddings
         # (grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
         grid = self.query_embeddings.T.unflatten(1, self.query_grid)[None].float()
@@ -493,7 +494,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         logits, boundary_logits, direction_logits, padded_size, outputs = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph cannot depend on whether a size needed padding
-        is_padded = not torch.compiler.is_exporting() and padded_size != size
+        is_padded = not is_exporting() and padded_size != size
         loss = None
         if labels is not None or is_padded or self.config.refine_at_inference:
             full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)

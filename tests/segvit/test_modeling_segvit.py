@@ -97,14 +97,14 @@ class TestSegViT(SegViTModelTester):
         for name, factor in (("loss_ce", 3.0), ("loss_mask", 7 / 20), ("loss_dice", 0.5), ("loss_mask_0", 7 / 20)):
             torch.testing.assert_close(ours[name], factor * released[name])
 
-    def test_scores_carry_gradients_unless_labels_are_given(self):
+    def test_training_with_labels_makes_no_scores(self):
         model = self.model().train()
         images, labels = random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
         assert model(images).logits.requires_grad
         outputs = model(images, labels=labels)
         assert outputs.loss.requires_grad
-        assert not outputs.logits.requires_grad
-        torch.testing.assert_close(outputs.logits, model(images).logits.detach())
+        assert outputs.logits is None
+        assert torch.equal(model.eval()(images, labels=labels).logits, model(images).logits)
 
     def test_compiled_loss(self):
         """A graph has all masks, also those of absent classes, which must not count."""
@@ -156,7 +156,7 @@ class TestSegViT(SegViTModelTester):
         backbone_config.set_output_features_output_indices(out_features=stages, out_indices=None)
         model = self.model(backbone_config=backbone_config)
         images, labels = random_images(1, 3, 70, 90), random_labels(self.num_labels, 1, 70, 90)
-        outputs = model.train()(images, labels=labels)
+        outputs = model(images, labels=labels)
         stride = 4 * 2 ** (int(stages[0][-1]) - 1)
         assert outputs.masks_queries_logits.shape[2:] == (96 // stride, 96 // stride)
         assert outputs.logits.shape[2:] == (70, 90)
@@ -181,6 +181,9 @@ class TestSegViT(SegViTModelTester):
 
 
 class TestShrunkSegViT(SegViTModelTester):
+    # torch's graphs take a map of one row or column, which halving makes of two patches, for another case than larger ones
+    exported_sizes = ((64, 64), (128, 80), (96, 160))
+
     def config(self, **overrides):
         overrides.setdefault("backbone_config", encoder(out_indices=[1, 2], query_downsampling_layer=1))
         return super().config(**{"decoder_type": "shrunk", "query_grid": 4, **overrides})
@@ -283,13 +286,13 @@ def test_transposed_image_gives_the_transposed_map(decoder_type, fields, predict
         images = random_images(1, 3, *size)
         outputs, transposed = model(images), transpose_grids(model)(images.transpose(2, 3))
         labels = torch.stack(model.predict(images))
-    torch.testing.assert_close(transposed.logits.transpose(2, 3), outputs.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(transposed.logits.transpose(2, 3), outputs.logits, atol=1e-3, rtol=1e-3)
     masks = transposed.masks_queries_logits.transpose(2, 3)
-    torch.testing.assert_close(masks, outputs.masks_queries_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks, outputs.masks_queries_logits, atol=1e-3, rtol=1e-3)
     assert (labels == outputs.logits.argmax(1)).float().mean() > 0.999
     # and would not if rows and columns were mixed up
     if size[0] != size[1]:
-        assert outputs.masks_queries_logits.std(dim=(2, 3)).max() > 1e-3
+        assert outputs.masks_queries_logits.std(dim=(2, 3)).max() > 1e-2
 
 
 # Configuration, parameters
