@@ -9,7 +9,7 @@ our side is that number less one:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -37,6 +37,11 @@ def _fill(template: str, parts: Mapping[str, str]) -> str:
         return str(int(part) - 1) if match[2] else part
 
     return re.sub(r"\{(\w+?)(-1)?\}", value, template)
+
+
+def count_parts(keys: Iterable[str], pattern: str) -> int:
+    """How many different texts stand at the group of a regular expression, such as numbers of layers."""
+    return len({match[1] for key in keys if (match := re.match(pattern, key))})
 
 
 def rename(keys: list[str], table: RenameTable, drop: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
@@ -122,4 +127,4 @@ def _original_name(name: str, table: RenameTable) -> str:
     return name
 
 
-__all__ = ["RenameTable", "add_prefix", "load_strictly", "rename"]
+__all__ = ["RenameTable", "add_prefix", "count_parts", "load_strictly", "rename"]

@@ -43,6 +43,12 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
 
+def full_size_logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """A model's logits at the size of its input: `model_scores` of a [`Conversion`]."""
+    logits = model(pixel_values).logits
+    return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def is_occupied(folder: Path) -> bool:
     """Whether there is something that writing to `folder` could replace."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -93,4 +99,4 @@ def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-__all__ = ["Conversion", "is_occupied", "written_at_once"]
+__all__ = ["Conversion", "full_size_logits", "is_occupied", "written_at_once"]

@@ -25,7 +25,7 @@ from .mmcv import (
     read_config_or_release,
     window_fields,
 )
-from .outputs import Conversion
+from .outputs import Conversion, full_size_logits
 from .reference import regproxy_forward
 
 
@@ -242,14 +242,9 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
             cell_size=model_config.cell_size,
             batch_norm_eps=model_config.batch_norm_eps,
         ),
-        model_scores=_full_size_logits,
+        model_scores=full_size_logits,
         notes=notes,
     )
-
-
-def _full_size_logits(model: RegProxyForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
-    logits = model(pixel_values).logits
-    return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
 
 
 __all__ = ["REGPROXY", "RELEASES", "convert_regproxy", "recognize", "regproxy_config"]

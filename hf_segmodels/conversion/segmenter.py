@@ -20,7 +20,7 @@ from ..segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
 from .backbone import NORMALIZATIONS, TIMM_VIT, TRANSFORMER_LAYER
 from .checkpoints import ConversionError, check_method, read_checkpoint
 from .key_mapping import add_prefix, load_strictly, rename
-from .outputs import Conversion
+from .outputs import Conversion, full_size_logits
 from .reference import segmenter_forward
 
 
@@ -266,7 +266,7 @@ def convert_segmenter(checkpoint: Path, config: Path | None = None) -> Conversio
             patch_size=backbone.patch_size,
             grid=backbone.position_grid,
         ),
-        model_scores=_full_size_logits,
+        model_scores=full_size_logits,
         notes=_notes(variant, model_config),
     )
 
@@ -281,11 +281,6 @@ def _notes(variant: Mapping[str, Any], config: SegmenterConfig) -> list[str]:
     if config.num_labels != len(load_labels(dataset.labels)[0]):
         return [f"classes are named LABEL_0, ...: {config.num_labels} are not the classes of {name}"]
     return []
-
-
-def _full_size_logits(model: SegmenterForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
-    logits = model(pixel_values).logits
-    return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
 
 
 __all__ = ["DROPPED", "SEGMENTER", "convert_segmenter", "read_variant", "segmenter_config", "segmenter_image_processor"]

@@ -15,7 +15,7 @@ from ..segvit.image_processing_pil_segvit import SegViTImageProcessorPil
 from ..segvit.modeling_segvit import SegViTForSemanticSegmentation
 from .backbone import infer_config
 from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
-from .key_mapping import add_prefix, load_strictly, rename
+from .key_mapping import add_prefix, count_parts, load_strictly, rename
 from .mmcv import (
     MMSEG_VIT,
     check_facts,
@@ -124,10 +124,6 @@ def _num_labels(state_dict: Mapping[str, torch.Tensor]) -> int:
     return state_dict[f"decode_head.{'atm.' if _is_shrunk(state_dict) else ''}class_embed.weight"].shape[0] - 1
 
 
-def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:
-    return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
-
-
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> str | None:
     """The name of the released checkpoint that has these keys and shapes, or `None`."""
     try:
@@ -135,8 +131,8 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> str | None:
         num_patches = state_dict[_POSITIONS].shape[1] - (_CLS_TOKEN in state_dict)
     except KeyError:
         return None
-    num_layers = _count(state_dict, r"backbone\.layers\.(\d+)\.")
-    num_stages = _count(state_dict, r"decode_head\.input_proj_(\d+)\.")
+    num_layers = count_parts(state_dict, r"backbone\.layers\.(\d+)\.")
+    num_stages = count_parts(state_dict, r"decode_head\.input_proj_(\d+)\.")
     for name, release in RELEASES.items():
         known = (release.num_layers, release.num_labels, release.num_stages, release.is_shrunk)
         grid = ({12: 768, 24: 1024}[release.num_layers], (release.crop_size // 16) ** 2)
@@ -286,10 +282,10 @@ def segvit_config(
             }
         )
         prefix = r"decode_head\.atm\." if is_shrunk else r"decode_head\."
-        num_stages = _count(state_dict, r"decode_head\.input_proj_(\d+)\.")
+        num_stages = count_parts(state_dict, r"decode_head\.input_proj_(\d+)\.")
         classes = state_dict["decode_head.atm.q.weight" if is_shrunk else "decode_head.q.weight"]
         hidden = "decode_head.decoder_1.layers.0.linear1.weight"
-        num_decoder_layers = _count(state_dict, prefix + r"decoder_1\.layers\.(\d+)\.")
+        num_decoder_layers = count_parts(state_dict, prefix + r"decoder_1\.layers\.(\d+)\.")
         loss = head.get("loss_decode") or {}
         side = head["img_size"]
         check_facts(

@@ -3,16 +3,13 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..labels import load_labels
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
 from ..unept.configuration_unept import UNEPTConfig
@@ -20,9 +17,16 @@ from ..unept.image_processing_pil_unept import UNEPTImageProcessorPil
 from ..unept.modeling_unept import UNEPTForSemanticSegmentation
 from .backbone import TIMM_VIT
 from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
-from .key_mapping import add_prefix, load_strictly, rename
-from .mmcv import read_mmseg_config
-from .outputs import Conversion
+from .key_mapping import add_prefix, count_parts, load_strictly, rename
+from .mmcv import (
+    check_facts,
+    find_pipelines,
+    image_processor_fields,
+    label_fields,
+    read_config_or_release,
+    window_fields,
+)
+from .outputs import Conversion, full_size_logits
 from .reference_unept import unept_forward
 
 
@@ -82,35 +86,14 @@ UNEPT = {
 }
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """
-    What a data set means for the image processor.
-
-    Args:
-        labels (`str`): Name of its class names.
-        size (`dict[str, int]`): What images are resized to.
-        reduce_labels (`bool`): Whether 0 means "unlabelled" in its label maps.
-    """
-
-    labels: str
-    size: dict[str, int]
-    reduce_labels: bool
-
-
-# By number of classes: the original has configurations for these two.
-DATASETS = {
-    150: Dataset("ade20k", {"shortest_edge": 512, "longest_edge": 2048}, reduce_labels=True),
-    60: Dataset("pascal_context_60", {"shortest_edge": 520, "longest_edge": 520}, reduce_labels=False),
+# What images of the original's two data sets are resized to, and whether label 0 means "unlabelled"; by number of classes.
+_PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
+    150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
+    60: {"size": {"shortest_edge": 520, "longest_edge": 520}, "do_reduce_labels": False},
 }
 _DEIT_CONFIG = {"type": "DeiT", "img_size": 480, "patch_size": 16, "num_heads": 12}
 _RESNET_CONFIG = {"type": "ResNetV1c", "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
 _TEST_CONFIG = {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)}
-
-
-def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:
-    """How many different numbers stand at the pattern's group."""
-    return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
@@ -143,7 +126,6 @@ def _from_flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _read_config(
     config: Path | None, meta: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, Any], list[str]]:
-    known = recognize(state_dict)
     if config is not None and config.suffix == ".json" and config.is_file():
         try:
             fields = json.loads(config.read_text(encoding="utf-8"))
@@ -151,26 +133,15 @@ def _read_config(
             fields = None  # refused below
         if isinstance(fields, dict) and isinstance(fields.get("backbone"), str):
             return _from_flat(fields), []
-    try:
-        values = read_mmseg_config(config, meta)
-    except ConversionError:
-        if config is not None or known is None:
-            raise
-        values = None
-    if values is not None:
-        return values, []
-    if known is None:
-        raise ConversionError(
-            "The checkpoint holds no configuration, and is none of the original's three by its keys and shapes. Give its "
-            "configuration (JSON, or self-contained Python) with --config."
-        )
-    return known, [f"recognised as the original's {known['model']['backbone_cfg']['type']} model by keys and shapes"]
+    known = recognize(state_dict)
+    name = None if known is None else f"the original's model on {known['model']['backbone_cfg']['type']}"
+    return read_config_or_release(config, meta, name, lambda: known or {})
 
 
 def _deit_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> PlainViTConfig:
     projection = state_dict["backbone.patch_embed.proj.weight"]
-    num_layers = _count(state_dict, r"backbone\.blocks\.(\d+)\.")
-    step = num_layers // _count(state_dict, r"layers\.(\d+)\.")
+    num_layers = count_parts(state_dict, r"backbone\.blocks\.(\d+)\.")
+    step = num_layers // count_parts(state_dict, r"layers\.(\d+)\.")
     out_indices: dict[str, Any] = {"out_indices": list(range(step, num_layers + 1, step))}
     return PlainViTConfig(
         hidden_size=projection.shape[0],
@@ -187,7 +158,7 @@ def _deit_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tens
 
 
 def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> ResNetV1cConfig:
-    num_stages = _count(state_dict, r"backbone\.layer(\d+)\.")
+    num_stages = count_parts(state_dict, r"backbone\.layer(\d+)\.")
     if encoder.get("style", "pytorch") != "pytorch":
         raise ConversionError(f"`style` {encoder['style']!r} of the ResNet is not supported: only 'pytorch' is.")
     out_indices: dict[str, Any] = {"out_indices": list(range(2, num_stages + 1))}
@@ -195,7 +166,7 @@ def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Te
         num_channels=state_dict["backbone.stem.0.weight"].shape[1],
         embedding_size=state_dict["backbone.stem.6.weight"].shape[0],
         hidden_sizes=[state_dict[f"backbone.layer{s}.0.conv3.weight"].shape[0] for s in range(1, num_stages + 1)],
-        depths=[_count(state_dict, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, num_stages + 1)],
+        depths=[count_parts(state_dict, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, num_stages + 1)],
         strides=list(encoder.get("strides", (1, 2, 2, 2))),
         dilations=list(encoder.get("dilations", (1, 1, 1, 1))),
         contract_dilation=bool(encoder.get("contract_dilation", False)),
@@ -231,32 +202,24 @@ def unept_config(
                 f"The backbone {encoder['type']!r} of {path} is not known: expected DeiT or ResNetV1c."
             )
         num_labels, hidden_size = state_dict["cls.weight"].shape[:2]
-        num_levels = _count(state_dict, r"layers\.(\d+)\.")
+        num_levels = count_parts(state_dict, r"layers\.(\d+)\.")
         num_scores = state_dict["context_branch.encoder.layers.0.self_attn.attention_weights.weight"].shape[0]
         num_queries, heads = state_dict["query_embed.weight"].shape[0], network["heads"]
         # the original's grid is square
         side = math.isqrt(num_queries)
-        facts = (
+        check_facts(
             ("L", network.get("L"), num_levels),
             ("k", network.get("k"), num_scores // (num_levels * heads)),
             ("num_classes", test.get("num_classes", network.get("num_classes")), num_labels),
             ("num_queries", test.get("num_queries", network.get("num_queries")), num_queries),
-            ("the square of the number of rows of queries", side**2, num_queries),
+            ("the square of the rows of queries", side**2, num_queries),
         )
-        if wrong := [f"{name} is {said}, not {true}" for name, said, true in facts if said not in (None, true)]:
-            raise ConversionError(
-                f"The configuration contradicts the weights in {path}: {'; '.join(wrong)}. Give the one that the "
-                "checkpoint was trained with, with --config."
-            )
-        windows: dict[str, Any] = {}
-        if test.get("mode") == "slide":
-            windows = {"window_size": list(test["crop_size"]), "window_stride": list(test["stride"])}
         return UNEPTConfig(
             backbone_config=builders[encoder["type"]](encoder, state_dict),
             num_feature_levels=num_levels,
             hidden_size=hidden_size,
-            encoder_num_hidden_layers=_count(state_dict, r"context_branch\.encoder\.layers\.(\d+)\."),
-            decoder_num_hidden_layers=_count(state_dict, r"context_branch\.decoder\.layers\.(\d+)\."),
+            encoder_num_hidden_layers=count_parts(state_dict, r"context_branch\.encoder\.layers\.(\d+)\."),
+            decoder_num_hidden_layers=count_parts(state_dict, r"context_branch\.decoder\.layers\.(\d+)\."),
             num_attention_heads=heads,
             num_points=num_scores // (num_levels * heads),
             intermediate_size=state_dict["context_branch.encoder.layers.0.linear1.weight"].shape[0],
@@ -266,23 +229,14 @@ def unept_config(
             image_size=8 * side,
             decoder_self_attention="released",
             refine_at_inference=False,
-            **windows,
-            **_labels(num_labels, class_names),
+            **window_fields(test),
+            **label_fields(num_labels, class_names),
         )
     except (KeyError, TypeError, StrictDataclassError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConversionError(
             f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
         ) from error
-
-
-def _labels(num_labels: int, class_names: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    names = list(class_names)
-    if len(names) != num_labels:
-        names = load_labels(DATASETS[num_labels].labels)[0] if num_labels in DATASETS else []
-    if not names:
-        return {"num_labels": num_labels}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def convert_unept(checkpoint: Path, config: Path | None = None) -> Conversion:
@@ -310,20 +264,19 @@ def convert_unept(checkpoint: Path, config: Path | None = None) -> Conversion:
         model = UNEPTForSemanticSegmentation(model_config)
     load_strictly(model, {ours: state_dict[original] for original, ours in renamed.items()}, UNEPT)
 
-    dataset = DATASETS.get(model_config.num_labels)
-    fields: dict[str, Any] = {}
-    if dataset is not None:
-        fields = {"size": dataset.size, "do_reduce_labels": dataset.reduce_labels}
+    num_labels = model_config.num_labels
+    # a configuration without pipelines is one of the original's two data sets
+    processor_fields = image_processor_fields(find_pipelines(values, meta)) or _PROCESSOR_FIELDS.get(num_labels, {})
     rows, columns = model_config.query_grid
     originals = {key: tensor.float() for key, tensor in state_dict.items()}
     return Conversion(
         method="unept",
         model=model.eval(),
-        image_processor=UNEPTImageProcessorPil(num_labels=model_config.num_labels, **fields),
+        image_processor=UNEPTImageProcessorPil(num_labels=num_labels, **processor_fields),
         dropped_keys=dropped,
         image_size=(8 * rows, 8 * columns),
         reference=lambda pixel_values: unept_forward(originals, pixel_values, **_reference_fields(model_config)),
-        model_scores=_full_size_logits,
+        model_scores=full_size_logits,
         notes=[
             *notes,
             "behaves as the released code: its decoder attends over the images of a batch, and logits are not refined "
@@ -350,11 +303,6 @@ def _reference_fields(config: UNEPTConfig) -> dict[str, Any]:
         "eps": backbone.layer_norm_eps,
         "mode": backbone.position_embedding_interpolation,
     }
-
-
-def _full_size_logits(model: UNEPTForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
-    logits = model(pixel_values).logits
-    return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
 
 
 __all__ = ["MMSEG_RESNET_V1C", "UNEPT", "convert_unept", "recognize", "unept_config"]

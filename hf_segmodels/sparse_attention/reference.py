@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 
 def sparse_attention_reference(
@@ -22,7 +23,7 @@ def sparse_attention_reference(
     batch_size, num_queries, num_heads = sampling_locations.shape[:3]
     head_dim = value.shape[-1]
     dtype = torch.promote_types(value.dtype, torch.float32)
-    with torch.autocast(value.device.type, enabled=False):
+    with maybe_autocast(value.device.type, enabled=False):
         # (B, Q, M, L, P, 2) in [0, 1] -> in [-1, 1], L x (B * M, Q, P, 2)
         grids = (2 * sampling_locations.to(dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
         # (B, Q, M, L, P) -> L x (B * M, 1, Q, P)

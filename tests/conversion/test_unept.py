@@ -89,7 +89,7 @@ def without_config(checkpoint: Path) -> None:
 def test_unknown_models_need_their_configuration(tmp_path):
     checkpoint = write_checkpoint(tmp_path)
     without_config(checkpoint)
-    with pytest.raises(ConversionError, match="holds no configuration, and is none of the original's three"):
+    with pytest.raises(ConversionError, match="holds no configuration, and is none of the released ones"):
         convert_unept(checkpoint)
     config = tmp_path / "config.py"
     config.write_text(f"model = {network(TINY_DEIT, k=2, hidden_dim=64, depth=1)!r}\n")
@@ -100,8 +100,8 @@ def test_unknown_models_need_their_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k": 3}, "k is 3, not 2"),
-        ({"L": 4}, "L is 4, not 3"),
+        ({"k": 3}, "`k` 3 against 2"),
+        ({"L": 4}, "`L` 4 against 3"),
         ({"heads": None}, "contradicts|does not describe"),
         ({"backbone_cfg": {**TINY_DEIT, "type": "Swin"}}, "'Swin' .* is not known: expected DeiT or ResNetV1c"),
         ({"backbone_cfg": {**TINY_RESNET}}, "does not describe .*backbone.stem"),
@@ -127,7 +127,7 @@ def test_configurations_of_other_models_are_refused(changes, message, tmp_path):
         ),
         (
             lambda weights: weights.update({"query_embed.weight": torch.zeros(63, 256)}),
-            "the square of the number of rows of queries is 49, not 63",
+            "`the square of the rows of queries` 49 against 63",
         ),
     ],
 )

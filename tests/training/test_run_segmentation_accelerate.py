@@ -51,6 +51,15 @@ def assert_equal_weights(first, second):
         assert torch.equal(values, second[name]), name
 
 
+def test_boundary_targets_are_made_on_the_way(recipe):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_points": 2, "intermediate_size": 32, "image_size": 32}
+    backbone = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    model = {"model_type": "unept", "backbone_config": backbone, "spatial_hidden_sizes": [8, 8], **sizes}
+    scores = train(recipe(model=model, max_steps=20))
+    assert sum(scores["losses"][-5:]) < 0.85 * sum(scores["losses"][:5])
+    assert scores["mean_iou"] > 0.6
+
+
 def test_learns_and_saves_what_auto_classes_load(recipe):
     run = recipe(max_steps=30, ema_decay=0.9, color_jitter=[0.1, 0.1, 0.1, 0.0])
     scores = train(run)
