@@ -302,7 +302,7 @@ class SegmentationModelTester:
         error = (logits - expected).pow(2).mean().sqrt()
         assert error < 0.05 * expected.std()
 
-    @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+    @pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
     def test_attention_implementations_agree(self, implementation):
         model = self.model()
         images = random_images(1, 3, 64, 64)
@@ -312,7 +312,10 @@ class SegmentationModelTester:
             assert model.backbone.config._attn_implementation == implementation
             torch.testing.assert_close(model(images).logits, expected, atol=1e-5, rtol=1e-5)
 
-    @pytest.mark.parametrize(("backend", "size"), [("inductor", (64, 96)), ("eager", (70, 90))])
+    @pytest.mark.parametrize(
+        ("backend", "size"),
+        [pytest.param("inductor", (64, 96), marks=pytest.mark.slow), ("eager", (64, 96)), ("eager", (70, 90))],
+    )
     def test_compiles_without_graph_breaks(self, backend, size):
         model = self.model()
         torch.compiler.reset()
