@@ -244,7 +244,7 @@ def test_convolution_samples_where_nearest_does():
     torch.testing.assert_close(feature_maps(convolution, 1, 3, 48, 80), feature_maps(nearest, 1, 3, 48, 80))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_implementations_agree_behind_a_downsampling_layer(implementation):
     backbone = build(query_downsampling_layer=1, **TAPS)
     expected = feature_maps(backbone, 1, 3, 80, 64)
