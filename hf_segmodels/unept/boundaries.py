@@ -77,15 +77,15 @@ def boundary_targets(
         # the nearest pixel of another class is at most one pixel outside the region's bounding box
         occupied = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         box = tuple(slice(max(indices[0] - 1, 0), indices[-1] + 2) for indices in occupied)
-        class_distance = np.zeros_like(distance)
+        mask = mask[box]
         # a region that fills the image has no edge
-        class_distance[box] = max_distance if mask.all() else distance_transform(mask[box])
-        distance += class_distance
-        # (height, width) -> (2, height, width)
+        class_distance = np.full(mask.shape, max_distance) if num_pixels == labels.size else distance_transform(mask)
+        distance[box] += class_distance
+        # (height, width) -> (2, height, width), of the box
         class_gradient = nn.functional.conv2d(torch.from_numpy(class_distance).float()[None, None], kernel, padding=2)[
             0
         ]
-        gradient += class_gradient * torch.from_numpy(mask)
+        gradient[:, *box] += class_gradient * torch.from_numpy(mask)
     distance_map = torch.from_numpy(np.minimum(distance, max_distance).astype(np.int64))
     degrees = np.degrees(np.arctan2(gradient[0].numpy(), gradient[1].numpy())) + 180
     return distance_map, _angles(degrees / _ANGLE_STEP, _ANGLE_STEP)
