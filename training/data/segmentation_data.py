@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Decoded samples, and the order in which training sees them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -104,29 +104,21 @@ class SegmentationData(Dataset):
 class AugmentedData(Dataset):
     """
     `data` under a random `transform` that depends only on the seed, the epoch and the sample, so that a resumed run
-    sees exactly the pixels that an uninterrupted one sees, whatever the number of worker processes. With
-    `make_superpixels`, which maps an image to its superpixels, a sample has those as well.
+    sees exactly the pixels that an uninterrupted one sees, whatever the number of worker processes.
     """
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        transform: Any,
-        seed: int,
-        make_superpixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
+    def __init__(self, data: SegmentationData, transform: Any, seed: int):
         self.data, self.transform, self.seed = data, transform, seed
-        self.make_superpixels = make_superpixels
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, epoch, index)) % 2**63)
             image, label_map = self.transform(*self.data[index])
-        image, label_map = image.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)
-        if self.make_superpixels is None:
-            return image, label_map
-        return image, label_map, self.make_superpixels(image)
+        return image.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)
 
 
 class TrainingBatches(Sampler):
