@@ -1,11 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Encoders pre-trained on ImageNet (AugReg ViT, DeiT, timm's), as a [`PlainViTBackbone`] and in a segmentation model."""
+"""
+Encoders pre-trained on ImageNet: AugReg ViT, DeiT and timm's as a [`PlainViTBackbone`], and all of them and
+mmsegmentation's ResNet-V1c in a segmentation model.
+"""
 
+import copy
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
+from ..resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
 from ..segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
 from .checkpoints import ConversionError, check_method, read_checkpoint
 from .key_mapping import add_prefix, load_strictly, rename
@@ -100,6 +105,27 @@ AUGREG = {
     **add_prefix(_AUGREG_STEM_BLOCK, "block{s}/unit{b}/", _STEM + "encoder.stages.{s-1}.layers.{b-1}."),
 }
 AUGREG_DROPPED = ("head/{p}", "pre_logits/{p}")
+
+# mmsegmentation's ResNet-V1c.
+MMSEG_RESNET_V1C = {
+    "stem.0.{p}": "stem.layers.0.convolution.{p}",
+    "stem.1.{p}": "stem.layers.0.normalization.{p}",
+    "stem.3.{p}": "stem.layers.1.convolution.{p}",
+    "stem.4.{p}": "stem.layers.1.normalization.{p}",
+    "stem.6.{p}": "stem.layers.2.convolution.{p}",
+    "stem.7.{p}": "stem.layers.2.normalization.{p}",
+    "layer{s}.{b}.conv1.{p}": "stages.{s-1}.layers.{b}.reduction.convolution.{p}",
+    "layer{s}.{b}.bn1.{p}": "stages.{s-1}.layers.{b}.reduction.normalization.{p}",
+    "layer{s}.{b}.conv2.{p}": "stages.{s-1}.layers.{b}.spatial.convolution.{p}",
+    "layer{s}.{b}.bn2.{p}": "stages.{s-1}.layers.{b}.spatial.normalization.{p}",
+    "layer{s}.{b}.conv3.{p}": "stages.{s-1}.layers.{b}.expansion.convolution.{p}",
+    "layer{s}.{b}.bn3.{p}": "stages.{s-1}.layers.{b}.expansion.normalization.{p}",
+    "layer{s}.{b}.downsample.0.{p}": "stages.{s-1}.layers.{b}.shortcut.convolution.{p}",
+    "layer{s}.{b}.downsample.1.{p}": "stages.{s-1}.layers.{b}.shortcut.normalization.{p}",
+}
+MMSEG_RESNET_DROPPED = ("fc.{p}",)
+# Counters that only batch norms without a momentum look at; files of older torch versions have none.
+_BATCH_COUNTER = "num_batches_tracked"
 
 NORMALIZATIONS = {
     "vit": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
@@ -402,6 +428,8 @@ def resize_position_embeddings(
     return torch.cat([prefix, patches.flatten(2).mT], dim=1)
 
 
+_SUFFIXES = (".npz", ".pth", ".pt", ".bin", ".safetensors")
+_CLS_TOKEN, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 # Fields that must agree for weights to mean the same thing in a model.
 _ARCHITECTURE = (
     "hidden_size",
@@ -425,14 +453,15 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
 
     Args:
         model (`PreTrainedModel`):
-            A segmentation model whose `backbone` is a [`PlainViTBackbone`], or such a backbone itself. Changed in place.
+            A segmentation model whose `backbone` is a [`PlainViTBackbone`] or a [`ResNetV1cBackbone`], or such a backbone
+            itself. Changed in place.
         source (`str` or `Path`):
-            A folder or repository with a [`PlainViTBackbone`], or a file that `hf-segmodels convert --method backbone`
-            takes.
+            A folder or repository with such a backbone, or a file: for a plain ViT what `hf-segmodels convert --method
+            backbone` takes, for a ResNet-V1c mmsegmentation's.
 
     Returns:
-        `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm that the model does
-        not have.
+        `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm or a class token that
+        the model does not have.
 
     Raises:
         ConversionError: if the encoders differ, or a weight is missing; says in what.
@@ -451,6 +480,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     ```
     """
     backbone = getattr(model, "backbone", model)
+    if isinstance(backbone, ResNetV1cBackbone):
+        return _load_resnet_weights(backbone, source)
     if not isinstance(backbone, PlainViTBackbone):
         raise ConversionError(
             f"The model's encoder is a {type(backbone).__name__}; weights of a plain ViT fit a PlainViTBackbone only. Load "
@@ -458,6 +489,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
         )
     config = backbone.config
     weights = _read_source(source, config)
+    if not config.use_cls_token and not weights.config.use_distillation_token:
+        weights = _without_cls_token(weights)
     different = [
         f"`{name}` {getattr(weights.config, name)} against the model's {getattr(config, name)}"
         for name in _ARCHITECTURE
@@ -471,9 +504,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     tensors, dropped = dict(weights.tensors), list(weights.dropped_keys)
     if config.final_norm == "none":
         dropped += [name for name in ("layernorm.weight", "layernorm.bias") if tensors.pop(name, None) is not None]
-    name = "embeddings.position_embeddings"
-    tensors[name] = resize_position_embeddings(
-        tensors[name],
+    tensors[_POSITIONS] = resize_position_embeddings(
+        tensors[_POSITIONS],
         config.num_prefix_tokens,
         weights.config.position_grid,
         config.position_grid,
@@ -483,25 +515,60 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     return dropped
 
 
+def _without_cls_token(weights: BackboneWeights) -> BackboneWeights:
+    """The same for a model whose layers see no class token (SegViT): without it and its position."""
+    if not weights.config.use_cls_token:
+        return weights
+    tensors, config = dict(weights.tensors), copy.deepcopy(weights.config)
+    del tensors[_CLS_TOKEN]
+    # (1, 1 + rows * columns, D) -> (1, rows * columns, D)
+    tensors[_POSITIONS] = tensors[_POSITIONS][:, 1:]
+    config.use_cls_token = False
+    dropped = [*weights.dropped_keys, _CLS_TOKEN, f"{_POSITIONS}[:, :1]"]
+    return replace(weights, config=config, tensors=tensors, dropped_keys=dropped)
+
+
+def _load_resnet_weights(backbone: ResNetV1cBackbone, source: str | Path) -> list[str]:
+    """[`load_backbone_weights`] for a ResNet-V1c."""
+    dropped: list[str] = []
+    if Path(source).suffix in _SUFFIXES:
+        originals = read_checkpoint(Path(source))
+        renamed, dropped = rename(list(originals), MMSEG_RESNET_V1C, MMSEG_RESNET_DROPPED)
+        tensors = {ours: originals[key] for key, ours in renamed.items()}
+    else:
+        tensors = _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one").state_dict()
+    counters = {name: count for name, count in backbone.state_dict().items() if name.endswith(_BATCH_COUNTER)}
+    load_strictly(backbone, counters | tensors, MMSEG_RESNET_V1C)
+    return dropped
+
+
 def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
-    if Path(source).suffix in (".npz", ".pth", ".pt", ".bin", ".safetensors"):
+    if Path(source).suffix in _SUFFIXES:
         fields = {} if Path(source).suffix == ".npz" else {"num_attention_heads": config.num_attention_heads}
         return read_backbone_weights(Path(source), fields)
+    pretrained = _read_folder(source, PlainViTBackbone, "`hf-segmodels convert --method backbone`")
+    return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
+
+
+def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> PreTrainedModel:
     try:
-        pretrained_config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{source} is neither a file of weights nor a folder with a model: {error}") from error
-    if not isinstance(pretrained_config, PlainViTConfig):
+    if not isinstance(config, backbone_class.config_class):
         raise ConversionError(
-            f"{source} holds a model of type {pretrained_config.model_type!r}; expected a PlainViTBackbone, such as "
-            "`hf-segmodels convert --method backbone` makes."
+            f"{source} holds a model of type {config.model_type!r}; expected a {backbone_class.__name__}, such as {maker} "
+            "makes."
         )
-    pretrained = PlainViTBackbone.from_pretrained(source)
-    return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
+    pretrained, info = backbone_class.from_pretrained(source, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ConversionError(f"{source} lacks weights: {', '.join(sorted(info['missing_keys']))}. Make it again.")
+    return pretrained
 
 
 __all__ = [
     "AUGREG",
+    "MMSEG_RESNET_V1C",
     "TIMM_VIT",
     "convert_backbone",
     "infer_config",

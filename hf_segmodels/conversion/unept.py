@@ -15,7 +15,7 @@ from ..resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
 from ..unept.configuration_unept import UNEPTConfig
 from ..unept.image_processing_pil_unept import UNEPTImageProcessorPil
 from ..unept.modeling_unept import UNEPTForSemanticSegmentation
-from .backbone import TIMM_VIT
+from .backbone import MMSEG_RESNET_V1C, TIMM_VIT
 from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
 from .key_mapping import add_prefix, count_parts, load_strictly, rename
 from .mmcv import (
@@ -30,23 +30,6 @@ from .outputs import Conversion, full_size_logits
 from .reference_unept import unept_forward
 
 
-# mmsegmentation's ResNet-V1c.
-MMSEG_RESNET_V1C = {
-    "stem.0.{p}": "stem.layers.0.convolution.{p}",
-    "stem.1.{p}": "stem.layers.0.normalization.{p}",
-    "stem.3.{p}": "stem.layers.1.convolution.{p}",
-    "stem.4.{p}": "stem.layers.1.normalization.{p}",
-    "stem.6.{p}": "stem.layers.2.convolution.{p}",
-    "stem.7.{p}": "stem.layers.2.normalization.{p}",
-    "layer{s}.{b}.conv1.{p}": "stages.{s-1}.layers.{b}.reduction.convolution.{p}",
-    "layer{s}.{b}.bn1.{p}": "stages.{s-1}.layers.{b}.reduction.normalization.{p}",
-    "layer{s}.{b}.conv2.{p}": "stages.{s-1}.layers.{b}.spatial.convolution.{p}",
-    "layer{s}.{b}.bn2.{p}": "stages.{s-1}.layers.{b}.spatial.normalization.{p}",
-    "layer{s}.{b}.conv3.{p}": "stages.{s-1}.layers.{b}.expansion.convolution.{p}",
-    "layer{s}.{b}.bn3.{p}": "stages.{s-1}.layers.{b}.expansion.normalization.{p}",
-    "layer{s}.{b}.downsample.0.{p}": "stages.{s-1}.layers.{b}.shortcut.convolution.{p}",
-    "layer{s}.{b}.downsample.1.{p}": "stages.{s-1}.layers.{b}.shortcut.normalization.{p}",
-}
 _SAMPLED_ATTENTION = {
     "sampling_offsets.{p}": "sampling_offsets.{p}",
     "attention_weights.{p}": "attention_weights.{p}",
