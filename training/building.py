@@ -14,8 +14,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 import hf_segmodels  # noqa: F401  (registers the models)
-from hf_segmodels import PlainViTBackbone
+from hf_segmodels import PlainViTBackbone, ResNetV1cBackbone
 from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.labels import DATASETS, load_labels
 from hf_segmodels.schedules import cosine_restart_schedule, poly_schedule, step_schedule
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, SegmentationData
@@ -23,12 +24,22 @@ from training.recipe import Recipe
 
 
 def load_id2label(recipe: Recipe) -> dict[int, str] | None:
-    """Class names from the recipe, or from `id2label.json` beside the data; None where neither has them."""
+    """
+    Class names from the recipe, which may name a data set of `hf_segmodels.labels`, or from `id2label.json` beside the data;
+    None where neither has them.
+
+    Raises:
+        ValueError: if the recipe names neither such a data set nor a file.
+    """
     source = recipe.id2label
+    if source in DATASETS:
+        return dict(enumerate(load_labels(source)[0]))
     if source is None:
         beside = Path(recipe.dataset) / "id2label.json"
         source = str(beside) if beside.is_file() else None
     if isinstance(source, str):
+        if not Path(source).is_file():
+            raise ValueError(f"`id2label` is {source!r}: neither a JSON file nor one of {', '.join(DATASETS)}.")
         source = json.loads(Path(source).read_text())
     return {int(index): name for index, name in source.items()} if source else None
 
@@ -45,6 +56,8 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     id2label = load_id2label(recipe)
     if id2label is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+    if recipe.id2label in DATASETS:
+        fields.setdefault("palette", [list(colour) for colour in load_labels(recipe.id2label)[1]])
     if recipe.pretrained:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
@@ -64,14 +77,14 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
     """
-    Puts pre-trained weights into the encoder of `model`: a plain ViT's as [`load_backbone_weights`] does, those of another
-    transformers backbone from a folder or repository.
+    Puts pre-trained weights into the encoder of `model`: a plain ViT's and a ResNet-V1c's as [`load_backbone_weights`]
+    does, those of another transformers backbone from a folder or repository.
 
     Raises:
         ValueError: if a weight is missing or has another shape.
     """
     backbone = model.backbone
-    if isinstance(backbone, PlainViTBackbone):
+    if isinstance(backbone, (PlainViTBackbone, ResNetV1cBackbone)):
         load_backbone_weights(model, source)
         return
     loaded, info = type(backbone).from_pretrained(
