@@ -107,7 +107,7 @@ def augment(data: SegmentationData, recipe: Recipe) -> AugmentedData:
 def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or Nesterov SGD, with the method's own parameter groups or the recipe's."""
     if recipe.parameter_rules is not None:
-        model.parameter_rules = tuple(recipe.parameter_rules)
+        model.parameter_rules = tuple(map(tuple, recipe.parameter_rules))
     groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)

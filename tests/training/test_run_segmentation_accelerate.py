@@ -53,7 +53,7 @@ def test_boundary_targets_are_made_on_the_way(recipe):
 
 
 def test_learns_and_saves_what_auto_classes_load(recipe):
-    run = recipe(max_steps=30, ema_decay=0.9)
+    run = recipe(max_steps=30, ema_decay=0.9, photometric_distortion=True)
     scores = train(run)
     assert scores["losses"][-1] < 0.5 * scores["losses"][0]
     assert scores["mean_iou"] > 0.9
@@ -179,7 +179,7 @@ def test_label_maps_are_checked_in_their_own_type_and_by_file(tmp_path, monkeypa
 def test_evaluation_refuses_labels_of_another_meaning(recipe):
     model, processor = build_model(recipe())
     processor.do_reduce_labels = True
-    with pytest.raises(ValueError, match="processor=processor"):
+    with pytest.raises(ValueError, match="processor=image_processor"):
         evaluate_model(model, processor, SegmentationData(recipe().dataset, "validation"))
 
 
