@@ -56,6 +56,8 @@ class Recipe:
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
         seed (`int`): Of initialisation, order and augmentation.
         num_workers (`int`): Processes that load data.
+        report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
+            Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
         resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
     """
@@ -94,6 +96,7 @@ class Recipe:
     mixed_precision: str = "no"
     seed: int = 0
     num_workers: int = 0
+    report_to: Sequence[str] = ()
     log_steps: int = 10
     eval_steps: int = 500
     checkpoint_steps: int = 250

@@ -43,6 +43,7 @@ from training.building import (
 )
 from training.data import TrainingBatches, TrainingCollator
 from training.recipe import Recipe, run_script
+from training.records import History, draw_curves, draw_predictions
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
@@ -88,12 +89,17 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
     """
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision, gradient_accumulation_steps=recipe.gradient_accumulation_steps
-    )
-    set_seed(recipe.seed)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        log_with=list(recipe.report_to) or None,
+        project_dir=output_dir,
+    )
+    set_seed(recipe.seed)
+    if recipe.report_to:
+        accelerator.init_trackers("hf_segmodels")
 
     model, processor = build_model(recipe)
     if processor.do_reduce_labels:
@@ -108,7 +114,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         averaged = average_weights(model, recipe.ema_decay).to(accelerator.device)
         accelerator.register_for_checkpointing(averaged)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
+    history = History()
+    accelerator.register_for_checkpointing(scheduler, history)
 
     step = 0
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
@@ -139,15 +146,22 @@ def train(recipe: Recipe) -> dict[str, Any]:
     def evaluated_model() -> PreTrainedModel:
         return averaged.module if averaged is not None else accelerator.unwrap_model(model)
 
+    def log(**figures: float) -> None:
+        history.entries.append({"step": step, **figures})
+        accelerator.log(figures, step=step)
+
     def evaluate_and_save() -> dict[str, Any]:
         evaluated_model().eval()
         scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator)
+        log(**{name: score for name, score in scores.items() if isinstance(score, float)})
         if accelerator.is_main_process:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
             results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
             results |= {"seconds": round(time.monotonic() - started), **describe_run(accelerator.device, recipe.seed)}
             (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            draw_curves(history.entries, output_dir / "curves.png")
+            draw_predictions(evaluated_model(), processor, eval_data, output_dir / "predictions.png")
             tqdm.write(f"step {step}: mIoU {100 * scores['mean_iou']:.2f} on {recipe.eval_split}")
         return scores
 
@@ -181,6 +195,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         progress.update()
         if step % recipe.log_steps == 0:
             losses.append(update_loss.item())
+            log(loss=losses[-1], learning_rate=scheduler.get_last_lr()[0])
             progress.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{scheduler.get_last_lr()[0]:.2e}")
         update_loss = torch.zeros_like(update_loss)
         if step % recipe.checkpoint_steps == 0 and step < recipe.max_steps:

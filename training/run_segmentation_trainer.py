@@ -36,6 +36,7 @@ from training.building import (
 )
 from training.data import SegmentationData, TrainingBatches, TrainingCollator
 from training.recipe import Recipe, run_script
+from training.records import draw_curves, draw_predictions
 
 
 class SegmentationTrainer(Trainer):
@@ -120,7 +121,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        report_to=list(recipe.report_to) or "none",
         seed=recipe.seed,
     )
 
@@ -164,6 +165,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         results = {"step": trainer.state.global_step, "split": recipe.eval_split, **trainer.scores}
         results |= {"recipe": dataclasses.asdict(recipe), "seconds": round(time.monotonic() - started)}
         results |= describe_run(trainer.args.device, recipe.seed)
+        history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history]
+        draw_curves(history, Path(recipe.output_dir, "curves.png"))
+        draw_predictions(trainer.model, processor, eval_data, Path(recipe.output_dir, "predictions.png"))
         Path(recipe.output_dir, "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return {**trainer.scores, "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
 
