@@ -25,6 +25,10 @@ class History:
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
 
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.entries if "loss" in entry]
+
     def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}
 

@@ -158,6 +158,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
             results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
+            results["final_loss"] = next(reversed(history.losses), None)
             results |= {"seconds": round(time.monotonic() - started), **describe_run(accelerator.device, recipe.seed)}
             (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
             draw_curves(history.entries, output_dir / "curves.png")
@@ -166,7 +167,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return scores
 
     scores: dict[str, Any] = {}
-    losses: list[float] = []
     update_loss = torch.zeros((), device=accelerator.device)
     started = time.monotonic()
     model.train()
@@ -194,9 +194,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step += 1
         progress.update()
         if step % recipe.log_steps == 0:
-            losses.append(update_loss.item())
-            log(loss=losses[-1], learning_rate=scheduler.get_last_lr()[0])
-            progress.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{scheduler.get_last_lr()[0]:.2e}")
+            figures = {"loss": update_loss.item(), "learning_rate": scheduler.get_last_lr()[0]}
+            log(**figures)
+            progress.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
         update_loss = torch.zeros_like(update_loss)
         if step % recipe.checkpoint_steps == 0 and step < recipe.max_steps:
             save_checkpoint(accelerator, output_dir, step)
@@ -207,7 +207,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     save_checkpoint(accelerator, output_dir, step)
     scores = evaluate_and_save()
     accelerator.end_training()
-    return {**scores, "losses": losses}
+    return {**scores, "losses": history.losses}
 
 
 if __name__ == "__main__":

@@ -161,15 +161,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if trainer.scored_step != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if trainer.is_world_process_zero():
         results = {"step": trainer.state.global_step, "split": recipe.eval_split, **trainer.scores}
         results |= {"recipe": dataclasses.asdict(recipe), "seconds": round(time.monotonic() - started)}
-        results |= describe_run(trainer.args.device, recipe.seed)
+        results |= {"final_loss": next(reversed(losses), None), **describe_run(trainer.args.device, recipe.seed)}
         history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history]
         draw_curves(history, Path(recipe.output_dir, "curves.png"))
         draw_predictions(trainer.model, processor, eval_data, Path(recipe.output_dir, "predictions.png"))
         Path(recipe.output_dir, "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    return {**trainer.scores, "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
+    return {**trainer.scores, "losses": losses}
 
 
 if __name__ == "__main__":
