@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.data import SegmentationData
+from hf_segmodels.data import SegmentationData
 from training.run_segmentation_accelerate import evaluate
 
 

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.image_processing_utils import BaseImageProcessor
@@ -35,21 +35,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.data import SegmentationData, find_id2label, quick_check
 from hf_segmodels.metrics import ConfusionMatrix
 from training.augmentation import training_augmentation
-from training.data import AugmentedData, SegmentationData, TrainingBatches
+from training.data import AugmentedData, AugmentedStream, TrainingBatches
 from training.recipe import Recipe
 
 
 def load_id2label(recipe: Recipe) -> dict[int, str] | None:
-    """Class names from the recipe, or from `id2label.json` beside the data; None where neither has them."""
-    source = recipe.id2label
-    if source is None:
-        beside = Path(recipe.dataset) / "id2label.json"
-        source = str(beside) if beside.is_file() else None
-    if isinstance(source, str):
-        source = json.loads(Path(source).read_text())
-    return {int(index): name for index, name in source.items()} if source else None
+    """Class names from the recipe, from beside the data, or of its layout; None where nobody says them."""
+    return find_id2label(recipe.dataset, recipe.id2label, recipe.layout)
+
+
+def build_data(recipe: Recipe, processor: BaseImageProcessor, split: str) -> SegmentationData:
+    """A split of the recipe's data set, with labels as `processor` says, after a quick look at them."""
+    data = SegmentationData(
+        recipe.dataset,
+        split,
+        recipe.image_column,
+        recipe.label_column,
+        processor,
+        layout=recipe.layout,
+        label_mapping=recipe.label_mapping,
+        streaming=recipe.streaming,
+    )
+    quick_check(data)
+    return data
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -156,9 +167,8 @@ def evaluate(
         )
     matrix = ConfusionMatrix(model.config.num_labels, processor.ignore_index)
     model.eval()
-    indices = range(accelerator.process_index, len(data), accelerator.num_processes)
-    for index in tqdm(indices, desc="evaluate", disable=not accelerator.is_main_process, leave=False):
-        image, label_map = data[index]
+    samples = data.share(accelerator.process_index, accelerator.num_processes)
+    for image, label_map in tqdm(samples, desc="evaluate", disable=not accelerator.is_main_process, leave=False):
         inputs = processor(image, return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
             (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)], flip=flip)
@@ -212,10 +222,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     model, processor = build_model(recipe)
     if processor.do_reduce_labels:
         accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabelled, classes start at 1")
-    train_data, eval_data = (
-        SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column, processor)
-        for split in (recipe.train_split, recipe.eval_split)
-    )
+    train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))
     weights = class_weights(train_data, model.config.num_labels, recipe.class_weighting)
     loss_function = Loss(
         weights if weights is None else weights.to(accelerator.device), recipe.label_smoothing, processor.ignore_index
@@ -246,18 +253,27 @@ def train(recipe: Recipe) -> dict[str, Any]:
         recipe.max_class_share,
         processor.ignore_index,
     )
-    batches = TrainingBatches(
-        len(train_data),
-        recipe.batch_size,
-        start=step * recipe.gradient_accumulation_steps,
-        stop=recipe.max_steps * recipe.gradient_accumulation_steps,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        seed=recipe.seed,
-    )
+    place: dict[str, Any] = {
+        "start": step * recipe.gradient_accumulation_steps,
+        "stop": recipe.max_steps * recipe.gradient_accumulation_steps,
+        "process_index": accelerator.process_index,
+        "num_processes": accelerator.num_processes,
+        "seed": recipe.seed,
+    }
+    make_superpixels = getattr(processor, "make_superpixels", None)
+    samples: Dataset
+    order: dict[str, Any]
+    if recipe.streaming:
+        samples = AugmentedStream(
+            train_data, transform, batch_size=recipe.batch_size, make_superpixels=make_superpixels, **place
+        )
+        order = {"batch_size": recipe.batch_size}
+    else:
+        samples = AugmentedData(train_data, transform, recipe.seed, make_superpixels)
+        order = {"batch_sampler": TrainingBatches(len(train_data), recipe.batch_size, **place)}
     loader = DataLoader(
-        AugmentedData(train_data, transform, recipe.seed, getattr(processor, "make_superpixels", None)),
-        batch_sampler=batches,
+        samples,
+        **order,
         num_workers=recipe.num_workers,
         # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
         generator=torch.Generator(),
