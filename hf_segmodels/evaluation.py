@@ -48,7 +48,7 @@ def evaluate_model(
             scores of all.
 
     Returns:
-        `dict`: See [`~hf_segmodels.metrics.ConfusionMatrix.compute`].
+        `dict`: See [`~hf_segmodels.metrics.ConfusionMatrix.compute`]; and `images`, how many there were.
 
     Raises:
         ValueError: if the labels of `data` are not those of `image_processor`.
@@ -61,9 +61,10 @@ def evaluate_model(
     rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     autocast: AbstractContextManager = accelerator.autocast() if accelerator else nullcontext()
     matrix = ConfusionMatrix(model.config.num_labels, image_processor.ignore_index)
+    num_images = 0
     with autocast:
-        for index in tqdm(range(rank, len(data), num_processes), desc="evaluate", disable=rank > 0, leave=False):
-            image, label_map = data[index]
+        samples = data.share(rank, num_processes)
+        for image, label_map in tqdm(samples, desc="evaluate", disable=rank > 0, leave=False):
             inputs = image_processor(image, return_tensors="pt").to(model.device)
             (prediction,) = model.predict(
                 **inputs.to(model.dtype),
@@ -74,10 +75,12 @@ def evaluate_model(
                 flip=flip,
             )
             matrix.update(prediction.cpu(), label_map.as_subclass(torch.Tensor))
+            num_images += 1
     if accelerator:
-        counts = matrix.counts.to(accelerator.device)
-        matrix.counts = accelerator.reduce(counts, reduction="sum").cpu()
-    return matrix.compute()
+        counts = torch.cat([matrix.counts.flatten(), torch.tensor([num_images])]).to(accelerator.device)
+        counts = accelerator.reduce(counts, reduction="sum").cpu()
+        matrix.counts, num_images = counts[:-1].view_as(matrix.counts), int(counts[-1])
+    return {**matrix.compute(), "images": num_images}
 
 
 def evaluate(
@@ -135,7 +138,7 @@ def evaluate(
     except (ValueError, OSError) as error:
         raise UserError(f"cannot evaluate on {dataset}: {first_line(error)}") from error
     protocol = {name: getattr(predictor.model.config, name) for name in ("window_size", "window_stride")} | options
-    results = {"model": model, "dataset": dataset, "split": split, "images": len(data), "protocol": protocol, **scores}
+    results = {"model": model, "dataset": dataset, "split": split, "protocol": protocol, **scores}
     results |= {"dtype": dtype, "processes": accelerator.num_processes, **describe_run(predictor.model.device)}
     if accelerator.is_main_process:
         _print_scores(scores, predictor.id2label)

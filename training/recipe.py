@@ -17,7 +17,9 @@ class Recipe:
     The fields of a recipe. Whatever is left out has the value given here.
 
     Args:
-        dataset (`str`): Folder or Hub repository for `datasets.load_dataset`.
+        dataset (`str`): Folder of a native layout; otherwise folder or Hub repository for `datasets.load_dataset`.
+        layout (`str`, *optional*): How the files in `dataset` lie: `ade20k`, `cityscapes`, `pascal_context_59`,
+            `pascal_context_60`, `coco_stuff_10k`, or `folder` for `images/` and `labels/`.
         model (`dict`): Fields of the model's configuration, `model_type` among them.
         output_dir (`str`): Where checkpoints, the model and `results.json` go.
         pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
@@ -28,8 +30,11 @@ class Recipe:
             its `do_reduce_labels` and `ignore_index` say.
         train_split, eval_split (`str`): Names of the splits.
         image_column, label_column (`str`): Names of the columns.
+        label_mapping (`dict` or `str`, *optional*): Class of each value in the label maps, null for values that do not
+            count; or a JSON file of it. It comes before `do_reduce_labels` and replaces what the layout does.
+        streaming (`bool`): Whether samples are read one after another, shuffled within a buffer.
         id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's
-            folder when not given.
+            folder, or those of the layout, when not given.
         base_size (`[shorter, longer]`): Bounds of the edges at scale 1; the aspect ratio is kept.
         crop_size (`[height, width]`): Size of the training crops.
         scale_range (`[lowest, highest]`): Random scale.
@@ -63,6 +68,7 @@ class Recipe:
     """
 
     dataset: str = ""
+    layout: str | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     output_dir: str = "runs/segmentation"
     pretrained: str | None = None
@@ -72,6 +78,8 @@ class Recipe:
     eval_split: str = "validation"
     image_column: str = "image"
     label_column: str = "label"
+    label_mapping: Any = None
+    streaming: bool = False
     id2label: Any = None
     base_size: Sequence[int] = (512, 2048)
     crop_size: Sequence[int] = (512, 512)

@@ -2,6 +2,7 @@
 """What a run leaves to look at: learning curves and pictures of predictions."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ def draw_predictions(
     """
     palette = palette_for(model.config)
     rows = []
-    for index in range(min(count, len(data))):
-        image, label_map = data[index]
+    for image, label_map in islice(data.share(), count):
         inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
         (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
         # (3, height, width) -> (height, width, 3)

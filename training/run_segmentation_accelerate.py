@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
@@ -34,14 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hf_segmodels.evaluation import describe_run, evaluate_model
 from training.building import (
     Loss,
-    augment,
     build_data,
+    build_loader,
     build_model,
     build_optimizer,
     build_scheduler,
     check_finite,
 )
-from training.data import TrainingBatches, TrainingCollator
 from training.recipe import Recipe, run_script
 from training.records import History, draw_curves, draw_predictions
 
@@ -124,23 +122,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step = int(checkpoint.name.rpartition("-")[2])
         accelerator.print(f"Going on after {step} updates from {checkpoint}")
 
-    batches = TrainingBatches(
-        len(train_data),
-        recipe.batch_size,
+    loader = build_loader(
+        train_data,
+        processor,
+        recipe,
         start=step * recipe.gradient_accumulation_steps,
-        stop=recipe.max_steps * recipe.gradient_accumulation_steps,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        seed=recipe.seed,
-    )
-    loader = DataLoader(
-        augment(train_data, recipe),
-        batch_sampler=batches,
-        collate_fn=TrainingCollator(processor, recipe.crop_size),
-        num_workers=recipe.num_workers,
-        # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
-        generator=torch.Generator(),
-        pin_memory=accelerator.device.type == "cuda",
     )
 
     def evaluated_model() -> PreTrainedModel:

@@ -23,7 +23,13 @@ SCRIPTS = ("run_segmentation_accelerate.py", "run_segmentation_trainer.py")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_run_ends_like_one_that_was_not(recipe, repository, tmp_path, script):
     model = recipe().model | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
-    fields = {"model": model, "max_steps": 60, "checkpoint_steps": 5, "eval_steps": 1000, "photometric_distortion": True}
+    fields = {
+        "model": model,
+        "max_steps": 60,
+        "checkpoint_steps": 5,
+        "eval_steps": 1000,
+        "photometric_distortion": True,
+    }
     if script == SCRIPTS[0]:
         fields["ema_decay"] = 0.9
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -51,7 +57,9 @@ def test_killed_run_ends_like_one_that_was_not(recipe, repository, tmp_path, scr
     assert not (folder / "results.json").exists()
     finish(start("killed", "resume=true"))
 
-    whole, resumed = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    whole, resumed = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(values, resumed[name]) for name, values in whole.items())
     first, second = (json.loads(Path(tmp_path, name, "results.json").read_text()) for name in ("whole", "killed"))
