@@ -3,7 +3,9 @@
 The command `hf-segmodels`.
 
     hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
+    hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
+    hf-segmodels check-data ADEChallengeData2016
 
 torch and the models are only imported once a command runs, so that help and mistakes in the arguments show at once.
 """
@@ -25,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
 
     Returns:
-        `int`: 0; 1 where some images could not be segmented; 2 for a mistake in the arguments; 130 when interrupted.
+        `int`: 0; 1 where some images could not be segmented, or data has faults; 2 for a mistake in the arguments; 130 when
+        interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -33,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .conversion import main as convert
 
             return convert(arguments[1:]) or 0
-        return _segment(_parser().parse_args(arguments))
+        parsed = _parser().parse_args(arguments)
+        return parsed.run(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,12 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _segment(arguments: argparse.Namespace) -> int:
     from .segment_images import segment_images
 
-    options = {
-        "window_size": arguments.window,
-        "window_stride": arguments.stride,
-        "scales": tuple(arguments.scales) if arguments.scales else None,
-        "flip": arguments.flip or None,
-    }
     return segment_images(
         arguments.images,
         arguments.model,
@@ -61,8 +59,47 @@ def _segment(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         attention=arguments.attention,
-        **{name: value for name, value in options.items() if value is not None},
+        **_prediction_options(arguments),
     )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluation import evaluate
+
+    evaluate(
+        arguments.model,
+        arguments.dataset,
+        split=arguments.split,
+        layout=arguments.layout,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        label_mapping=arguments.label_mapping,
+        output=arguments.output,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        **_prediction_options(arguments),
+    )
+    return 0
+
+
+def _prediction_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of `predict` that were given."""
+    options = {
+        "window_size": arguments.window,
+        "window_stride": arguments.stride,
+        "scales": tuple(arguments.scales) if arguments.scales else None,
+        "flip": arguments.flip or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from .data.command import check_data_command
+
+    options = vars(arguments)
+    for name in ("command", "run"):
+        del options[name]
+    return check_data_command(**options)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,42 +123,123 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0 if all went well, 1 if some images could not be segmented (the others were), 2 for a mistake "
         "in the arguments.",
     )
+    segment.set_defaults(run=_segment)
     segment.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images")
     segment.add_argument("--model", required=True, help="folder of a model, or name of a repository on the Hub")
     segment.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     segment.add_argument("--recursive", action="store_true", help="also search the folders inside folders")
     segment.add_argument("--skip-existing", action="store_true", help="leave out images that DIR has results of")
+    _add_prediction_options(segment)
     segment.add_argument(
+        "--alpha", type=_alpha, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
+    )
+    segment.add_argument(
+        "--attention", choices=["eager", "sdpa"], help="implementation of attention (default: transformers' choice)"
+    )
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a data set: mean IoU, accuracies, each class",
+        description="Scores a model on a data set as the papers do: sliding window, scales and flip, labels at their own "
+        "size, counts of the whole set. On several GPUs: accelerate launch -m hf_segmodels.cli evaluate ...",
+        epilog="Exit code: 0 if all went well, 2 for a mistake in the arguments or data that cannot be used.",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--model", required=True, help="folder of a model, or name of a repository on the Hub")
+    evaluate.add_argument("--dataset", required=True, help="folder, or name of a data set on the Hub")
+    evaluate.add_argument(
+        "--layout", help="how the folder is laid out, such as ade20k (default: as `datasets` reads it)"
+    )
+    evaluate.add_argument("--split", default="validation", help="(default: validation)")
+    evaluate.add_argument("--image-column", default="image", help="(default: image)")
+    evaluate.add_argument("--label-column", default="label", help="(default: label)")
+    evaluate.add_argument("--label-mapping", metavar="JSON", help="file that maps values of label maps to classes")
+    evaluate.add_argument("--output", type=Path, metavar="JSON", help="file for the scores")
+    _add_prediction_options(evaluate)
+    _add_check_data(commands)
+    # only for the list of commands: `main` hands its arguments on unread
+    commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
+    return parser
+
+
+def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--window",
         type=_window,
         metavar="N|HxW",
         help="sliding window, in pixels of the image as the model's processor resizes it; 0: the whole image at once "
         "(default: the model's own)",
     )
-    segment.add_argument(
-        "--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)"
-    )
-    segment.add_argument(
+    parser.add_argument("--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)")
+    parser.add_argument(
         "--scales",
         nargs="+",
         type=_scale,
         metavar="S",
         help="average over the image at these sizes, 0.1 to 10 times its own (default: 1.0)",
     )
-    segment.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
-    segment.add_argument(
-        "--alpha", type=_alpha, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
-    )
-    segment.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
-    segment.add_argument(
+    parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
+    parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
     )
-    segment.add_argument(
-        "--attention", choices=["eager", "sdpa"], help="implementation of attention (default: transformers' choice)"
+
+
+def _add_check_data(commands: Any) -> None:
+    check = commands.add_parser(
+        "check-data",
+        help="find what is wrong with the labels of a data set",
+        description="Reads every label map of a data set and reports sizes, modes, the pixels of each class, and faults: "
+        "values that are no classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colours, damaged "
+        "files, images and label maps that do not match, and others. Each fault has a name and says what to do.",
+        epilog="Exit code: 0 if all is well, 1 if there are faults, 2 if the data cannot be checked.",
     )
-    # only for the list of commands: `main` hands its arguments on unread
-    commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
-    return parser
+    check.set_defaults(run=_check_data)
+    check.add_argument(
+        "source",
+        metavar="RECIPE|FOLDER",
+        help="a training recipe (.yaml), a folder, or a data set's repository on the Hub",
+    )
+    check.add_argument(
+        "--split", dest="splits", nargs="+", metavar="NAME", help="splits to check (default: the recipe's, or all)"
+    )
+    check.add_argument(
+        "--layout",
+        help="how the files lie: ade20k, cityscapes, pascal_context_59, pascal_context_60, coco_stuff_10k or folder (default: "
+        "the recipe's, or what the folder looks like)",
+    )
+    check.add_argument(
+        "--num-labels", type=_count, metavar="N", help="number of classes (default: by recipe or layout)"
+    )
+    check.add_argument(
+        "--label-mapping", metavar="FILE", help="JSON: class of each value in the label maps, null for void"
+    )
+    check.add_argument(
+        "--reduce-labels",
+        dest="do_reduce_labels",
+        action=argparse.BooleanOptionalAction,
+        help="0 is unlabelled and classes start at 1 (default: by recipe or layout)",
+    )
+    check.add_argument("--ignore-index", type=int, metavar="N", help="label of pixels that do not count (default: 255)")
+    check.add_argument("--image-column", metavar="NAME", help="column of images, without a layout (default: image)")
+    check.add_argument("--label-column", metavar="NAME", help="column of label maps, without a layout (default: label)")
+    check.add_argument(
+        "--limit", dest="max_samples", type=_count, metavar="N", help="only N label maps, spread over the split"
+    )
+    check.add_argument(
+        "--num-workers", type=_count, metavar="N", help="processes that read (default: one for each processor)"
+    )
+    check.add_argument("--json", dest="json_path", type=Path, metavar="FILE", help="write the whole report there")
+    check.add_argument(
+        "--allow", dest="allowed", nargs="+", default=(), metavar="FAULT", help="faults that do not count, by name"
+    )
+    check.add_argument("--strict", action="store_true", help="warnings count as faults")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _pixels(text: str) -> tuple[int, int]:

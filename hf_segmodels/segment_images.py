@@ -18,15 +18,13 @@ import transformers
 from PIL import Image
 from tqdm import tqdm
 
+from .data.layouts import IMAGE_SUFFIXES
 from .errors import UserError, first_line
 from .image_processing import read_image
 from .inference import choose_windows
 from .visualization import ClassShare, add_legend, class_shares, overlay, palette_for
 
 
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 SUMMARY = "summary.json"
 _MAX_ROWS = 20
 _SECONDS_BETWEEN_SUMMARIES = 30.0

@@ -1,13 +1,14 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """What a recipe describes, built: model, data, loss, optimizer and schedule. Both training scripts stand on it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
@@ -16,32 +17,17 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels import PlainViTBackbone, ResNetV1cBackbone
 from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.data import SegmentationData, find_id2label, quick_check
 from hf_segmodels.labels import DATASETS, load_labels
 from hf_segmodels.schedules import cosine_restart_schedule, poly_schedule, step_schedule
 from training.augmentation import training_augmentation
-from training.data import AugmentedData, SegmentationData
+from training.data import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
 from training.recipe import Recipe
 
 
 def load_id2label(recipe: Recipe) -> dict[int, str] | None:
-    """
-    Class names from the recipe, which may name a data set of `hf_segmodels.labels`, or from `id2label.json` beside the data;
-    None where neither has them.
-
-    Raises:
-        ValueError: if the recipe names neither such a data set nor a file.
-    """
-    source = recipe.id2label
-    if source in DATASETS:
-        return dict(enumerate(load_labels(source)[0]))
-    if source is None:
-        beside = Path(recipe.dataset) / "id2label.json"
-        source = str(beside) if beside.is_file() else None
-    if isinstance(source, str):
-        if not Path(source).is_file():
-            raise ValueError(f"`id2label` is {source!r}: neither a JSON file nor one of {', '.join(DATASETS)}.")
-        source = json.loads(Path(source).read_text())
-    return {int(index): name for index, name in source.items()} if source else None
+    """Class names from the recipe, from beside the data, or of its layout; None where nobody says them."""
+    return find_id2label(recipe.dataset, recipe.id2label, recipe.layout)
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -56,8 +42,9 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     id2label = load_id2label(recipe)
     if id2label is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
-    if recipe.id2label in DATASETS:
-        fields.setdefault("palette", [list(colour) for colour in load_labels(recipe.id2label)[1]])
+        benchmark = next((name for name in DATASETS if load_labels(name)[0] == list(id2label.values())), None)
+        if benchmark is not None:
+            fields.setdefault("palette", [list(colour) for colour in load_labels(benchmark)[1]])
     if recipe.pretrained:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
@@ -100,12 +87,34 @@ def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
 
 
 def build_data(recipe: Recipe, processor: BaseImageProcessor, split: str) -> SegmentationData:
-    """A split of the recipe's data set, with labels as `processor` says."""
-    return SegmentationData(recipe.dataset, split, recipe.image_column, recipe.label_column, processor)
+    """A split of the recipe's data set, with labels as `processor` says, after a quick look at them."""
+    data = SegmentationData(
+        recipe.dataset,
+        split,
+        recipe.image_column,
+        recipe.label_column,
+        processor,
+        layout=recipe.layout,
+        label_mapping=recipe.label_mapping,
+        streaming=recipe.streaming,
+    )
+    quick_check(data)
+    return data
 
 
-def augment(data: SegmentationData, recipe: Recipe) -> AugmentedData:
-    """`data` under the recipe's augmentation."""
+def build_loader(
+    data: SegmentationData,
+    processor: BaseImageProcessor,
+    recipe: Recipe,
+    start: int = 0,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> DataLoader:
+    """
+    A process's batches of `data` under the recipe's augmentation, from batch `start` on to the last of the run.
+
+    Each depends only on the recipe and its number, not on what happened before.
+    """
     transform = training_augmentation(
         recipe.base_size,
         recipe.crop_size,
@@ -114,13 +123,36 @@ def augment(data: SegmentationData, recipe: Recipe) -> AugmentedData:
         recipe.max_class_share,
         data.ignore_index,
     )
-    return AugmentedData(data, transform, recipe.seed)
+    place: dict[str, Any] = {
+        "start": start,
+        "stop": recipe.max_steps * recipe.gradient_accumulation_steps,
+        "process_index": process_index,
+        "num_processes": num_processes,
+        "seed": recipe.seed,
+    }
+    samples: Dataset
+    order: dict[str, Any]
+    if recipe.streaming:
+        samples = AugmentedStream(data, transform, batch_size=recipe.batch_size, **place)
+        order = {"batch_size": recipe.batch_size}
+    else:
+        samples = AugmentedData(data, transform, recipe.seed)
+        order = {"batch_sampler": TrainingBatches(len(data), recipe.batch_size, **place)}
+    return DataLoader(
+        samples,
+        **order,
+        collate_fn=TrainingCollator(processor, recipe.crop_size),
+        num_workers=recipe.num_workers,
+        # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or Nesterov SGD, with the method's own parameter groups or the recipe's."""
     if recipe.parameter_rules is not None:
-        model.parameter_rules = tuple(recipe.parameter_rules)
+        model.parameter_rules = tuple(map(tuple, recipe.parameter_rules))
     groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)

@@ -23,8 +23,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model
-from training.data import SegmentationData
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
     data = SegmentationData(dataset, split, processor=processor)
     started = time.perf_counter()
     scores = evaluate_model(model, processor, data)
-    return {"split": split, "images": len(data), "seconds": time.perf_counter() - started, **scores}
+    return {"split": split, "seconds": time.perf_counter() - started, **scores}
 
 
 def write_model(run: Path) -> None:

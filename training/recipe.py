@@ -35,8 +35,8 @@ class Recipe:
             count; or a JSON file of it. It comes before `do_reduce_labels` and replaces what the layout does.
         streaming (`bool`): Whether samples are read one after another, shuffled within a buffer.
         id2label (`dict` or `str`, *optional*): Class names, a JSON file of them, or one of `hf_segmodels.labels.DATASETS`
-            such as `ade20k`, which gives the model its `palette` as well. `id2label.json` in the data set's folder when not
-            given.
+            such as `ade20k`; `id2label.json` in the data set's folder, or those of the layout, when not given. The names of a
+            benchmark give the model its `palette` as well.
         base_size (`[shorter, longer]`): Bounds of the edges at scale 1; the aspect ratio is kept.
         crop_size (`[height, width]`): Size of the training crops.
         scale_range (`[lowest, highest]`): Random scale.
@@ -63,6 +63,8 @@ class Recipe:
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
         seed (`int`): Of initialisation, order and augmentation.
         num_workers (`int`): Processes that load data.
+        report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
+            Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
         resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
     """
@@ -104,6 +106,7 @@ class Recipe:
     mixed_precision: str = "no"
     seed: int = 0
     num_workers: int = 0
+    report_to: Sequence[str] = ()
     log_steps: int = 10
     eval_steps: int = 500
     checkpoint_steps: int = 250

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
@@ -34,15 +33,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hf_segmodels.evaluation import describe_run, evaluate_model
 from training.building import (
     Loss,
-    augment,
     build_data,
+    build_loader,
     build_model,
     build_optimizer,
     build_scheduler,
     check_finite,
 )
-from training.data import TrainingBatches, TrainingCollator
 from training.recipe import Recipe, run_script
+from training.records import History, draw_curves, draw_predictions
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
@@ -88,12 +87,17 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
     """
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision, gradient_accumulation_steps=recipe.gradient_accumulation_steps
-    )
-    set_seed(recipe.seed)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        log_with=list(recipe.report_to) or None,
+        project_dir=output_dir,
+    )
+    set_seed(recipe.seed)
+    if recipe.report_to:
+        accelerator.init_trackers("hf_segmodels")
 
     model, processor = build_model(recipe)
     if processor.do_reduce_labels:
@@ -108,7 +112,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         averaged = average_weights(model, recipe.ema_decay).to(accelerator.device)
         accelerator.register_for_checkpointing(averaged)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
+    history = History()
+    accelerator.register_for_checkpointing(scheduler, history)
 
     step = 0
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
@@ -117,42 +122,39 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step = int(checkpoint.name.rpartition("-")[2])
         accelerator.print(f"Going on after {step} updates from {checkpoint}")
 
-    batches = TrainingBatches(
-        len(train_data),
-        recipe.batch_size,
+    loader = build_loader(
+        train_data,
+        processor,
+        recipe,
         start=step * recipe.gradient_accumulation_steps,
-        stop=recipe.max_steps * recipe.gradient_accumulation_steps,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        seed=recipe.seed,
-    )
-    loader = DataLoader(
-        augment(train_data, recipe),
-        batch_sampler=batches,
-        collate_fn=TrainingCollator(processor, recipe.crop_size),
-        num_workers=recipe.num_workers,
-        # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
-        generator=torch.Generator(),
-        pin_memory=accelerator.device.type == "cuda",
     )
 
     def evaluated_model() -> PreTrainedModel:
         return averaged.module if averaged is not None else accelerator.unwrap_model(model)
 
+    def log(**figures: float) -> None:
+        history.entries.append({"step": step, **figures})
+        accelerator.log(figures, step=step)
+
     def evaluate_and_save() -> dict[str, Any]:
         evaluated_model().eval()
         scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator)
+        log(**{name: score for name, score in scores.items() if isinstance(score, float)})
         if accelerator.is_main_process:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
             results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
+            results["final_loss"] = next(reversed(history.losses), None)
             results |= {"seconds": round(time.monotonic() - started), **describe_run(accelerator.device, recipe.seed)}
             (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            draw_curves(history.entries, output_dir / "curves.png")
+            draw_predictions(evaluated_model(), processor, eval_data, output_dir / "predictions.png")
             tqdm.write(f"step {step}: mIoU {100 * scores['mean_iou']:.2f} on {recipe.eval_split}")
         return scores
 
     scores: dict[str, Any] = {}
-    losses: list[float] = []
     update_loss = torch.zeros((), device=accelerator.device)
     started = time.monotonic()
     model.train()
@@ -180,8 +182,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step += 1
         progress.update()
         if step % recipe.log_steps == 0:
-            losses.append(update_loss.item())
-            progress.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{scheduler.get_last_lr()[0]:.2e}")
+            figures = {"loss": update_loss.item(), "learning_rate": scheduler.get_last_lr()[0]}
+            log(**figures)
+            progress.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
         update_loss = torch.zeros_like(update_loss)
         if step % recipe.checkpoint_steps == 0 and step < recipe.max_steps:
             save_checkpoint(accelerator, output_dir, step)
@@ -192,7 +195,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     save_checkpoint(accelerator, output_dir, step)
     scores = evaluate_and_save()
     accelerator.end_training()
-    return {**scores, "losses": losses}
+    return {**scores, "losses": history.losses}
 
 
 if __name__ == "__main__":

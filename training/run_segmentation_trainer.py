@@ -24,49 +24,34 @@ from transformers.trainer_utils import get_last_checkpoint
 # training/ is a folder of scripts: its own modules are found from wherever it is started
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model
 from training.building import (
     Loss,
-    augment,
     build_data,
+    build_loader,
     build_model,
     build_optimizer,
     build_scheduler,
     check_finite,
 )
-from training.data import SegmentationData, TrainingBatches, TrainingCollator
 from training.recipe import Recipe, run_script
+from training.records import draw_curves, draw_predictions
 
 
 class SegmentationTrainer(Trainer):
     """A Trainer with a recipe's loss, optimizer, schedule and order of samples, and the papers' evaluation."""
 
-    def __init__(self, recipe: Recipe, train_data: SegmentationData, eval_data: SegmentationData, **kwargs: Any):
-        super().__init__(train_dataset=augment(train_data, recipe), eval_dataset=eval_data, **kwargs)
+    def __init__(self, recipe: Recipe, train_dataset: SegmentationData, **kwargs: Any):
+        super().__init__(train_dataset=train_dataset, **kwargs)
         self.recipe = recipe
-        self.loss_function = Loss(recipe, train_data, self.model.config.num_labels)
+        self.loss_function = Loss(recipe, train_dataset, self.model.config.num_labels)
         self.scores: dict[str, Any] = {}
         self.scored_step = -1
 
     def get_train_dataloader(self) -> DataLoader:
-        batches = TrainingBatches(
-            len(self.train_dataset),
-            self.recipe.batch_size,
-            start=0,
-            # of all processes: Accelerate deals them out
-            stop=self.recipe.max_steps * self.recipe.gradient_accumulation_steps * self.args.world_size,
-            seed=self.recipe.seed,
-        )
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
-            generator=torch.Generator(),
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        place = {"process_index": self.args.process_index, "num_processes": self.args.world_size}
+        return build_loader(self.train_dataset, self.processing_class, self.recipe, **place)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -116,11 +101,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         eval_steps=recipe.eval_steps,
         save_steps=recipe.checkpoint_steps,
         save_total_limit=1,
-        dataloader_num_workers=recipe.num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        report_to=list(recipe.report_to) or "none",
         seed=recipe.seed,
     )
 
@@ -148,10 +131,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     trainer = SegmentationTrainer(
         recipe,
         train_data,
-        eval_data,
+        eval_dataset=eval_data,
         model=model,
         args=training_arguments(recipe),
-        data_collator=TrainingCollator(processor, recipe.crop_size),
         processing_class=processor,
     )
     checkpoint = get_last_checkpoint(recipe.output_dir) if recipe.resume and Path(recipe.output_dir).is_dir() else None
@@ -160,12 +142,18 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if trainer.scored_step != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if trainer.is_world_process_zero():
         results = {"step": trainer.state.global_step, "split": recipe.eval_split, **trainer.scores}
         results |= {"recipe": dataclasses.asdict(recipe), "seconds": round(time.monotonic() - started)}
-        results |= describe_run(trainer.args.device, recipe.seed)
+        results |= {"final_loss": next(reversed(losses), None), **describe_run(trainer.args.device, recipe.seed)}
+        history = [
+            {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
+        ]
+        draw_curves(history, Path(recipe.output_dir, "curves.png"))
+        draw_predictions(trainer.model, processor, eval_data, Path(recipe.output_dir, "predictions.png"))
         Path(recipe.output_dir, "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    return {**trainer.scores, "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
+    return {**trainer.scores, "losses": losses}
 
 
 if __name__ == "__main__":

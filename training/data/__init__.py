@@ -1,8 +1,8 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Data sets for training: an image and a label map per row, read with the `datasets` library."""
+"""What training makes of a data set: augmented samples, in its order, in batches."""
 
 from .collator import TrainingCollator
-from .segmentation_data import AugmentedData, SegmentationData, TrainingBatches
+from .segmentation_data import AugmentedData, AugmentedStream, TrainingBatches
 
 
-__all__ = ["AugmentedData", "SegmentationData", "TrainingBatches", "TrainingCollator"]
+__all__ = ["AugmentedData", "AugmentedStream", "TrainingBatches", "TrainingCollator"]
