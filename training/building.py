@@ -46,9 +46,13 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
         if benchmark is not None:
             fields.setdefault("palette", [list(colour) for colour in load_labels(benchmark)[1]])
     if recipe.pretrained:
+        # no field that every configuration has: `from_pretrained` would hand it to the model
+        palette = fields.pop("palette", None)
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
+        if palette is not None:
+            model.config.palette = palette
         processor_fields = recipe.image_processor | {"num_labels": model.config.num_labels}
         return model, AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
     if "model_type" not in fields:

@@ -550,7 +550,8 @@ def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
     return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
 
 
-def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> PreTrainedModel:
+def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> Any:
+    """A `backbone_class` from a folder or repository, which `maker` makes and which has all its weights."""
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -560,7 +561,9 @@ def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], make
             f"{source} holds a model of type {config.model_type!r}; expected a {backbone_class.__name__}, such as {maker} "
             "makes."
         )
-    pretrained, info = backbone_class.from_pretrained(source, output_loading_info=True)
+    loaded: Any = backbone_class.from_pretrained(source, output_loading_info=True)
+    pretrained, info = loaded
+    # without them they would stay random
     if info["missing_keys"]:
         raise ConversionError(f"{source} lacks weights: {', '.join(sorted(info['missing_keys']))}. Make it again.")
     return pretrained

@@ -483,8 +483,9 @@ def test_frozen_encoders_are_read_from_what_lies_on_the_hub(name: str, tmp_path)
             assert torch.equal(ours[name.removeprefix("model.")], values), name
 
 
-def test_names_and_colours_of_a_benchmark():
-    fields = {"model_type": "segmenter", "backbone_config": {"hidden_size": 32, "num_attention_heads": 2}}
+def test_names_and_colours_of_a_benchmark(tmp_path):
+    encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
+    fields = {"model_type": "segmenter", "decoder_type": "linear", "backbone_config": encoder}
     recipe = Recipe(dataset="x", id2label="cityscapes", model=fields)
     names, palette = load_labels("cityscapes")
     with torch.device("meta"):
@@ -493,6 +494,12 @@ def test_names_and_colours_of_a_benchmark():
     assert list(config.id2label.values()) == list(own.id2label.values()) == names
     assert config.palette == [list(colour) for colour in palette]
     assert own.palette == [[1, 2, 3]] * 19
+    # from the layout alone, and in a model that has been trained on something else
+    model, processor = build_model(Recipe(dataset="x", layout="cityscapes", model=fields))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    config = build_model(Recipe(dataset="x", layout="ade20k", pretrained=str(tmp_path)))[0].config
+    assert (config.num_labels, list(map(tuple, config.palette))) == (150, load_labels("ade20k")[1])
     with pytest.raises(ValueError, match="`id2label` is 'citiscapes': neither a JSON file nor one of ade20k, city"):
         load_id2label(Recipe(dataset="x", id2label="citiscapes", model=fields))
 
