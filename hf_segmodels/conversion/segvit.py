@@ -190,7 +190,7 @@ def drop_unused(
         The weights that are left, the names of those left out, and notes for the user.
     """
     weights, dropped, notes = dict(state_dict), [], []
-    if not with_cls_token and _CLS_TOKEN in weights:
+    if not with_cls_token and _CLS_TOKEN in weights and _POSITIONS in weights:
         del weights[_CLS_TOKEN]
         # (1, 1 + num_patches, D) -> (1, num_patches, D)
         weights[_POSITIONS] = weights[_POSITIONS][:, 1:]

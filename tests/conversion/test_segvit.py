@@ -168,6 +168,7 @@ def test_unknown_model_without_a_configuration(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda weights: weights.pop("backbone.pos_embed"), r"position_embeddings' is missing"),
         (lambda weights: weights.pop("backbone.layers.1.ln1.bias"), r"missing: backbone\.layers\.1\.ln1\.bias"),
         (
             lambda weights: weights.pop("decode_head.decoder_2.layers.1.self_attn.in_proj_bias"),
