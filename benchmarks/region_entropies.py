@@ -16,6 +16,7 @@ Needs `pip install matplotlib '.[train,superpixels]'`.
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -41,7 +42,7 @@ from matplotlib import pyplot
 
 # entropies below are rounding of regions that are pure
 _PURE = 1e-4
-# about how many pixels high a token's cell is drawn at least
+# how many pixels high a token's cell is drawn at least
 _CELL_IN_PICTURE = 24
 
 
@@ -110,7 +111,7 @@ def draw_picture(model: torch.nn.Module, processor, photo: Path, path: Path) -> 
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
     covered = covered_size(model, size)
     # large enough to see the shares of pixels inside a cell
-    scale = max(1, round(_CELL_IN_PICTURE * height / image.height))
+    scale = math.ceil(_CELL_IN_PICTURE * height / image.height)
     image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
     draw_regions(image, affinity, tokens, coverage=(covered[0] / size[0], covered[1] / size[1])).save(path)
 

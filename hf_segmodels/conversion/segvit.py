@@ -114,7 +114,12 @@ RELEASES = {
 }
 # Of the original's classes, number -> whether 0 means "unlabelled" in label maps.
 _REDUCED = {150: True, 171: True, 59: True, 60: False}
-_DATASET_TYPES = {150: "ADE20KDataset", 171: "COCOStuffDataset", 59: "PascalContextDataset59", 60: "PascalContextDataset"}
+_DATASET_TYPES = {
+    150: "ADE20KDataset",
+    171: "COCOStuffDataset",
+    59: "PascalContextDataset59",
+    60: "PascalContextDataset",
+}
 
 
 def _is_shrunk(state_dict: Mapping[str, torch.Tensor]) -> bool:
