@@ -232,7 +232,7 @@ def unept_config(
             **window_fields(test),
             **label_fields(num_labels, class_names),
         )
-    except (KeyError, TypeError, StrictDataclassError) as error:
+    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError, ZeroDivisionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConversionError(
             f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
