@@ -67,6 +67,10 @@ class UNEPTTester(SegmentationModelTester):
     def exported_logits(self, model, images):
         return model(images).logits if model.config.refine_at_inference else super().exported_logits(model, images)
 
+    @pytest.mark.slow
+    def test_runs_in_onnx_runtime(self, exported):
+        super().test_runs_in_onnx_runtime(exported)
+
     def trainer(self, model, output_dir, **arguments) -> Trainer:
         # batch norm and class weights see the batch: equal samples make a batch of 2 equal one of 8
         sample = {"pixel_values": random_images(3, 32, 32), "labels": random_labels(self.num_labels, 32, 32)}
@@ -76,6 +80,9 @@ class UNEPTTester(SegmentationModelTester):
 
 
 class TestUNEPT(UNEPTTester):
+    # one of the four belongs to the everyday tests
+    test_runs_in_onnx_runtime = SegmentationModelTester.test_runs_in_onnx_runtime
+
     def test_outputs_have_the_shapes_they_are_known_for(self):
         model = self.model()
         with torch.no_grad():
@@ -125,7 +132,9 @@ class TestUNEPT(UNEPTTester):
     @pytest.mark.slow
     def test_training_compiles_with_targets_from_the_processor(self):
         model, images, labels = self.model(), random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
-        targets = dict(zip(("distance_maps", "angle_maps"), (t[None] for t in boundary_targets(labels[0])), strict=True))
+        targets = dict(
+            zip(("distance_maps", "angle_maps"), (t[None] for t in boundary_targets(labels[0])), strict=True)
+        )
         torch.compiler.reset()
         compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
         expected = model(images, labels=labels, **targets).loss
@@ -276,7 +285,6 @@ class TestUNEPTWithoutRefinement(UNEPTTester):
 class TestUNEPTDense(UNEPTTester):
     def config(self, **overrides):
         return super().config(decoder_self_attention="dense", **overrides)
-
 
     def test_attention_dropout(self):
         attention = self.model().decoder.layers[0].self_attention
