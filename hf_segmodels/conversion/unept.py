@@ -28,25 +28,9 @@ from .mmcv import (
 )
 from .outputs import Conversion, full_size_logits
 from .reference_unept import unept_forward
+from .resnet_v1c import MMSEG_RESNET_V1C
 
 
-# mmsegmentation's ResNet-V1c.
-MMSEG_RESNET_V1C = {
-    "stem.0.{p}": "stem.layers.0.convolution.{p}",
-    "stem.1.{p}": "stem.layers.0.normalization.{p}",
-    "stem.3.{p}": "stem.layers.1.convolution.{p}",
-    "stem.4.{p}": "stem.layers.1.normalization.{p}",
-    "stem.6.{p}": "stem.layers.2.convolution.{p}",
-    "stem.7.{p}": "stem.layers.2.normalization.{p}",
-    "layer{s}.{b}.conv1.{p}": "stages.{s-1}.layers.{b}.reduction.convolution.{p}",
-    "layer{s}.{b}.bn1.{p}": "stages.{s-1}.layers.{b}.reduction.normalization.{p}",
-    "layer{s}.{b}.conv2.{p}": "stages.{s-1}.layers.{b}.spatial.convolution.{p}",
-    "layer{s}.{b}.bn2.{p}": "stages.{s-1}.layers.{b}.spatial.normalization.{p}",
-    "layer{s}.{b}.conv3.{p}": "stages.{s-1}.layers.{b}.expansion.convolution.{p}",
-    "layer{s}.{b}.bn3.{p}": "stages.{s-1}.layers.{b}.expansion.normalization.{p}",
-    "layer{s}.{b}.downsample.0.{p}": "stages.{s-1}.layers.{b}.shortcut.convolution.{p}",
-    "layer{s}.{b}.downsample.1.{p}": "stages.{s-1}.layers.{b}.shortcut.normalization.{p}",
-}
 _SAMPLED_ATTENTION = {
     "sampling_offsets.{p}": "sampling_offsets.{p}",
     "attention_weights.{p}": "attention_weights.{p}",
@@ -237,7 +221,7 @@ def unept_config(
             **window_fields(test),
             **label_fields(num_labels, class_names, values),
         )
-    except (KeyError, TypeError, StrictDataclassError) as error:
+    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError, ZeroDivisionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConversionError(
             f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
@@ -310,4 +294,4 @@ def _reference_fields(config: UNEPTConfig) -> dict[str, Any]:
     }
 
 
-__all__ = ["MMSEG_RESNET_V1C", "UNEPT", "convert_unept", "recognize", "unept_config"]
+__all__ = ["UNEPT", "convert_unept", "recognize", "unept_config"]

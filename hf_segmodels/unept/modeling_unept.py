@@ -457,7 +457,9 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         distance_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Each pixel's distance to the edge of its class, from the image processor (`do_boundary_targets=True`) or
             [`boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
-            takes SciPy and (512x512, 20 classes) a tenth of a second an image.
+            takes SciPy and (512x512, 20 classes) a tenth of a second an image. Padding of the label map (such as a crop
+            larger than the image) cannot be told from unlabelled pixels then and counts as boundary, unless
+            `config.ignore_unlabelled_boundaries`; the image processor's own padding does not.
         angle_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             The direction towards the interior in degrees; comes with `distance_maps`.
 

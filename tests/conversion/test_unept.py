@@ -101,7 +101,8 @@ def test_unknown_models_need_their_configuration(tmp_path):
     [
         ({"k": 3}, "`k` 3 against 2"),
         ({"L": 4}, "`L` 4 against 3"),
-        ({"heads": None}, "contradicts|does not describe"),
+        ({"heads": None}, "does not describe .*'heads' is missing"),
+        ({"heads": 0}, "does not describe .*by zero"),
         ({"backbone_cfg": {**TINY_DEIT, "type": "Swin"}}, "'Swin' .* is not known: expected DeiT or ResNetV1c"),
         ({"backbone_cfg": {**TINY_RESNET}}, "does not describe .*backbone.stem"),
     ],
@@ -127,6 +128,12 @@ def test_configurations_of_other_models_are_refused(changes, message, tmp_path):
         (
             lambda weights: weights.update({"query_embed.weight": torch.zeros(63, 256)}),
             "`the square of the rows of queries` 49 against 63",
+        ),
+        (lambda weights: weights.update({"cls.weight": torch.zeros(5)}), "does not describe"),
+        (lambda weights: weights.update({"query_embed.weight": torch.zeros(())}), "does not describe"),
+        (
+            lambda weights: [weights.pop(key) for key in list(weights) if key.startswith("layers.")],
+            "does not describe",
         ),
     ],
 )
