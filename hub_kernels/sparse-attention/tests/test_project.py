@@ -104,6 +104,23 @@ def test_layer_for_kernelize(kernel):
     assert layer.has_backward
 
 
+def test_card_once_filled_in_shows_code_that_runs(kernel, monkeypatch):
+    jinja2 = pytest.importorskip("jinja2")
+    general = tomllib.loads((PROJECT / "build.toml").read_text())["general"]
+    # the names that kernel-builder fills in, and how
+    names = {"repo_id": general["hub"]["repo-id"], "version": general["version"], "license": general["license"].lower()}
+    template = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+    card = template.from_string((PROJECT / "CARD.md").read_text()).render(**names, has_benchmark=True, source=None)
+    assert card.startswith("---\nlibrary_name: kernels\nlicense: apache-2.0\ntags:\n")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    asked_for = []
+    monkeypatch.setattr(kernels, "get_kernel", lambda *names, **options: asked_for.append((names, options)) or kernel)
+    namespace = {}
+    exec(code, namespace)
+    assert namespace["output"].shape == (1, 100, 8 * 32)
+    assert asked_for == [(("hf-segmodels/sparse-attention",), {"version": 1, "trust_remote_code": True})]
+
+
 def test_benchmark_without_network(variant, tmp_path, monkeypatch):
     pytest.importorskip("tabulate")
     # named by its own folder, a CPU build also runs with a CUDA build of torch
