@@ -3,8 +3,9 @@
 // CPU kernels. A task owns one head of one image: it copies that head's cells into a tile of its own, channels
 // innermost, in the type that is computed in, with a border of zeros. Every point then reads four cells without
 // a test, and points outside the level read zeros. In the backward pass a task owns one level of one head, so
-// gradients are summed without atomics, and results do not depend on the number of threads. There, tiles hold one
-// vector of channels, and first values, then their gradients: what the threads hold stays small beside the results.
+// gradients are summed without atomics, and results do not depend on the number of threads. Where its two tiles, of
+// values and of their gradients, would be large beside the results, it takes one after the other, and few channels of
+// the gradients at a time: slower, but the threads hold little.
 #include "arguments.h"
 #include "torch_binding.h"
 
@@ -151,20 +152,6 @@ INLINE void locate(int64_t points, const Level& level, const Real* locations, co
   }
 }
 
-// From `shares` (4, samples) with how far points lie to the right and down of their upper left cells, and their
-// weights, to the shares of the four cells.
-template <typename Real>
-INLINE void share_weights(int64_t samples, Real* shares) {
-  for (int64_t sample = 0; sample < samples; ++sample) {
-    const Real right = shares[sample], down = shares[samples + sample], weight = shares[2 * samples + sample];
-    const Real lower = weight * down, upper = weight - lower;
-    shares[sample] = upper - upper * right;
-    shares[samples + sample] = upper * right;
-    shares[2 * samples + sample] = lower - lower * right;
-    shares[3 * samples + sample] = lower * right;
-  }
-}
-
 // A head's queries lie too far apart for the processor to foresee the next one.
 template <typename Item>
 INLINE void prefetch(const Item* items, int64_t count) {
@@ -247,7 +234,14 @@ INLINE void forward_task(const ForwardTask& task) {
       locate(points, problem.levels[index], locations + 2 * first, weights + first, task.cells + first, right, down,
              weight);
     }
-    share_weights(samples, shares);
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      const Real right = shares[sample], down = shares[samples + sample], weight = shares[2 * samples + sample];
+      const Real lower = weight * down, upper = weight - lower;
+      shares[sample] = upper - upper * right;
+      shares[samples + sample] = upper * right;
+      shares[2 * samples + sample] = lower - lower * right;
+      shares[3 * samples + sample] = lower * right;
+    }
     int64_t vector = 0;
     for (; vector + 2 <= vectors; vector += 2) gather<2, Real>(task, vector, row);
     if (vector < vectors) gather<1, Real>(task, vector, row);
@@ -261,7 +255,7 @@ struct BackwardTask {
   const void *grad_output, *value, *locations, *weights;
   void *grad_value, *grad_locations, *grad_weights;
   int64_t image, head, level, first_channel;
-  void *tile, *reals;
+  void *tile, *grad_tile, *reals;
   int32_t* cells;
 };
 
@@ -293,64 +287,66 @@ INLINE void add_lanes(const Vector<double>::type (&vectors)[4], double* sums) {
   }
 }
 
-// Products of a query's gradient with the cells of its points, (points, 4).
-template <typename Real>
-INLINE void multiply(const BackwardTask& task, const Real* row, Real* products) {
+// Adds products of a query's gradient with the cells of its points to `products` (points, 4) (`OF_POINTS`), and the
+// gradient to the cells (`OF_VALUE`).
+template <int COUNT, bool OF_POINTS, bool OF_VALUE, typename Real>
+INLINE void scatter(const BackwardTask& task, int64_t first_vector, const Real* row, const Real* right,
+                    const Real* down, const Real* weight, Real* products) {
   using Vec = typename Vector<Real>::type;
-  constexpr int64_t lanes = Vector<Real>::lanes;
-  const int64_t below = tile_columns(task.problem.levels[task.level]) * lanes;
-  const Vec gradient = *reinterpret_cast<const Vec*>(row);
-  for (int64_t point = 0; point < task.problem.sizes.points; ++point) {
-    const Real* upper = static_cast<const Real*>(task.tile) + task.cells[point] * lanes;
-    const Real* lower = upper + below;
-    const Vec parts[4] = {
-        gradient * *reinterpret_cast<const Vec*>(upper), gradient * *reinterpret_cast<const Vec*>(upper + lanes),
-        gradient * *reinterpret_cast<const Vec*>(lower), gradient * *reinterpret_cast<const Vec*>(lower + lanes)};
-    add_lanes(parts, products + 4 * point);
+  const Problem& problem = task.problem;
+  const int64_t below = tile_columns(problem.levels[task.level]) * problem.padded;
+  const int64_t offset = first_vector * Vector<Real>::lanes;
+  Vec gradient[COUNT];
+  for (int part = 0; part < COUNT; ++part) gradient[part] = reinterpret_cast<const Vec*>(row + offset)[part];
+  for (int64_t point = 0; point < problem.sizes.points; ++point) {
+    const int64_t cell = task.cells[point] * problem.padded + offset;
+    const Real lower = weight[point] * down[point], upper = weight[point] - lower;
+    const Real shares[4] = {upper - upper * right[point], upper * right[point], lower - lower * right[point],
+                            lower * right[point]};
+    const int64_t corners[4] = {cell, cell + problem.padded, cell + below, cell + below + problem.padded};
+    Vec sums[4];
+    for (int corner = 0; corner < 4; ++corner) {
+      if constexpr (OF_POINTS) {
+        const Vec* from = reinterpret_cast<const Vec*>(static_cast<const Real*>(task.tile) + corners[corner]);
+        sums[corner] = gradient[0] * from[0];
+        for (int part = 1; part < COUNT; ++part) sums[corner] += gradient[part] * from[part];
+      }
+      if constexpr (OF_VALUE) {
+        Vec* to = reinterpret_cast<Vec*>(static_cast<Real*>(task.grad_tile) + corners[corner]);
+        for (int part = 0; part < COUNT; ++part) to[part] += shares[corner] * gradient[part];
+      }
+    }
+    if constexpr (OF_POINTS) {
+      Real totals[4];
+      add_lanes(sums, totals);
+      for (int corner = 0; corner < 4; ++corner) products[4 * point + corner] += totals[corner];
+    }
   }
 }
 
-// Adds a query's gradient to the cells of its points, by their shares (4, points).
-template <typename Real>
-INLINE void scatter(const BackwardTask& task, const Real* row, const Real* shares) {
-  using Vec = typename Vector<Real>::type;
-  constexpr int64_t lanes = Vector<Real>::lanes;
-  const int64_t points = task.problem.sizes.points;
-  const int64_t below = tile_columns(task.problem.levels[task.level]) * lanes;
-  const Vec gradient = *reinterpret_cast<const Vec*>(row);
-  for (int64_t point = 0; point < points; ++point) {
-    Real* upper = static_cast<Real*>(task.tile) + task.cells[point] * lanes;
-    Real* lower = upper + below;
-    *reinterpret_cast<Vec*>(upper) += shares[point] * gradient;
-    *reinterpret_cast<Vec*>(upper + lanes) += shares[points + point] * gradient;
-    *reinterpret_cast<Vec*>(lower) += shares[2 * points + point] * gradient;
-    *reinterpret_cast<Vec*>(lower + lanes) += shares[3 * points + point] * gradient;
-  }
-}
-
-// What one vector of channels adds to the gradients of locations and weights, or, with `OF_VALUE`, the gradients of
-// these channels.
-template <bool OF_VALUE, typename Stored>
+// The gradients of locations and weights (`OF_POINTS`), and those of the values (`OF_VALUE`), for the task's channels.
+template <bool OF_POINTS, bool OF_VALUE, typename Stored>
 INLINE void backward_task(const BackwardTask& task) {
   using Real = typename ComputedIn<Stored>::type;
-  constexpr int64_t lanes = Vector<Real>::lanes;
   const Problem& problem = task.problem;
   const Sizes& sizes = problem.sizes;
   const Level& level = problem.levels[task.level];
-  const int64_t points = sizes.points, channels = std::min(lanes, sizes.channels - task.first_channel);
+  const int64_t points = sizes.points, channels = std::min(problem.padded, sizes.channels - task.first_channel);
+  const int64_t vectors = problem.padded / Vector<Real>::lanes;
   const int64_t first_value =
       (task.image * sizes.values * sizes.heads + task.head) * sizes.channels + task.first_channel;
   const Real height = static_cast<Real>(level.height), width = static_cast<Real>(level.width);
 
-  Real* tile = static_cast<Real*>(task.tile);
+  if constexpr (OF_POINTS) {
+    fill_tile(static_cast<Real*>(task.tile), static_cast<const Stored*>(task.value) + first_value, problem, level,
+              channels);
+  }
   if constexpr (OF_VALUE) {
-    std::memset(tile, 0, sizeof(Real) * static_cast<size_t>(tile_cells(level) * lanes));
-  } else {
-    fill_tile(tile, static_cast<const Stored*>(task.value) + first_value, problem, level, channels);
+    std::memset(task.grad_tile, 0, sizeof(Real) * static_cast<size_t>(tile_cells(level) * problem.padded));
   }
 
   Real* row = static_cast<Real*>(task.reals);
-  Real *right = row + lanes, *down = right + points, *weight = down + points, *products = weight + points;
+  Real *right = row + problem.padded, *down = right + points, *weight = down + points, *products = weight + points;
   std::fill(row, right, Real(0));
   for (int64_t query = 0; query < sizes.queries; ++query) {
     const int64_t position = (task.image * sizes.queries + query) * sizes.heads + task.head;
@@ -367,37 +363,35 @@ INLINE void backward_task(const BackwardTask& task) {
     }
     locate(points, level, locations, weights, task.cells, right, down, weight);
     for (int64_t channel = 0; channel < channels; ++channel) row[channel] = load(gradient[channel]);
-    if constexpr (OF_VALUE) {
-      share_weights(points, right);
-      scatter(task, row, right);
-      continue;
+    if constexpr (OF_POINTS) std::fill(products, products + 4 * points, Real(0));
+    int64_t vector = 0;
+    for (; vector + 2 <= vectors; vector += 2) {
+      scatter<2, OF_POINTS, OF_VALUE, Real>(task, vector, row, right, down, weight, products);
     }
+    if (vector < vectors) scatter<1, OF_POINTS, OF_VALUE, Real>(task, vector, row, right, down, weight, products);
+    if constexpr (!OF_POINTS) continue;
 
-    multiply(task, row, products);
     Real* grad_locations = static_cast<Real*>(task.grad_locations) + 2 * first;
     Real* grad_weights = static_cast<Real*>(task.grad_weights) + first;
-    if (task.first_channel == 0) {
-      std::fill(grad_locations, grad_locations + 2 * points, Real(0));
-      std::fill(grad_weights, grad_weights + points, Real(0));
-    }
     for (int64_t point = 0; point < points; ++point) {
       const Real* product = products + 4 * point;
       const Real upper = product[0] + right[point] * (product[1] - product[0]);
       const Real lower = product[2] + right[point] * (product[3] - product[2]);
       const Real along_x =
           (Real(1) - down[point]) * (product[1] - product[0]) + down[point] * (product[3] - product[2]);
-      grad_weights[point] += upper + down[point] * (lower - upper);
-      grad_locations[2 * point] += weight[point] * width * along_x;
-      grad_locations[2 * point + 1] += weight[point] * height * (lower - upper);
+      grad_weights[point] = upper + down[point] * (lower - upper);
+      grad_locations[2 * point] = weight[point] * width * along_x;
+      grad_locations[2 * point + 1] = weight[point] * height * (lower - upper);
     }
   }
 
   if constexpr (OF_VALUE) {
     Stored* grad_value = static_cast<Stored*>(task.grad_value) + first_value;
     for (int64_t y = 0; y < level.height; ++y) {
-      const Real* from = tile + ((y + 2) * tile_columns(level) + 1) * lanes;
+      const Real* from =
+          static_cast<const Real*>(task.grad_tile) + ((y + 2) * tile_columns(level) + 1) * problem.padded;
       Stored* to = grad_value + (level.start + y * level.width) * sizes.heads * sizes.channels;
-      for (int64_t x = 0; x < level.width; ++x, from += lanes, to += sizes.heads * sizes.channels) {
+      for (int64_t x = 0; x < level.width; ++x, from += problem.padded, to += sizes.heads * sizes.channels) {
         for (int64_t channel = 0; channel < channels; ++channel) store(to[channel], from[channel]);
       }
     }
@@ -408,14 +402,18 @@ FOR_EACH_CPU void forward_float(const ForwardTask& task) { forward_task<float>(t
 FOR_EACH_CPU void forward_double(const ForwardTask& task) { forward_task<double>(task); }
 FOR_EACH_CPU void forward_half(const ForwardTask& task) { forward_task<Float16>(task); }
 FOR_EACH_CPU void forward_bfloat16(const ForwardTask& task) { forward_task<BFloat16>(task); }
-FOR_EACH_CPU void of_points_float(const BackwardTask& task) { backward_task<false, float>(task); }
-FOR_EACH_CPU void of_points_double(const BackwardTask& task) { backward_task<false, double>(task); }
-FOR_EACH_CPU void of_points_half(const BackwardTask& task) { backward_task<false, Float16>(task); }
-FOR_EACH_CPU void of_points_bfloat16(const BackwardTask& task) { backward_task<false, BFloat16>(task); }
-FOR_EACH_CPU void of_value_float(const BackwardTask& task) { backward_task<true, float>(task); }
-FOR_EACH_CPU void of_value_double(const BackwardTask& task) { backward_task<true, double>(task); }
-FOR_EACH_CPU void of_value_half(const BackwardTask& task) { backward_task<true, Float16>(task); }
-FOR_EACH_CPU void of_value_bfloat16(const BackwardTask& task) { backward_task<true, BFloat16>(task); }
+FOR_EACH_CPU void backward_float(const BackwardTask& task) { backward_task<true, true, float>(task); }
+FOR_EACH_CPU void backward_double(const BackwardTask& task) { backward_task<true, true, double>(task); }
+FOR_EACH_CPU void backward_half(const BackwardTask& task) { backward_task<true, true, Float16>(task); }
+FOR_EACH_CPU void backward_bfloat16(const BackwardTask& task) { backward_task<true, true, BFloat16>(task); }
+FOR_EACH_CPU void of_points_float(const BackwardTask& task) { backward_task<true, false, float>(task); }
+FOR_EACH_CPU void of_points_double(const BackwardTask& task) { backward_task<true, false, double>(task); }
+FOR_EACH_CPU void of_points_half(const BackwardTask& task) { backward_task<true, false, Float16>(task); }
+FOR_EACH_CPU void of_points_bfloat16(const BackwardTask& task) { backward_task<true, false, BFloat16>(task); }
+FOR_EACH_CPU void of_value_float(const BackwardTask& task) { backward_task<false, true, float>(task); }
+FOR_EACH_CPU void of_value_double(const BackwardTask& task) { backward_task<false, true, double>(task); }
+FOR_EACH_CPU void of_value_half(const BackwardTask& task) { backward_task<false, true, Float16>(task); }
+FOR_EACH_CPU void of_value_bfloat16(const BackwardTask& task) { backward_task<false, true, BFloat16>(task); }
 
 void run_forward(ScalarType type, const ForwardTask& task) {
   switch (type) {
@@ -426,16 +424,22 @@ void run_forward(ScalarType type, const ForwardTask& task) {
   }
 }
 
-void run_backward(ScalarType type, bool of_value, const BackwardTask& task) {
+void run_backward(ScalarType type, bool of_points, bool of_value, const BackwardTask& task) {
+  const auto run = [&](auto both, auto points, auto value) {
+    (of_points && of_value ? both : of_points ? points : value)(task);
+  };
   switch (type) {
-    case ScalarType::Double: return of_value ? of_value_double(task) : of_points_double(task);
-    case ScalarType::Half: return of_value ? of_value_half(task) : of_points_half(task);
-    case ScalarType::BFloat16: return of_value ? of_value_bfloat16(task) : of_points_bfloat16(task);
-    default: return of_value ? of_value_float(task) : of_points_float(task);
+    case ScalarType::Double: return run(backward_double, of_points_double, of_value_double);
+    case ScalarType::Half: return run(backward_half, of_points_half, of_value_half);
+    case ScalarType::BFloat16: return run(backward_bfloat16, of_points_bfloat16, of_value_bfloat16);
+    default: return run(backward_float, of_points_float, of_value_float);
   }
 }
 
 constexpr int64_t kVectorBytes = 64;
+// one thread's two tiles of the backward pass are large where they take more than a 50th of what it gives
+constexpr int64_t kLargeTiles = 50;
+
 int64_t whole_vectors(int64_t bytes) { return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes; }
 
 int64_t bytes_of_real(ScalarType type) { return type == ScalarType::Double ? sizeof(double) : sizeof(float); }
@@ -533,16 +537,12 @@ Gradients backward_cpu(Tensor grad_output, Tensor value, std::vector<int64_t> sp
 
   const std::vector<Level> levels = levels_of(spatial_shapes);
   const ScalarType type = value.scalar_type();
-  const int64_t real = bytes_of_real(type), lanes = kVectorBytes / real;
-  const Problem problem{sizes, levels.data(), lanes};
+  const int64_t real = bytes_of_real(type), all_channels = whole_vectors(real * sizes.channels) / real;
   int64_t cells = 0;
   for (const Level& level : levels) cells = std::max(cells, tile_cells(level));
-  const int64_t tile_bytes = cells * kVectorBytes;
-  const int64_t real_bytes = kVectorBytes + whole_vectors(real * 7 * sizes.points);
   const int64_t cell_bytes = whole_vectors(sizes.points * static_cast<int64_t>(sizeof(int32_t)));
 
   BackwardTask base{};
-  base.problem = problem;
   base.grad_output = grad_output.const_data_ptr();
   base.value = value.const_data_ptr();
   base.locations = sampling_locations.const_data_ptr();
@@ -550,26 +550,37 @@ Gradients backward_cpu(Tensor grad_output, Tensor value, std::vector<int64_t> sp
   base.grad_value = grad_value.mutable_data_ptr();
   base.grad_locations = grad_locations.mutable_data_ptr();
   base.grad_weights = grad_weights.mutable_data_ptr();
-  const int64_t vectors = (sizes.channels + lanes - 1) / lanes;
-  for (const bool of_value : {false, true}) {
-    // what the channels of a point add to its gradients is added by one task, in their order
-    const int64_t parts = of_value ? vectors : 1, count = sizes.batch * sizes.heads * sizes.levels * parts;
-    share_out(count, tile_bytes + real_bytes + cell_bytes, [&](const auto& next, char* scratch) {
+  const int64_t samples = sizes.batch * sizes.queries * sizes.heads * sizes.levels * sizes.points;
+  const int64_t result_bytes = real * (value.numel() + grad_output.numel() + 3 * samples);
+  const bool is_split = 2 * real * cells * all_channels > result_bytes / kLargeTiles;
+  const auto run = [&](bool of_points, bool of_value, int64_t padded) {
+    base.problem = {sizes, levels.data(), padded};
+    const int64_t parts = all_channels / padded, count = sizes.batch * sizes.heads * sizes.levels * parts;
+    const int64_t tile_bytes = real * cells * padded, grad_offset = of_points ? tile_bytes : 0;
+    const int64_t real_offset = grad_offset + (of_value ? tile_bytes : 0);
+    const int64_t cell_offset = real_offset + real * padded + whole_vectors(real * 7 * sizes.points);
+    share_out(count, cell_offset + cell_bytes, [&](const auto& next, char* scratch) {
       BackwardTask task = base;
       task.tile = scratch;
-      task.reals = scratch + tile_bytes;
-      task.cells = reinterpret_cast<int32_t*>(scratch + tile_bytes + real_bytes);
+      task.grad_tile = scratch + grad_offset;
+      task.reals = scratch + real_offset;
+      task.cells = reinterpret_cast<int32_t*>(scratch + cell_offset);
       for (int64_t index = next(); index < count; index = next()) {
-        const int64_t first = index % parts, last = of_value ? first + 1 : vectors;
-        task.image = index / parts / (sizes.heads * sizes.levels);
-        task.head = index / parts / sizes.levels % sizes.heads;
-        task.level = index / parts % sizes.levels;
-        for (int64_t vector = first; vector < last; ++vector) {
-          task.first_channel = vector * lanes;
-          run_backward(type, of_value, task);
-        }
+        const int64_t own = index / parts;
+        task.image = own / (sizes.heads * sizes.levels);
+        task.head = own / sizes.levels % sizes.heads;
+        task.level = own % sizes.levels;
+        task.first_channel = index % parts * padded;
+        run_backward(type, of_points, of_value, task);
       }
     });
+  };
+  if (is_split) {
+    // in this order: `grad_value` takes no memory before it is written to
+    run(true, false, all_channels);
+    run(false, true, kVectorBytes / real);
+  } else {
+    run(true, true, all_channels);
   }
   return {grad_value, grad_locations, grad_weights};
 }
