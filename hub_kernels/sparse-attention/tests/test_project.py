@@ -80,7 +80,7 @@ def test_library_needs_only_stable_symbols(variant):
         # C and C++ runtimes; no symbol of ATen, c10 or torch's C++ interface
         r"|_ZN?K?[RO]?S\w+|_ZT[ISTV]N?K?S\w+|_ZTVN10__cxxabiv\w+|_ZTIN10__cxxabiv\w+|_Zn\w+|_Zd\w+|__cxa_\w+|__gxx_\w+|_Unwind_\w+"
         r"|_ITM_\w+|__gmon_start__|__libc_single_threaded|__cpu_model|__tls_get_addr|__stack_chk_fail|__assert_fail"
-        r"|mem(cpy|move|set|cmp|chr)|str(cmp|len)|dlsym|localtime|time|free|malloc|abort|floorf?|pthread_\w+"
+        r"|mem(cpy|move|set|cmp|chr)|str(cmp|len)|dlsym|m(un)?map|localtime|time|free|malloc|abort|floorf?|pthread_\w+"
     )
     assert [name for name in names if not allowed.fullmatch(name)] == []
     defined = subprocess.run([nm, "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
