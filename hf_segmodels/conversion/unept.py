@@ -91,6 +91,7 @@ _PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
     150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
     60: {"size": {"shortest_edge": 520, "longest_edge": 520}, "do_reduce_labels": False},
 }
+_DATASET_TYPES = {150: "ADE20KDataset", 60: "PascalContextDataset"}
 _DEIT_CONFIG = {"type": "DeiT", "img_size": 480, "patch_size": 16, "num_heads": 12}
 _RESNET_CONFIG = {"type": "ResNetV1c", "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
 _TEST_CONFIG = {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)}
@@ -112,7 +113,11 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     )
     for encoder, backbone in encoders:
         if all(shapes.get(key) == shape for key, shape in {**context, **encoder}.items()):
-            return {"model": {"backbone_cfg": backbone, "heads": 8, "dropout": 0.1}, "test_cfg": _TEST_CONFIG}
+            return {
+                "dataset_type": _DATASET_TYPES.get(shapes.get("cls.bias", (0,))[0]),
+                "model": {"backbone_cfg": backbone, "heads": 8, "dropout": 0.1},
+                "test_cfg": _TEST_CONFIG,
+            }
     return None
 
 
@@ -230,7 +235,7 @@ def unept_config(
             decoder_self_attention="released",
             refine_at_inference=False,
             **window_fields(test),
-            **label_fields(num_labels, class_names),
+            **label_fields(num_labels, class_names, values),
         )
     except (KeyError, TypeError, StrictDataclassError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
