@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
-from .doctor import check_data
+from .doctor import FAULTS, check_data
 from .layouts import LAYOUTS, find_layout, recognise_layouts
 from .loading import find_id2label, import_datasets
 from .recipe_fields import DataFields, read_data_fields
@@ -43,6 +43,9 @@ def check_data_command(
     Raises:
         UserError: if the data cannot be read at all.
     """
+    unknown = sorted(set(allowed) - set(FAULTS))
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} is no fault to allow: the names are {', '.join(FAULTS)}.")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise UserError(f"there is no folder {json_path.resolve().parent} for {json_path.name}: create it first.")
     options = {name: value for name, value in options.items() if value is not None}
@@ -79,8 +82,13 @@ def check_data_command(
     )
     print(report)
     found = report.faults(allowed, strict)
+    num_warnings = len(report.faults(strict=True)) - len(report.faults()) if not strict else 0
     kinds = ", ".join(dict.fromkeys(fault.name for fault in found))
-    print(f"\n{len(found)} faults: {kinds}" if found else "\nno faults")
+    print(
+        f"\n{len(found)} faults: {kinds}"
+        if found
+        else f"\nno faults{f', {num_warnings} warnings' * bool(num_warnings)}"
+    )
     return int(bool(found))
 
 
