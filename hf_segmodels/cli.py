@@ -3,6 +3,7 @@
 The command `hf-segmodels`.
 
     hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
+    hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
 
@@ -48,12 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _segment(arguments: argparse.Namespace) -> int:
     from .segment_images import segment_images
 
-    options = {
-        "window_size": arguments.window,
-        "window_stride": arguments.stride,
-        "scales": tuple(arguments.scales) if arguments.scales else None,
-        "flip": arguments.flip or None,
-    }
     return segment_images(
         arguments.images,
         arguments.model,
@@ -64,8 +59,38 @@ def _segment(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         attention=arguments.attention,
-        **{name: value for name, value in options.items() if value is not None},
+        **_prediction_options(arguments),
     )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluation import evaluate
+
+    evaluate(
+        arguments.model,
+        arguments.dataset,
+        split=arguments.split,
+        layout=arguments.layout,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        label_mapping=arguments.label_mapping,
+        output=arguments.output,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        **_prediction_options(arguments),
+    )
+    return 0
+
+
+def _prediction_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of `predict` that were given."""
+    options = {
+        "window_size": arguments.window,
+        "window_stride": arguments.stride,
+        "scales": tuple(arguments.scales) if arguments.scales else None,
+        "flip": arguments.flip or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
@@ -104,38 +129,60 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     segment.add_argument("--recursive", action="store_true", help="also search the folders inside folders")
     segment.add_argument("--skip-existing", action="store_true", help="leave out images that DIR has results of")
+    _add_prediction_options(segment)
     segment.add_argument(
+        "--alpha", type=_alpha, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
+    )
+    segment.add_argument(
+        "--attention", choices=["eager", "sdpa"], help="implementation of attention (default: transformers' choice)"
+    )
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a data set: mean IoU, accuracies, each class",
+        description="Scores a model on a data set as the papers do: sliding window, scales and flip, labels at their own "
+        "size, counts of the whole set. On several GPUs: accelerate launch -m hf_segmodels.cli evaluate ...",
+        epilog="Exit code: 0 if all went well, 2 for a mistake in the arguments or data that cannot be used.",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--model", required=True, help="folder of a model, or name of a repository on the Hub")
+    evaluate.add_argument("--dataset", required=True, help="folder, or name of a data set on the Hub")
+    evaluate.add_argument(
+        "--layout", help="how the folder is laid out, such as ade20k (default: as `datasets` reads it)"
+    )
+    evaluate.add_argument("--split", default="validation", help="(default: validation)")
+    evaluate.add_argument("--image-column", default="image", help="(default: image)")
+    evaluate.add_argument("--label-column", default="label", help="(default: label)")
+    evaluate.add_argument("--label-mapping", metavar="JSON", help="file that maps values of label maps to classes")
+    evaluate.add_argument("--output", type=Path, metavar="JSON", help="file for the scores")
+    _add_prediction_options(evaluate)
+    _add_check_data(commands)
+    # only for the list of commands: `main` hands its arguments on unread
+    commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
+    return parser
+
+
+def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--window",
         type=_window,
         metavar="N|HxW",
         help="sliding window, in pixels of the image as the model's processor resizes it; 0: the whole image at once "
         "(default: the model's own)",
     )
-    segment.add_argument(
-        "--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)"
-    )
-    segment.add_argument(
+    parser.add_argument("--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)")
+    parser.add_argument(
         "--scales",
         nargs="+",
         type=_scale,
         metavar="S",
         help="average over the image at these sizes, 0.1 to 10 times its own (default: 1.0)",
     )
-    segment.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
-    segment.add_argument(
-        "--alpha", type=_alpha, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
-    )
-    segment.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
-    segment.add_argument(
+    parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
+    parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
     )
-    segment.add_argument(
-        "--attention", choices=["eager", "sdpa"], help="implementation of attention (default: transformers' choice)"
-    )
-    _add_check_data(commands)
-    # only for the list of commands: `main` hands its arguments on unread
-    commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
-    return parser
 
 
 def _add_check_data(commands: Any) -> None:

@@ -122,6 +122,13 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
             self.backbone.requires_grad_(False).eval()
         return self
 
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """
+        See `PreTrainedModel.save_pretrained`. Files hold the model's own names of weights: with an encoder's names of old
+        (`save_original_format=True`), resuming with transformers' Trainer would leave its weights out without a word.
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """
         Groups the trainable parameters for a torch optimizer as the method's recipe does (`parameter_rules`): some learn

@@ -77,8 +77,26 @@ def cosine_restart_schedule(
     return _with_warmup(fall, warmup_steps, warmup_factor)
 
 
+def step_schedule(
+    milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0, warmup_factor: float = 1e-6
+) -> Schedule:
+    """
+    Multiplies by `factor` at each milestone.
+
+    Args:
+        milestones (`Sequence[int]`): Updates from which the next factor holds; 126000 in UN-EPT's released code.
+        factor (`float`, *optional*, defaults to 0.1): That factor.
+        warmup_steps, warmup_factor: See [`poly_schedule`].
+    """
+
+    def fall(step: int) -> float:
+        return factor ** sum(step >= milestone for milestone in milestones)
+
+    return _with_warmup(fall, warmup_steps, warmup_factor)
+
+
 def _with_warmup(schedule: Schedule, steps: int, start: float) -> Schedule:
     return lambda step: schedule(step) * (start + (1 - start) * step / steps if step < steps else 1.0)
 
 
-__all__ = ["cosine_restart_schedule", "poly_schedule"]
+__all__ = ["cosine_restart_schedule", "poly_schedule", "step_schedule"]

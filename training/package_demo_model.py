@@ -10,25 +10,21 @@ card quotes, measured on what was written, to benchmarks/results/demo_model_camv
 
 import argparse
 import json
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
-from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_segmodels.data import SegmentationData
-from training.run_segmentation_accelerate import evaluate
+from hf_segmodels.evaluation import describe_run, evaluate_model
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -87,14 +83,14 @@ random scale, crop, flip and colours, loss weighted by class frequency, moving a
 """
 
 
-def measure(folder: Path, dataset: str, split: str, flip: bool, accelerator: Accelerator) -> dict[str, Any]:
+def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
     """Scores of the model in `folder` on a split, through `predict` at the images' own size."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder).to(accelerator.device)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     data = SegmentationData(dataset, split, processor=processor)
     started = time.perf_counter()
-    scores = evaluate(model, processor, data, accelerator, flip=flip)
-    return {"split": split, "images": len(data), "flip": flip, "seconds": time.perf_counter() - started, **scores}
+    scores = evaluate_model(model, processor, data)
+    return {"split": split, "seconds": time.perf_counter() - started, **scores}
 
 
 def write_model(run: Path) -> None:
@@ -149,21 +145,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="how long the training took")
     arguments = parser.parse_args()
 
-    accelerator = Accelerator()
     write_model(arguments.run)
     trained = json.loads((arguments.run / "results.json").read_text())
     recipe = {key: value for key, value in trained["recipe"].items() if key != "output_dir"}
     results: dict[str, Any] = {"step": trained["step"], "training_minutes": arguments.minutes, "recipe": recipe}
     results["validation"] = {key: value for key, value in trained.items() if key not in {"step", "recipe"}}
-    results["test"] = measure(MODEL_FOLDER, arguments.dataset, "test", False, accelerator)
+    results["test"] = measure(MODEL_FOLDER, arguments.dataset, "test")
     print(f"test: mIoU {100 * results['test']['mean_iou']:.2f}")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    results |= {
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {accelerator.device.type}",
-    }
+    results |= describe_run("cpu")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write_card(results | {"recipe_file": yaml.safe_load((REPOSITORY / RECIPE).read_text())}, arguments.minutes)

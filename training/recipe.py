@@ -3,7 +3,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,25 @@ class Recipe:
         streaming (`bool`): Whether samples are read one after another, shuffled within a buffer.
         id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's
             folder, or those of the layout, when not given.
-        base_size, crop_size (`[height, width]`): Size at scale 1, and of the training crops.
+        base_size (`[shorter, longer]`): Bounds of the edges at scale 1; the aspect ratio is kept.
+        crop_size (`[height, width]`): Size of the training crops.
         scale_range (`[lowest, highest]`): Random scale.
-        color_jitter (`[brightness, contrast, saturation, hue]`): Strength of random colour changes.
+        photometric_distortion (`bool`): Whether brightness, contrast, saturation and hue change at random.
         max_class_share (`float`): Largest share of a crop's labelled pixels that one class may have.
         batch_size (`int`): Samples for each process and forward pass.
         gradient_accumulation_steps (`int`): Forward passes for each update.
         max_steps (`int`): Updates.
         optimizer (`"adamw"` or `"sgd"`): SGD has Nesterov momentum 0.9, as in Segmenter's released code.
         learning_rate, weight_decay (`float`): Of the optimizer; the method says which parameters learn
-            faster or do not decay (`parameter_rules`).
-        warmup_steps (`int`): Updates in which the learning rate rises linearly.
-        schedule (`"poly"` or `"cosine"`): Fall of the learning rate afterwards; poly has power 0.9.
-        min_learning_rate (`float`): Where it ends.
+            faster or do not decay.
+        parameter_rules (`list`, *optional*): Replaces what the method says: `[regular expression searched in a
+            parameter's name, factor of the learning rate, factor of the weight decay]`, the first match counts.
+        warmup_steps (`int`): Updates in which a factor of the learning rate rises linearly to 1.
+        schedule (`"poly"`, `"cosine"`, `"step"` or `"constant"`): Fall of the learning rate: that of
+            `hf_segmodels.schedules`, with power 0.9 for poly and one fall for cosine.
+        schedule_options (`dict`): Arguments of that schedule that are to be others, such as `{power: 1.0}`, `{periods:
+            [...], restart_factors: [...]}` or `{milestones: [...]}`.
+        min_learning_rate (`float`): Where poly and cosine end.
         max_grad_norm (`float`): Limit of the gradient's norm; 0 for none.
         ema_decay (`float`): Decay of the moving average of weights that is evaluated and saved; 0 for none.
         class_weighting (`"none"`, `"median_frequency"` or `"sqrt_median_frequency"`): Weights of the loss.
@@ -54,6 +61,8 @@ class Recipe:
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
         seed (`int`): Of initialisation, order and augmentation.
         num_workers (`int`): Processes that load data.
+        report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
+            Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
         resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
     """
@@ -75,7 +84,7 @@ class Recipe:
     base_size: Sequence[int] = (512, 2048)
     crop_size: Sequence[int] = (512, 512)
     scale_range: Sequence[float] = (0.5, 2.0)
-    color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    photometric_distortion: bool = True
     max_class_share: float = 0.75
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
@@ -83,8 +92,10 @@ class Recipe:
     optimizer: str = "sgd"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    parameter_rules: Sequence[Sequence[Any]] | None = None
     warmup_steps: int = 0
     schedule: str = "poly"
+    schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_learning_rate: float = 1e-5
     max_grad_norm: float = 0.0
     ema_decay: float = 0.0
@@ -93,6 +104,7 @@ class Recipe:
     mixed_precision: str = "no"
     seed: int = 0
     num_workers: int = 0
+    report_to: Sequence[str] = ()
     log_steps: int = 10
     eval_steps: int = 500
     checkpoint_steps: int = 250
@@ -100,7 +112,7 @@ class Recipe:
 
     choices = {
         "optimizer": ("adamw", "sgd"),
-        "schedule": ("poly", "cosine"),
+        "schedule": ("poly", "cosine", "step", "constant"),
         "class_weighting": ("none", "median_frequency", "sqrt_median_frequency"),
         "mixed_precision": ("no", "bf16", "fp16"),
     }
@@ -162,6 +174,25 @@ class Recipe:
                 hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}."
                 raise ValueError(f"Unknown key `{key}` in the recipe: {hint}")
         return cls(**fields)
+
+
+def run_script(train: Callable[[Recipe], Any], description: str, argv: Sequence[str]) -> int:
+    """
+    A training script's command line: `RECIPE.yaml [key=value ...]`.
+
+    Returns:
+        `int`: 0, or 2 for a recipe that cannot be read.
+    """
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(description.strip())
+        return 0 if argv else 2
+    try:
+        recipe = Recipe.read(argv[0], argv[1:])
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    train(recipe)
+    return 0
 
 
 def _number(name: str, value: int | str) -> float:

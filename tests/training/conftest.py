@@ -60,6 +60,7 @@ def recipe(camera, tmp_path, monkeypatch):
             "base_size": [32, 40],
             "crop_size": [32, 32],
             "scale_range": [0.8, 1.2],
+            "photometric_distortion": False,
             "max_class_share": 1.0,
             "batch_size": 4,
             "max_steps": 4,

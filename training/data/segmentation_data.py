@@ -2,7 +2,7 @@
 """Augmented samples, and the order in which training sees them."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,25 +14,18 @@ from hf_segmodels.data import SegmentationData
 class AugmentedData(Dataset):
     """
     `data` under a random `transform` that depends only on the seed, the epoch and the sample, so that a resumed run
-    sees exactly the pixels that an uninterrupted one sees, whatever the number of worker processes. With
-    `make_superpixels`, which maps an image to its superpixels, a sample has those as well.
+    sees exactly the pixels that an uninterrupted one sees, whatever the number of worker processes.
     """
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        transform: Any,
-        seed: int,
-        make_superpixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
+    def __init__(self, data: SegmentationData, transform: Any, seed: int):
         self.data, self.transform, self.seed = data, transform, seed
-        self.make_superpixels = make_superpixels
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, index)) % 2**63)
-            return _augment(self.data[index], self.transform, self.make_superpixels)
+        return _augment(self.data[index], self.transform, (self.seed, epoch, index))
 
 
 class TrainingBatches(Sampler):
@@ -92,7 +85,6 @@ class AugmentedStream(IterableDataset):
         batch_size (`int`): Samples in a batch of one process.
         start, stop (`int`): Batches to skip (resume), and the batch to stop before.
         process_index, num_processes (`int`, *optional*): This process, of how many.
-        make_superpixels (`Callable`, *optional*): See [`AugmentedData`].
         buffer_size (`int`, *optional*, defaults to 256): Samples to draw from, not decoded.
     """
 
@@ -106,15 +98,14 @@ class AugmentedStream(IterableDataset):
         stop: int,
         process_index: int = 0,
         num_processes: int = 1,
-        make_superpixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
         buffer_size: int = 256,
     ):
         self.data, self.transform, self.seed, self.batch_size = data, transform, seed, batch_size
         self.start, self.stop = start, stop
         self.process_index, self.num_processes = process_index, num_processes
-        self.make_superpixels, self.buffer_size = make_superpixels, buffer_size
+        self.buffer_size = buffer_size
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         worker = get_worker_info()
         worker_index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         num_shards = self.data.rows.num_shards
@@ -129,9 +120,8 @@ class AugmentedStream(IterableDataset):
         )
         rows = itertools.islice(self._rows(), first, last)
         for position, row in enumerate(rows, start=first):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(hash((self.seed, self.process_index, worker_index, position)) % 2**63)
-                yield _augment(self.data.decode(row, position), self.transform, self.make_superpixels)
+            place = (self.seed, self.process_index, worker_index, position)
+            yield _augment(self.data.decode(row, position), self.transform, place)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """This worker's rows, epoch after epoch."""
@@ -149,12 +139,10 @@ class AugmentedStream(IterableDataset):
 
 
 def _augment(
-    sample: tuple[torch.Tensor, torch.Tensor],
-    transform: Any,
-    make_superpixels: Callable[[torch.Tensor], torch.Tensor] | None,
-) -> tuple[torch.Tensor, ...]:
-    """Image and label map under `transform`, and superpixels of that image where they are wanted."""
-    image, label_map = (part.as_subclass(torch.Tensor) for part in transform(*sample))
-    if make_superpixels is None:
-        return image, label_map
-    return image, label_map, make_superpixels(image)
+    sample: tuple[torch.Tensor, torch.Tensor], transform: Any, place: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and label map under `transform`, whose random numbers depend on `place` only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash(place) % 2**63)
+        image, label_map = transform(*sample)
+    return image.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)

@@ -1,0 +1,67 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""A run that is killed outright and goes on."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+
+SCRIPTS = ("run_segmentation_accelerate.py", "run_segmentation_trainer.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_run_ends_like_one_that_was_not(recipe, repository, tmp_path, script):
+    model = recipe().model | {"decoder_type": "mask_transformer", "decoder_num_hidden_layers": 1}
+    fields = {
+        "model": model,
+        "max_steps": 60,
+        "checkpoint_steps": 5,
+        "eval_steps": 1000,
+        "photometric_distortion": True,
+    }
+    if script == SCRIPTS[0]:
+        fields["ema_decay"] = 0.9
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
+
+    def start(name, *overrides):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dataclasses.asdict(recipe(name, **fields))))
+        command = [sys.executable, str(repository / "training" / script), str(tmp_path / f"{name}.yaml"), *overrides]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def finish(process):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-3000:]
+
+    finish(start("whole"))
+    killed = start("killed")
+    folder = tmp_path / "killed"
+    for _ in range(3000):
+        if list(folder.glob("checkpoint-[0-9]*")) or killed.poll() is not None:
+            break
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "results.json").exists()
+    finish(start("killed", "resume=true"))
+
+    whole, resumed = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(values, resumed[name]) for name, values in whole.items())
+    first, second = (json.loads(Path(tmp_path, name, "results.json").read_text()) for name in ("whole", "killed"))
+    assert first["per_category_iou"] == second["per_category_iou"]
+    assert first["final_loss"] == second["final_loss"]

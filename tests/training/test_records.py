@@ -1,0 +1,42 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""What a run leaves to look at."""
+
+import pytest
+from PIL import Image
+
+from training import run_segmentation_accelerate, run_segmentation_trainer
+from training.records import History, draw_curves
+
+
+@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+def test_runs_leave_curves_pictures_and_logs(recipe, tmp_path, script):
+    pytest.importorskip("tensorboard", reason="tensorboard is part of the `dev` extra")
+    run = recipe(report_to=["tensorboard"], eval_steps=2)
+    script.train(run)
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    sheet = Image.open(tmp_path / "run" / "predictions.png")
+    # two images of 40 x 32: image, labels and prediction
+    assert sheet.size == (3 * 40, 2 * 32)
+    image, labels, prediction = (sheet.crop((40 * column, 0, 40 * column + 40, 32)) for column in range(3))
+    assert image.tobytes() != labels.tobytes()
+    assert image.tobytes() != prediction.tobytes()
+    assert Image.open(tmp_path / "run" / "curves.png").width == 1200
+
+
+def test_curves_show_what_was_measured(tmp_path):
+    def blue(entries):
+        draw_curves(entries, tmp_path / "curves.png")
+        pixels = Image.open(tmp_path / "curves.png").convert("RGB").crop((0, 0, 400, 320))
+        return sum(count for count, (red, _, blue) in pixels.getcolors(2**24) if blue > red + 80)
+
+    assert blue([]) == 0
+    rising = [{"step": step, "loss": step} for step in range(40)]
+    assert blue(rising) > 100
+    assert blue([{"step": 1, "mean_iou": 0.5}]) == 0
+
+
+def test_history_is_part_of_a_checkpoint():
+    first, second = History(), History()
+    first.entries.append({"step": 1, "loss": 2.0})
+    second.load_state_dict(first.state_dict())
+    assert second.entries == [{"step": 1, "loss": 2.0}]

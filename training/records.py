@@ -1,0 +1,96 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""What a run leaves to look at: learning curves and pictures of predictions."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_utils import PreTrainedModel
+
+from hf_segmodels.data import SegmentationData
+from hf_segmodels.visualization import overlay, palette_for
+
+
+class History:
+    """
+    Figures over the updates of a run, part of its checkpoints.
+
+    Attributes:
+        entries (`list[dict[str, float]]`): With `step`, and what was measured there.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, float]] = []
+
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.entries if "loss" in entry]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"entries": self.entries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.entries = list(state["entries"])
+
+
+def draw_curves(entries: Sequence[dict[str, float]], path: Path) -> None:
+    """
+    Draws `loss`, `learning_rate` and `mean_iou` over `step`.
+
+    Args:
+        entries (`Sequence[dict]`): Figures by name; each entry may hold some of them.
+        path (`Path`): PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for panel, (name, label) in zip(
+        panels, (("loss", "loss"), ("mean_iou", "mean IoU"), ("learning_rate", "learning rate")), strict=True
+    ):
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        panel.plot(*zip(*points, strict=True) if points else ((), ()), "o-" if len(points) < 30 else "-", markersize=3)
+        panel.set(xlabel="update", ylabel=label)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+@torch.no_grad()
+def draw_predictions(
+    model: PreTrainedModel, processor: BaseImageProcessor, data: SegmentationData, path: Path, count: int = 4
+) -> None:
+    """
+    Draws the first images of `data`, a row each: the image, its labels, the prediction.
+
+    Args:
+        model (`PreTrainedModel`), processor (`BaseImageProcessor`): The model and its image processor.
+        data (`SegmentationData`): Read with the labels of `processor`.
+        path (`Path`): PNG file.
+        count (`int`, *optional*, defaults to 4): How many images.
+    """
+    palette = palette_for(model.config)
+    rows = []
+    for image, label_map in islice(data.share(), count):
+        inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
+        (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
+        # (3, height, width) -> (height, width, 3)
+        picture = Image.fromarray(image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
+        labels = label_map.as_subclass(torch.Tensor)
+        rows.append(
+            [
+                picture,
+                overlay(picture, labels, palette, alpha=0.7, ignore_index=processor.ignore_index),
+                overlay(picture, prediction.cpu(), palette, alpha=0.7),
+            ]
+        )
+    sheet = Image.new("RGB", (3 * max(row[0].width for row in rows), sum(row[0].height for row in rows)))
+    top = 0
+    for row in rows:
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * picture.width, top))
+        top += row[0].height
+    sheet.save(path)

@@ -1,0 +1,160 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Trains a segmentation model with transformers' Trainer, from the same recipes as `run_segmentation_accelerate.py`.
+
+    python training/run_segmentation_trainer.py RECIPE.yaml [key=value ...]
+
+Samples, their order and their augmentation are those of the other script; what the Trainer does itself (devices, mixed
+precision, checkpoints, logging) is the Trainer's. It keeps no moving average of the weights.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+
+# training/ is a folder of scripts: its own modules are found from wherever it is started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_segmodels.data import SegmentationData
+from hf_segmodels.evaluation import describe_run, evaluate_model
+from training.building import (
+    Loss,
+    build_data,
+    build_loader,
+    build_model,
+    build_optimizer,
+    build_scheduler,
+    check_finite,
+)
+from training.recipe import Recipe, run_script
+from training.records import draw_curves, draw_predictions
+
+
+class SegmentationTrainer(Trainer):
+    """A Trainer with a recipe's loss, optimizer, schedule and order of samples, and the papers' evaluation."""
+
+    def __init__(self, recipe: Recipe, train_dataset: SegmentationData, **kwargs: Any):
+        super().__init__(train_dataset=train_dataset, **kwargs)
+        self.recipe = recipe
+        self.loss_function = Loss(recipe, train_dataset, self.model.config.num_labels)
+        self.scores: dict[str, Any] = {}
+        self.scored_step = -1
+
+    def get_train_dataloader(self) -> DataLoader:
+        place = {"process_index": self.args.process_index, "num_processes": self.args.world_size}
+        return build_loader(self.train_dataset, self.processing_class, self.recipe, **place)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.accelerator.unwrap_model(model or self.model), self.recipe)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, self.recipe)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
+        loss = self.loss_function(model, inputs)
+        check_finite(self.accelerator.reduce(loss.detach(), "mean"), self.state.global_step + 1, self.args.output_dir)
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Scores as the papers count them: sliding window, labels at their own size, no scores of pixels kept."""
+        model = self.accelerator.unwrap_model(self.model)
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        scores = evaluate_model(model, self.processing_class, data, accelerator=self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items() if isinstance(score, float)}
+        self.log(metrics)
+        self.scores, self.scored_step = scores, self.state.global_step
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The recipe's fields as the Trainer names them."""
+    return TrainingArguments(
+        output_dir=recipe.output_dir,
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.mixed_precision == "bf16",
+        fp16=recipe.mixed_precision == "fp16",
+        logging_steps=recipe.log_steps,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_steps,
+        save_steps=recipe.checkpoint_steps,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=list(recipe.report_to) or "none",
+        seed=recipe.seed,
+    )
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """
+    Runs a recipe.
+
+    Returns:
+        `dict`: the last evaluation's scores (see [`~hf_segmodels.evaluation.evaluate_model`]) and `losses`, the mean of
+        every `log_steps` updates. The model, its processor and `results.json` are in `recipe.output_dir`.
+
+    Raises:
+        FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
+        ValueError: for a recipe with `ema_decay`.
+    """
+    if recipe.ema_decay:
+        raise ValueError(
+            "The Trainer keeps no moving average of the weights: set `ema_decay=0`, or run the recipe with "
+            "training/run_segmentation_accelerate.py."
+        )
+    set_seed(recipe.seed)
+    model, processor = build_model(recipe)
+    train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))
+    trainer = SegmentationTrainer(
+        recipe,
+        train_data,
+        eval_dataset=eval_data,
+        model=model,
+        args=training_arguments(recipe),
+        processing_class=processor,
+    )
+    checkpoint = get_last_checkpoint(recipe.output_dir) if recipe.resume and Path(recipe.output_dir).is_dir() else None
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.scored_step != trainer.state.global_step:
+        trainer.evaluate()
+    trainer.save_model()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    if trainer.is_world_process_zero():
+        results = {"step": trainer.state.global_step, "split": recipe.eval_split, **trainer.scores}
+        results |= {"recipe": dataclasses.asdict(recipe), "seconds": round(time.monotonic() - started)}
+        results |= {"final_loss": next(reversed(losses), None), **describe_run(trainer.args.device, recipe.seed)}
+        history = [
+            {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
+        ]
+        draw_curves(history, Path(recipe.output_dir, "curves.png"))
+        draw_predictions(trainer.model, processor, eval_data, Path(recipe.output_dir, "predictions.png"))
+        Path(recipe.output_dir, "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return {**trainer.scores, "losses": losses}
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(train, __doc__, sys.argv[1:]))
