@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
-from transformers.modeling_utils import PreTrainedModel
-
 from .errors import UserError, first_line
 from .metrics import ConfusionMatrix
 from .segment_images import load_predictor
@@ -24,10 +22,11 @@ if TYPE_CHECKING:
 
     from .data import SegmentationData
     from .image_processing.segmentation_image_processor import SegmentationImageProcessor
+    from .modeling_utils import SegmentationPreTrainedModel
 
 
 def evaluate_model(
-    model: PreTrainedModel,
+    model: "SegmentationPreTrainedModel",
     image_processor: "SegmentationImageProcessor",
     data: "SegmentationData",
     window_size: int | Sequence[int] | None = None,
@@ -40,7 +39,7 @@ def evaluate_model(
     Runs `model.predict` over `data` and counts its label maps at the labels' own size.
 
     Args:
-        model (`PreTrainedModel`): One of the four models, on the device that it is to run on.
+        model (`SegmentationPreTrainedModel`): One of the four models, on the device that it is to run on.
         image_processor (`SegmentationImageProcessor`): Its image processor.
         data (`SegmentationData`): Images and label maps, read with the labels of `image_processor`.
         window_size, window_stride, scales, flip: See `predict`.
