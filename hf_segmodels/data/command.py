@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def check_data_command(
     options = {name: value for name, value in options.items() if value is not None}
     if splits:
         options["splits"] = list(splits)
-    # what `datasets` raises itself, besides ValueError and OSError
-    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)
+    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, BrokenProcessPool)
     try:
+        # what `datasets` raises itself
         errors = (*errors, import_datasets().exceptions.DatasetsError)
         fields = _recipe_fields(source, options) if _is_recipe(source) else _folder_fields(source, options)
         report = check_data(

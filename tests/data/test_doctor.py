@@ -73,6 +73,11 @@ def test_streams_are_checked_too(folder):
 def test_missing_label(folder):
     write_image(folder / "images" / "extra.jpg")
     assert only_fault(check(folder), "missing-label", 1).examples == ["extra"]
+    for index in range(9):
+        write_image(folder / "images" / f"extra{index}.jpg")
+    report = check(folder)
+    assert len(only_fault(report, "missing-label", 10).examples) == 10
+    assert "extra3, ..." in str(report)
 
 
 def test_missing_image(folder):
@@ -301,6 +306,24 @@ def test_classes_that_never_occur(folder):
     (fault,) = report.faults
     assert (fault.name, fault.is_warning, fault.count) == ("absent-classes", True, 2)
     assert fault.examples == ["3 (boat)", "4 (class 4)"]
+
+
+def test_what_a_few_label_maps_lack_is_a_warning(tmp_path, caplog):
+    # the last class, the only other one, and any label at all are in one of many label maps
+    for name, common, rare, options in (
+        ("reduced-twice", (0, 1, 2, 255), 3, {"num_labels": 3, "do_reduce_labels": True}),
+        ("one-class", (1,), 0, {}),
+        ("all-ignored", (255,), 1, {"num_labels": 3}),
+    ):
+        maps = {f"{index:03d}": label_map(*common) for index in range(96)} | {"001": label_map(rare)}
+        if name == "all-ignored":
+            # and in one of those that are read
+            maps["003"] = label_map(0, 1, 2)
+        folder = write_folders(tmp_path / name, maps)
+        processor = SegmenterImageProcessor(**{"num_labels": 2} | options)
+        report = quick_check(SegmentationData(folder, "train", layout="folder", processor=processor))
+        assert faults(report, warnings=True) == [name]
+        assert f"train: warning: {name}" in caplog.text
 
 
 def test_several_faults_at_once(folder):

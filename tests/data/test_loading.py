@@ -51,7 +51,7 @@ def test_columns_that_are_missing(tmp_path):
 def test_hints_at_the_layout(tmp_path):
     write_folders(tmp_path / "data", {"a": label_map(0)})
     # `datasets` takes the folders' names for classes
-    with pytest.raises(ValueError, match="`layout` to `folder`"):
+    with pytest.raises(ValueError, match="has one class for each image, .* or `layout` to folder"):
         load_segmentation_dataset(tmp_path / "data", "train")
 
 
