@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
+
 from .errors import UserError, first_line
 from .metrics import ConfusionMatrix
 from .segment_images import load_predictor
