@@ -15,9 +15,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 import hf_segmodels  # noqa: F401  (registers the models)
-from hf_segmodels import PlainViTBackbone
+from hf_segmodels import PlainViTBackbone, ResNetV1cBackbone
 from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.data import SegmentationData, find_id2label, quick_check
+from hf_segmodels.labels import DATASETS, load_labels
 from hf_segmodels.schedules import cosine_restart_schedule, poly_schedule, step_schedule
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
@@ -41,6 +42,9 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     id2label = load_id2label(recipe)
     if id2label is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+        benchmark = next((name for name in DATASETS if load_labels(name)[0] == list(id2label.values())), None)
+        if benchmark is not None:
+            fields.setdefault("palette", [list(colour) for colour in load_labels(benchmark)[1]])
     if recipe.pretrained:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
@@ -60,14 +64,14 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
     """
-    Puts pre-trained weights into the encoder of `model`: a plain ViT's as [`load_backbone_weights`] does, those of another
-    transformers backbone from a folder or repository.
+    Puts pre-trained weights into the encoder of `model`: a plain ViT's and a ResNet-V1c's as [`load_backbone_weights`]
+    does, those of another transformers backbone from a folder or repository.
 
     Raises:
         ValueError: if a weight is missing or has another shape.
     """
     backbone = model.backbone
-    if isinstance(backbone, PlainViTBackbone):
+    if isinstance(backbone, (PlainViTBackbone, ResNetV1cBackbone)):
         load_backbone_weights(model, source)
         return
     loaded, info = type(backbone).from_pretrained(

@@ -25,7 +25,8 @@ class Recipe:
         pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
         pretrained_backbone (`str`, *optional*): Encoder to start from, under a new decoder: what
             [`~hf_segmodels.conversion.load_backbone_weights`] takes, which is a `PlainViTBackbone` (folder or
-            repository) or a file of AugReg (`.npz`), DeiT or timm. `image_processor` has to have its mean and deviation.
+            repository) or a file of AugReg (`.npz`), DeiT or timm, or a `ResNetV1cBackbone` or mmsegmentation's file of
+            one. `image_processor` has to have its mean and deviation.
         image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
             its `do_reduce_labels` and `ignore_index` say.
         train_split, eval_split (`str`): Names of the splits.
@@ -33,8 +34,9 @@ class Recipe:
         label_mapping (`dict` or `str`, *optional*): Class of each value in the label maps, null for values that do not
             count; or a JSON file of it. It comes before `do_reduce_labels` and replaces what the layout does.
         streaming (`bool`): Whether samples are read one after another, shuffled within a buffer.
-        id2label (`dict` or `str`, *optional*): Class names, or a JSON file of them; `id2label.json` in the data set's
-            folder, or those of the layout, when not given.
+        id2label (`dict` or `str`, *optional*): Class names, a JSON file of them, or one of `hf_segmodels.labels.DATASETS`
+            such as `ade20k`; `id2label.json` in the data set's folder, or those of the layout, when not given. The names of a
+            benchmark give the model its `palette` as well.
         base_size (`[shorter, longer]`): Bounds of the edges at scale 1; the aspect ratio is kept.
         crop_size (`[height, width]`): Size of the training crops.
         scale_range (`[lowest, highest]`): Random scale.

@@ -1,11 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Encoders pre-trained on ImageNet (AugReg ViT, DeiT, timm's), as a [`PlainViTBackbone`] and in a segmentation model."""
+"""
+Encoders pre-trained on ImageNet: AugReg ViT, DeiT and timm's as a [`PlainViTBackbone`], and all of them and
+mmsegmentation's ResNet-V1c in a segmentation model.
+"""
 
+import copy
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +408,8 @@ def resize_position_embeddings(
     return torch.cat([prefix, patches.flatten(2).mT], dim=1)
 
 
+_SUFFIXES = (".npz", ".pth", ".pt", ".bin", ".safetensors")
+_CLS_TOKEN, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 # Fields that must agree for weights to mean the same thing in a model.
 _ARCHITECTURE = (
     "hidden_size",
@@ -430,12 +436,12 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
             A segmentation model whose `backbone` is a [`PlainViTBackbone`] or [`ResNetV1cBackbone`], or such a backbone
             itself. Changed in place.
         source (`str` or `Path`):
-            A folder or repository with a [`PlainViTBackbone`], or a file that `hf-segmodels convert --method backbone`
-            takes. For a ResNet-V1c a file of mmsegmentation (`resnet50_v1c`) or timm (`resnet50c`).
+            A folder or repository with such a backbone, or a file: for a plain ViT what `hf-segmodels convert --method
+            backbone` takes, for a ResNet-V1c one of mmsegmentation (`resnet50_v1c`) or timm (`resnet50c`).
 
     Returns:
-        `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm that the model does
-        not have.
+        `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm or a class token that
+        the model does not have.
 
     Raises:
         ConversionError: if the encoders differ, or a weight is missing; says in what.
@@ -455,7 +461,7 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     """
     backbone = getattr(model, "backbone", model)
     if isinstance(backbone, ResNetV1cBackbone):
-        return load_resnet_v1c_weights(backbone, Path(source))
+        return _load_resnet_weights(backbone, source)
     if not isinstance(backbone, PlainViTBackbone):
         raise ConversionError(
             f"The model's encoder is a {type(backbone).__name__}; weights of a plain ViT fit a PlainViTBackbone only. Load "
@@ -463,6 +469,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
         )
     config = backbone.config
     weights = _read_source(source, config)
+    if not config.use_cls_token and not weights.config.use_distillation_token:
+        weights = _without_cls_token(weights)
     different = [
         f"`{name}` {getattr(weights.config, name)} against the model's {getattr(config, name)}"
         for name in _ARCHITECTURE
@@ -476,9 +484,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     tensors, dropped = dict(weights.tensors), list(weights.dropped_keys)
     if config.final_norm == "none":
         dropped += [name for name in ("layernorm.weight", "layernorm.bias") if tensors.pop(name, None) is not None]
-    name = "embeddings.position_embeddings"
-    tensors[name] = resize_position_embeddings(
-        tensors[name],
+    tensors[_POSITIONS] = resize_position_embeddings(
+        tensors[_POSITIONS],
         config.num_prefix_tokens,
         weights.config.position_grid,
         config.position_grid,
@@ -488,21 +495,50 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     return dropped
 
 
+def _without_cls_token(weights: BackboneWeights) -> BackboneWeights:
+    """The same for a model whose layers see no class token (SegViT): without it and its position."""
+    if not weights.config.use_cls_token:
+        return weights
+    tensors, config = dict(weights.tensors), copy.deepcopy(weights.config)
+    del tensors[_CLS_TOKEN]
+    # (1, 1 + rows * columns, D) -> (1, rows * columns, D)
+    tensors[_POSITIONS] = tensors[_POSITIONS][:, 1:]
+    config.use_cls_token = False
+    dropped = [*weights.dropped_keys, _CLS_TOKEN, f"{_POSITIONS}[:, :1]"]
+    return replace(weights, config=config, tensors=tensors, dropped_keys=dropped)
+
+
+def _load_resnet_weights(backbone: ResNetV1cBackbone, source: str | Path) -> list[str]:
+    """[`load_backbone_weights`] for a ResNet-V1c."""
+    if Path(source).suffix in _SUFFIXES:
+        return load_resnet_v1c_weights(backbone, Path(source))
+    pretrained = _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one")
+    load_strictly(backbone, pretrained.state_dict(), {})
+    return []
+
+
 def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
-    if Path(source).suffix in (".npz", ".pth", ".pt", ".bin", ".safetensors"):
+    if Path(source).suffix in _SUFFIXES:
         fields = {} if Path(source).suffix == ".npz" else {"num_attention_heads": config.num_attention_heads}
         return read_backbone_weights(Path(source), fields)
+    pretrained = _read_folder(source, PlainViTBackbone, "`hf-segmodels convert --method backbone`")
+    return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
+
+
+def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> PreTrainedModel:
     try:
-        pretrained_config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{source} is neither a file of weights nor a folder with a model: {error}") from error
-    if not isinstance(pretrained_config, PlainViTConfig):
+    if not isinstance(config, backbone_class.config_class):
         raise ConversionError(
-            f"{source} holds a model of type {pretrained_config.model_type!r}; expected a PlainViTBackbone, such as "
-            "`hf-segmodels convert --method backbone` makes."
+            f"{source} holds a model of type {config.model_type!r}; expected a {backbone_class.__name__}, such as {maker} "
+            "makes."
         )
-    pretrained = PlainViTBackbone.from_pretrained(source)
-    return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
+    pretrained, info = backbone_class.from_pretrained(source, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ConversionError(f"{source} lacks weights: {', '.join(sorted(info['missing_keys']))}. Make it again.")
+    return pretrained
 
 
 __all__ = [

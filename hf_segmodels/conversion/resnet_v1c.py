@@ -51,7 +51,10 @@ def load_resnet_v1c_weights(backbone: ResNetV1cBackbone, path: Path) -> list[str
     """
     weights = {name.removeprefix("backbone."): tensor for name, tensor in read_checkpoint(path).items()}
     renamed, dropped = rename(list(weights), RESNET_V1C, _DROPPED)
-    load_strictly(backbone, {ours: weights[name] for name, ours in renamed.items()}, RESNET_V1C)
+    tensors = {ours: weights[name] for name, ours in renamed.items()}
+    # files of old torch versions lack these counters, which only batch norms without a momentum look at
+    counters = {name: count for name, count in backbone.state_dict().items() if name.endswith("num_batches_tracked")}
+    load_strictly(backbone, counters | tensors, RESNET_V1C)
     return dropped
 
 

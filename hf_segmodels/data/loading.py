@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..labels import load_labels
+from ..labels import DATASETS, load_labels
 from .label_reader import LabelReader, encode_segments, read_label_mapping
 from .layouts import LAYOUTS, Layout, SplitFiles, find_layout, recognise_layouts
 
@@ -181,18 +181,26 @@ def find_id2label(
 
     Args:
         source (`str` or `Path`): The data set.
-        id2label (`Mapping`, `str` or `Path`, *optional*): The names, or a JSON file of them.
+        id2label (`Mapping`, `str` or `Path`, *optional*): The names, a JSON file of them, or one of
+            `hf_segmodels.labels.DATASETS`.
         layout (`str`, *optional*): Its layout.
 
     Returns:
         `dict[int, str]`: those given; otherwise those in `id2label.json` beside the data, otherwise those of the layout.
         None where nobody says them.
+
+    Raises:
+        ValueError: if `id2label` is neither such a name nor a file.
     """
+    if id2label in DATASETS:
+        return dict(enumerate(load_labels(str(id2label))[0]))
     if id2label is None:
         beside = Path(source).expanduser() / "id2label.json"
         id2label = beside if beside.is_file() else None
     names = id2label
     if isinstance(id2label, str | Path):
+        if not Path(id2label).expanduser().is_file():
+            raise ValueError(f"`id2label` is {str(id2label)!r}: neither a JSON file nor one of {', '.join(DATASETS)}.")
         names = json.loads(Path(id2label).expanduser().read_text(encoding="utf-8"))
     if isinstance(names, Mapping) and names:
         return {int(index): name for index, name in names.items()}

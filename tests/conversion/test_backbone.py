@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.procedural_weights import procedural_state_dict
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor
 
+from common.original_unept import TINY_RESNET, network, unept_shapes
+from hf_segmodels import ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.conversion import ConversionError, load_backbone_weights, main
 from hf_segmodels.conversion.backbone import read_backbone_weights, resize_position_embeddings
+from hf_segmodels.conversion.key_mapping import rename
+from hf_segmodels.conversion.resnet_v1c import MMSEG_RESNET_V1C
 from hf_segmodels.plain_vit import PlainViTBackbone, PlainViTConfig
 from hf_segmodels.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 
@@ -219,6 +224,66 @@ def test_a_model_without_final_norm_leaves_it_out(timm_model: torch.nn.Module, t
     torch.save(timm_model.state_dict(), tmp_path / "vit.pth")
     dropped = load_backbone_weights(small_segmenter(final_norm="none"), tmp_path / "vit.pth")
     assert dropped == ["head.weight", "head.bias", "layernorm.weight", "layernorm.bias"]
+
+
+@pytest.mark.parametrize("timm_model", ["vit"], indirect=True)
+def test_a_model_without_class_token_leaves_it_and_its_position_out(
+    timm_model: torch.nn.Module, tmp_path: Path, convert
+):
+    torch.save(timm_model.state_dict(), tmp_path / "vit.pth")
+    unused = ["embeddings.cls_token", "embeddings.position_embeddings[:, :1]"]
+    model = small_segmenter(use_cls_token=False, image_size=64)
+    assert load_backbone_weights(model, tmp_path / "vit.pth") == ["head.weight", "head.bias", *unused]
+    assert torch.equal(model.backbone.embeddings.position_embeddings, timm_model.pos_embed[:, 1:])
+    assert load_backbone_weights(model, convert(tmp_path / "vit.pth")) == unused
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path):
+    backbone = small_segmenter().backbone
+    weights = backbone.state_dict()
+    del weights["encoder.layers.1.mlp.fc1.weight"]
+    backbone.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ConversionError, match=re.escape("lacks weights: encoder.layers.1.mlp.fc1.weight")):
+        load_backbone_weights(small_segmenter(), tmp_path)
+
+
+RESNET = {"embedding_size": 8, "hidden_sizes": (16, 32, 64, 128), "out_features": ["stage2", "stage3", "stage4"]}
+
+
+@pytest.mark.parametrize("kind", ["file", "file_without_counters", "folder"])
+def test_resnet_weights_go_into_a_model(kind: str, tmp_path: Path):
+    shapes = unept_shapes(network(TINY_RESNET), 3, 64)
+    originals = procedural_state_dict({key: shape for key, shape in shapes.items() if key.startswith("backbone.")})
+    originals = {key.removeprefix("backbone."): tensor for key, tensor in originals.items()}
+    if kind == "file_without_counters":
+        originals = {key: tensor for key, tensor in originals.items() if not key.endswith("num_batches_tracked")}
+    classifier = {"fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}
+    torch.save({"state_dict": originals | classifier}, tmp_path / "resnet.pth")
+    model = UNEPTForSemanticSegmentation(UNEPTConfig(backbone_config=ResNetV1cConfig(**RESNET), num_labels=3))
+    assert load_backbone_weights(model, tmp_path / "resnet.pth") == ["fc.weight", "fc.bias"]
+    if kind == "folder":
+        model.backbone.save_pretrained(tmp_path / "folder")
+        model = UNEPTForSemanticSegmentation(model.config)
+        assert load_backbone_weights(model, tmp_path / "folder") == []
+    renamed, _ = rename(list(originals), MMSEG_RESNET_V1C)
+    weights = model.backbone.state_dict()
+    assert {ours for ours in weights if "num_batches_tracked" not in ours} <= set(renamed.values())
+    for original, ours in renamed.items():
+        assert torch.equal(weights[ours], originals[original]), original
+
+
+def test_other_weights_do_not_go_into_a_resnet(timm_model: torch.nn.Module, tmp_path: Path):
+    model = UNEPTForSemanticSegmentation(UNEPTConfig(backbone_config=ResNetV1cConfig(**RESNET), num_labels=3))
+    torch.save(timm_model.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(ConversionError, match="have no place in the model: cls_token"):
+        load_backbone_weights(model, tmp_path / "vit.pth")
+    small_segmenter().backbone.save_pretrained(tmp_path / "folder")
+    with pytest.raises(ConversionError, match="type 'plain_vit'; expected a ResNetV1cBackbone"):
+        load_backbone_weights(model, tmp_path / "folder")
+    weights = {key: tensor for key, tensor in model.backbone.state_dict().items() if "stages.3" not in key}
+    model.backbone.save_pretrained(tmp_path / "half", state_dict=weights)
+    with pytest.raises(ConversionError, match=r"half lacks weights: stages\.3"):
+        load_backbone_weights(model, tmp_path / "half")
 
 
 def test_bicubic_positions_differ_from_bilinear_ones():
