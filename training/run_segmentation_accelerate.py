@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.losses import semantic_cross_entropy
 from hf_segmodels.metrics import ConfusionMatrix
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, SegmentationData, TrainingBatches
@@ -121,18 +122,14 @@ class Loss:
     def __init__(self, weights: torch.Tensor | None, label_smoothing: float, ignore_index: int):
         self.is_own = weights is None and label_smoothing == 0.0
         self.options = {"weight": weights, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
-        self.ignore_index = ignore_index
 
     def __call__(
         self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor
     ) -> torch.Tensor:
         if self.is_own:
             return model(pixel_values=pixel_values, labels=labels, **inputs).loss
-        logits = model(pixel_values=pixel_values, **inputs).logits.float()
-        logits = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if not (labels != self.ignore_index).any():
-            return logits.sum() * 0.0
-        return nn.functional.cross_entropy(logits, labels, **self.options)
+        logits = model(pixel_values=pixel_values, **inputs).logits
+        return semantic_cross_entropy(logits, labels, **self.options)
 
 
 @torch.no_grad()
