@@ -177,31 +177,36 @@ def _upsampled_cross_entropy(
         torch._assert_async(is_class.all())
     targets = _Targets(labels, is_valid, None if weight is None else weight.to(dtype), steps, label_smoothing)
 
+    is_wide = logits.shape[3] == width
     chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
     rows_per_band = max(1, chunk // (num_labels * max(width, 1)))
     bands = _cut_axis(logits.shape[2], height, rows_per_band, align_corners, dtype, device)
     columns_per_band = min(width, _COLUMNS_ON_CPU) if device.type == "cpu" else width
     column_bands = _cut_axis(logits.shape[3], width, max(1, columns_per_band), align_corners, dtype, device)
     gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
+    # used over and over: memory that is freed and asked for again in such sizes is not always the same memory
+    grid_height = logits.shape[2]
+    scores, slopes = logits.new_empty(2, rows_per_band * width, num_labels, dtype=dtype)
+    wide, wide_gradient = logits.new_empty(2, 0 if is_wide else grid_height, width, num_labels, dtype=dtype)
     sums = [logits.new_zeros((), dtype=dtype)]
     with torch.autocast(device.type, enabled=False):
         for image in range(len(logits)):
             # (num_labels, grid_height, grid_width) -> (grid_height, grid_width, num_labels)
             grid = logits[image].permute(1, 2, 0)
             grid_gradient = gradient[image].permute(1, 2, 0) if with_gradient else None
-            if logits.shape[3] == width:
-                sums += _run_bands(grid, grid_gradient, bands, targets, image)
+            if is_wide:
+                sums += _run_bands(grid, grid_gradient, bands, targets, image, scores, slopes)
                 continue
             # (grid_height, grid_width, num_labels) -> (grid_height, width, num_labels)
             grid = grid.to(dtype)
-            wide = grid.new_empty(len(grid), width, num_labels)
             for left, right, first, last, weights in column_bands:
                 torch.matmul(weights, grid[:, first:last], out=wide[:, left:right])
-            wide_gradient = torch.zeros_like(wide) if with_gradient else None
-            sums += _run_bands(wide, wide_gradient, bands, targets, image)
-            if with_gradient:
-                for left, right, first, last, weights in column_bands:
-                    grid_gradient[:, first:last] += weights.T @ wide_gradient[:, left:right]
+            if grid_gradient is None:
+                sums += _run_bands(wide, None, bands, targets, image, scores, slopes)
+                continue
+            sums += _run_bands(wide, wide_gradient.zero_(), bands, targets, image, scores, slopes)
+            for left, right, first, last, weights in column_bands:
+                grid_gradient[:, first:last] += weights.T @ wide_gradient[:, left:right]
     return torch.stack(sums).sum(), gradient
 
 
@@ -361,7 +366,13 @@ class _Targets:
 
 
 def _run_bands(
-    grid: torch.Tensor, gradient: torch.Tensor | None, bands: tuple[_Band, ...], targets: _Targets, image: int
+    grid: torch.Tensor,
+    gradient: torch.Tensor | None,
+    bands: tuple[_Band, ...],
+    targets: _Targets,
+    image: int,
+    scores: torch.Tensor,
+    slopes: torch.Tensor,
 ) -> list[torch.Tensor]:
     """
     Evaluates the scores of one image band by band, for the losses and their gradient.
@@ -369,6 +380,7 @@ def _run_bands(
     Args:
         grid (`torch.Tensor` of shape `(grid_height, width, num_labels)`): Scores whose columns are the pixels'.
         gradient (`torch.Tensor` of that shape, *optional*): What the gradient is added to.
+        scores, slopes (`torch.Tensor` of shape `(pixels, num_labels)`): Space for the largest band.
 
     Returns:
         Sums of losses, of shape `()` each.
@@ -379,11 +391,15 @@ def _run_bands(
     class_weights = grid.new_ones(num_labels, dtype=dtype) if targets.weight is None else targets.weight
     sums = []
     for top, bottom, first, last, row_weights in bands:
+        num_pixels = (bottom - top) * width
+        band_scores, slope = scores[:num_pixels], slopes[:num_pixels]
         # (used rows, width, num_labels) -> (rows, width * num_labels) -> (pixels, num_labels)
-        scores = grid[first:last].to(dtype)
-        if row_weights is not None:
-            scores = row_weights @ scores.reshape(last - first, -1)
-        log_probabilities = scores.reshape(-1, num_labels).log_softmax(dim=-1)
+        if row_weights is None:
+            band_scores.view(bottom - top, width, num_labels).copy_(grid[first:last])
+        else:
+            used = grid[first:last].to(dtype).reshape(last - first, -1)
+            torch.matmul(row_weights, used, out=band_scores.view(bottom - top, -1))
+        log_probabilities = torch.log_softmax(band_scores, dim=-1, out=slope)
         target = targets.of_band(image, top, bottom, dtype)
         chosen = target.places * num_labels + target.labels
         sums.append(-sharp * (log_probabilities.view(-1)[chosen] * target.weights).sum())
@@ -394,7 +410,7 @@ def _run_bands(
 
         # with p the probabilities, w the pixel's weight and W the classes' weights (sum of them: |W|):
         # sharp * w * (p - one_hot) + smoothing * (|W| * p - W)
-        slope = log_probabilities.exp_()
+        slope.exp_()
         factors = sharp * target.scored
         if smoothing > 0:
             factors = factors + smoothing * class_weights.sum() * target.counts
@@ -403,10 +419,8 @@ def _run_bands(
             slope.addr_(target.counts, class_weights, alpha=-smoothing)
         slope.view(-1).scatter_add_(0, chosen, -sharp * target.weights)
         # (pixels, num_labels) -> (rows, width * num_labels) -> (used rows, width, num_labels)
-        slope = slope.view(bottom - top, -1)
-        if row_weights is not None:
-            slope = row_weights.T @ slope
-        gradient[first:last] += slope.view(last - first, width, num_labels)
+        carried = slope if row_weights is None else row_weights.T @ slope.view(bottom - top, -1)
+        gradient[first:last] += carried.view(last - first, width, num_labels)
     return sums
 
 
