@@ -525,7 +525,8 @@ def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
     return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
 
 
-def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> PreTrainedModel:
+def _read_folder(source: str | Path, backbone_class: Any, maker: str) -> Any:
+    """A backbone of that class from a folder or repository."""
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
