@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _import_structure = {
     "auto": [],
     "conversion": [],
+    "data": [],
     "image_processing": [],
     "inference": [],
     "labels": [],

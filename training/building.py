@@ -19,6 +19,7 @@ from hf_segmodels import PlainViTBackbone, ResNetV1cBackbone
 from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.data import SegmentationData, find_id2label, quick_check
 from hf_segmodels.labels import DATASETS, load_labels
+from hf_segmodels.losses import semantic_cross_entropy
 from hf_segmodels.schedules import cosine_restart_schedule, poly_schedule, step_schedule
 from training.augmentation import training_augmentation
 from training.data import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
@@ -218,17 +219,14 @@ class Loss:
         if self.is_own:
             return model(**inputs).loss
         # targets that only a method's own loss takes stay out
-        labels, only_images = inputs["labels"], {"pixel_values", "superpixels"}
-        logits = model(**{name: values for name, values in inputs.items() if name in only_images}).logits.float()
-        logits = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if not (labels != self.ignore_index).any():
-            return logits.sum() * 0.0
-        return nn.functional.cross_entropy(
+        only_images = {name: values for name, values in inputs.items() if name in ("pixel_values", "superpixels")}
+        logits = model(**only_images).logits
+        return semantic_cross_entropy(
             logits,
-            labels,
-            weight=self.weights if self.weights is None else self.weights.to(logits),
+            inputs["labels"],
+            self.ignore_index,
+            weight=self.weights if self.weights is None else self.weights.to(logits.device),
             label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
         )
 
 

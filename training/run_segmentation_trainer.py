@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 
 # training/ is a folder of scripts: its own modules are found from wherever it is started
@@ -108,6 +107,21 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     )
 
 
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """
+    The checkpoint folder with the highest step that was written to its end, or None. The Trainer writes its own state last;
+    a killed process or a full disk leave a folder without it, or with a part of it.
+    """
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return folder
+    return None
+
+
 def train(recipe: Recipe) -> dict[str, Any]:
     """
     Runs a recipe.
@@ -136,9 +150,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         args=training_arguments(recipe),
         processing_class=processor,
     )
-    checkpoint = get_last_checkpoint(recipe.output_dir) if recipe.resume and Path(recipe.output_dir).is_dir() else None
+    checkpoint = newest_checkpoint(Path(recipe.output_dir)) if recipe.resume else None
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.scored_step != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()

@@ -33,6 +33,7 @@ from .checkpoints import ConversionError, check_method, read_checkpoint
 from .key_mapping import add_prefix, load_strictly, rename
 from .outputs import Conversion
 from .reference import augreg_tokens, timm_tokens
+from .resnet_v1c import load_resnet_v1c_weights
 
 
 # timm's names, which DeiT and Segmenter share.
@@ -105,27 +106,6 @@ AUGREG = {
     **add_prefix(_AUGREG_STEM_BLOCK, "block{s}/unit{b}/", _STEM + "encoder.stages.{s-1}.layers.{b-1}."),
 }
 AUGREG_DROPPED = ("head/{p}", "pre_logits/{p}")
-
-# mmsegmentation's ResNet-V1c.
-MMSEG_RESNET_V1C = {
-    "stem.0.{p}": "stem.layers.0.convolution.{p}",
-    "stem.1.{p}": "stem.layers.0.normalization.{p}",
-    "stem.3.{p}": "stem.layers.1.convolution.{p}",
-    "stem.4.{p}": "stem.layers.1.normalization.{p}",
-    "stem.6.{p}": "stem.layers.2.convolution.{p}",
-    "stem.7.{p}": "stem.layers.2.normalization.{p}",
-    "layer{s}.{b}.conv1.{p}": "stages.{s-1}.layers.{b}.reduction.convolution.{p}",
-    "layer{s}.{b}.bn1.{p}": "stages.{s-1}.layers.{b}.reduction.normalization.{p}",
-    "layer{s}.{b}.conv2.{p}": "stages.{s-1}.layers.{b}.spatial.convolution.{p}",
-    "layer{s}.{b}.bn2.{p}": "stages.{s-1}.layers.{b}.spatial.normalization.{p}",
-    "layer{s}.{b}.conv3.{p}": "stages.{s-1}.layers.{b}.expansion.convolution.{p}",
-    "layer{s}.{b}.bn3.{p}": "stages.{s-1}.layers.{b}.expansion.normalization.{p}",
-    "layer{s}.{b}.downsample.0.{p}": "stages.{s-1}.layers.{b}.shortcut.convolution.{p}",
-    "layer{s}.{b}.downsample.1.{p}": "stages.{s-1}.layers.{b}.shortcut.normalization.{p}",
-}
-MMSEG_RESNET_DROPPED = ("fc.{p}",)
-# Counters that only batch norms without a momentum look at; files of older torch versions have none.
-_BATCH_COUNTER = "num_batches_tracked"
 
 NORMALIZATIONS = {
     "vit": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
@@ -453,11 +433,11 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
 
     Args:
         model (`PreTrainedModel`):
-            A segmentation model whose `backbone` is a [`PlainViTBackbone`] or a [`ResNetV1cBackbone`], or such a backbone
+            A segmentation model whose `backbone` is a [`PlainViTBackbone`] or [`ResNetV1cBackbone`], or such a backbone
             itself. Changed in place.
         source (`str` or `Path`):
             A folder or repository with such a backbone, or a file: for a plain ViT what `hf-segmodels convert --method
-            backbone` takes, for a ResNet-V1c mmsegmentation's.
+            backbone` takes, for a ResNet-V1c one of mmsegmentation (`resnet50_v1c`) or timm (`resnet50c`).
 
     Returns:
         `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm or a class token that
@@ -530,16 +510,11 @@ def _without_cls_token(weights: BackboneWeights) -> BackboneWeights:
 
 def _load_resnet_weights(backbone: ResNetV1cBackbone, source: str | Path) -> list[str]:
     """[`load_backbone_weights`] for a ResNet-V1c."""
-    dropped: list[str] = []
     if Path(source).suffix in _SUFFIXES:
-        originals = read_checkpoint(Path(source))
-        renamed, dropped = rename(list(originals), MMSEG_RESNET_V1C, MMSEG_RESNET_DROPPED)
-        tensors = {ours: originals[key] for key, ours in renamed.items()}
-    else:
-        tensors = _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one").state_dict()
-    counters = {name: count for name, count in backbone.state_dict().items() if name.endswith(_BATCH_COUNTER)}
-    load_strictly(backbone, counters | tensors, MMSEG_RESNET_V1C)
-    return dropped
+        return load_resnet_v1c_weights(backbone, Path(source))
+    pretrained = _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one")
+    load_strictly(backbone, pretrained.state_dict(), {})
+    return []
 
 
 def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
@@ -571,7 +546,6 @@ def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], make
 
 __all__ = [
     "AUGREG",
-    "MMSEG_RESNET_V1C",
     "TIMM_VIT",
     "convert_backbone",
     "infer_config",

@@ -4,11 +4,12 @@
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
-from .doctor import check_data
+from .doctor import FAULTS, check_data
 from .layouts import LAYOUTS, find_layout, recognise_layouts
 from .loading import find_id2label, import_datasets
 from .recipe_fields import DataFields, read_data_fields
@@ -43,14 +44,17 @@ def check_data_command(
     Raises:
         UserError: if the data cannot be read at all.
     """
+    unknown = sorted(set(allowed) - set(FAULTS))
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} is no fault to allow: the names are {', '.join(FAULTS)}.")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise UserError(f"there is no folder {json_path.resolve().parent} for {json_path.name}: create it first.")
     options = {name: value for name, value in options.items() if value is not None}
     if splits:
         options["splits"] = list(splits)
-    # what `datasets` raises itself, besides ValueError and OSError
-    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)
+    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, BrokenProcessPool)
     try:
+        # what `datasets` raises itself
         errors = (*errors, import_datasets().exceptions.DatasetsError)
         fields = _recipe_fields(source, options) if _is_recipe(source) else _folder_fields(source, options)
         report = check_data(
@@ -79,8 +83,13 @@ def check_data_command(
     )
     print(report)
     found = report.faults(allowed, strict)
+    num_warnings = len(report.faults(strict=True)) - len(report.faults()) if not strict else 0
     kinds = ", ".join(dict.fromkeys(fault.name for fault in found))
-    print(f"\n{len(found)} faults: {kinds}" if found else "\nno faults")
+    print(
+        f"\n{len(found)} faults: {kinds}"
+        if found
+        else f"\nno faults{f', {num_warnings} warnings' * bool(num_warnings)}"
+    )
     return int(bool(found))
 
 

@@ -11,6 +11,7 @@ from math import gcd
 from typing import Any
 
 from tqdm import tqdm
+from transformers.utils import logging
 
 from .label_facts import SampleFacts, sample_facts
 from .label_reader import LabelReader
@@ -18,6 +19,8 @@ from .layouts import CITYSCAPES_TRAIN_IDS
 from .loading import OpenedSplit, open_split
 from .segmentation_data import SegmentationData
 
+
+logger = logging.get_logger(__name__)
 
 FAULTS: dict[str, str] = {
     "missing-label": "an image has no label map",
@@ -68,7 +71,8 @@ class Fault:
     is_warning: bool = False
 
     def __str__(self) -> str:
-        shown = f"\n    {', '.join(self.examples)}{', ...' if self.count > len(self.examples) else ''}"
+        examples = self.examples[:_MAX_EXAMPLES]
+        shown = f"\n    {', '.join(examples)}{', ...' if self.count > len(examples) else ''}"
         return f"{'warning' if self.is_warning else 'fault'}: {self.name} ({self.count}): {self.message}" + (
             shown if self.examples else ""
         )
@@ -242,7 +246,7 @@ def quick_check(data: SegmentationData, num_labels: int | None = None, max_sampl
         max_samples (`int`, *optional*, defaults to 32): Label maps to read.
 
     Returns:
-        `SplitReport`: with warnings only.
+        `SplitReport`: with warnings only, which are logged too.
 
     Raises:
         ValueError: if there are faults; says which and what to do.
@@ -260,6 +264,8 @@ def quick_check(data: SegmentationData, num_labels: int | None = None, max_sampl
                 [f"The labels of {data.split} cannot be trained on (`hf-segmodels check-data` tells more):", *faults]
             )
         )
+    for fault in report.faults:
+        logger.warning(f"{data.split}: {fault}")
     return report
 
 
@@ -271,8 +277,9 @@ def _check_split(
     max_samples: int | None,
     progress: bool,
 ) -> SplitReport:
-    findings = _Findings(opened, meaning, class_names, is_whole=max_samples is None)
     total = None if opened.is_streamed else len(opened.rows)
+    is_whole = max_samples is None or (total is not None and total <= max_samples)
+    findings = _Findings(opened, meaning, class_names, is_whole)
     num_read = total if max_samples is None or total is None else min(total, max_samples)
     bar = tqdm(total=num_read, desc=f"label maps of {opened.split}", unit="map", disable=not progress)
     with bar:
@@ -513,7 +520,8 @@ class _Findings:
                 is_warning = name in ("turned-image", "wide-label-map")
                 yield _fault(name, message.format(self.details[name]), self.found[name], is_warning)
         if ignored := self.found["all-ignored"]:
-            is_most = 2 * len(ignored) > self.num_counted
+            # a few label maps may all lie in what nobody labelled
+            is_most = 2 * len(ignored) > self.num_counted if self.is_whole else len(ignored) == self.num_counted
             message = (
                 f"Nothing in these label maps counts: all pixels are {self.meaning.ignore_index}"
                 f"{' once labels are reduced' if self.meaning.do_reduce_labels else ''}. They teach nothing"
@@ -642,9 +650,9 @@ class _Findings:
             return None
         return self._value_fault(
             "label-ids",
-            f"With {_CITYSCAPES_CLASSES} classes, values up to {highest} are Cityscapes' labelIds, not its trainIds; as they "
-            "are, every class is taken for another one. Set `layout: cityscapes`, which maps them, or read the "
-            "`*_labelTrainIds.png` files.",
+            f"With {_CITYSCAPES_CLASSES} classes, values up to {highest} look like Cityscapes' labelIds, not its trainIds: "
+            "then every class is taken for another one. Set `layout: cityscapes`, which maps them, or read the "
+            "`*_labelTrainIds.png` files. If they are other classes, raise the number of classes.",
             outside,
         )
 
@@ -671,14 +679,18 @@ class _Findings:
         if is_known or not meaning.do_reduce_labels or num_labels in values or not {0, num_labels - 1} <= values:
             return None
         # void pixels have a value of their own, or no class is missing once they are not reduced
-        if meaning.ignore_index in values or set(range(num_labels)) <= values:
-            return self._value_fault(
-                "reduced-twice",
-                f"Values go from 0 to {num_labels - 1} and never reach {num_labels}, so classes start at 0 already; reducing "
-                "them drops the first class and shifts all others: set `do_reduce_labels` to false.",
-                {0},
-            )
-        return None
+        has_all = num_labels > 2 and set(range(num_labels)) <= values
+        if not has_all and meaning.ignore_index not in values:
+            return None
+        fault, explained = self._value_fault(
+            "reduced-twice",
+            f"Values go from 0 to {num_labels - 1} and never reach {num_labels}, so classes start at 0 already; reducing them "
+            "drops the first class and shifts all others: set `do_reduce_labels` to false.",
+            {0},
+        )
+        # a few label maps may lack the last of a few classes
+        fault.is_warning = not self.is_whole and num_labels < 5
+        return fault, explained
 
     def _classes(self, report: SplitReport) -> Iterator[Fault]:
         """Too few classes."""
@@ -689,6 +701,8 @@ class _Findings:
                 "one-class",
                 f"Class {present[0]} ({report.class_names[present[0]]}) takes all pixels that count, in all "
                 f"{self.num_counted} label maps: check how they were written, and whether the mapping keeps the others.",
+                # others may be rare
+                is_warning=not self.is_whole,
             )
         absent = [index for index, pixels in enumerate(report.pixels) if not pixels]
         if self.is_whole and absent and present:
@@ -707,7 +721,7 @@ class _Findings:
 
 
 def _fault(name: str, message: str, examples: list[str], is_warning: bool = False) -> Fault:
-    return Fault(name, message, len(examples), examples[:_MAX_EXAMPLES], is_warning)
+    return Fault(name, message, len(examples), examples, is_warning)
 
 
 def _size(size: tuple[int, int]) -> str:

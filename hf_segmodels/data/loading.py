@@ -169,7 +169,7 @@ def check_partners(opened: OpenedSplit) -> None:
             assert opened.layout is not None
             raise ValueError(
                 f"{opened.layout.root} ({opened.split}) has {len(names)} {what}: {shown}. Each image needs one label map "
-                "of its name; `hf-segmodels check-data` lists them all."
+                "of its name; `hf-segmodels check-data --json FILE` lists them all."
             )
 
 
@@ -243,12 +243,10 @@ def _select(rows: Any, source: str, image_column: str, label_column: str) -> Any
     # streamed rows may not know their columns
     columns = rows.column_names or list(next(iter(rows)))
     missing = {image_column, label_column} - set(columns)
-    found = recognise_layouts(source) if missing and Path(source).is_dir() else []
     if missing:
-        hint = f", or `layout` to {' or '.join(found)}" if found else ""
         raise ValueError(
             f"{source} has no column {sorted(missing)}: set `image_column` and `label_column` in the recipe to two of "
-            f"{columns}{hint}."
+            f"{columns}{_layout_hint(source)}."
         )
     rows = rows.select_columns([image_column, label_column])
     # in two steps, since each may have the other's name
@@ -258,12 +256,18 @@ def _select(rows: Any, source: str, image_column: str, label_column: str) -> Any
     if isinstance(features.get("label"), ClassLabel):
         raise ValueError(
             f"The column {label_column!r} of {source} has one class for each image, not for each pixel: set `label_column` "
-            "to that of the label maps, or `layout` to `folder` for a folder of `images/` and `labels/`."
+            f"to that of the label maps{_layout_hint(source)}."
         )
     for column in ("image", "label"):
         if isinstance(features.get(column), Image):
             rows = rows.cast_column(column, Image(decode=False))
     return rows
+
+
+def _layout_hint(source: str) -> str:
+    """For messages: the layout that a folder seems to have."""
+    found = recognise_layouts(source) if Path(source).is_dir() else []
+    return f", or `layout` to {' or '.join(found)}" if found else ""
 
 
 __all__ = ["OpenedSplit", "check_partners", "find_id2label", "load_segmentation_dataset", "open_split"]

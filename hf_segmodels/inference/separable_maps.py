@@ -105,10 +105,11 @@ def cut_tiles(supports: Sequence[set[int]]) -> tuple[list[int], list[set[int]]]:
     return starts, joints
 
 
-def resize_rows(weights: torch.Tensor, num_pixels: int) -> torch.Tensor:
+def resize_rows(weights: torch.Tensor, num_pixels: int, align_corners: bool = False) -> torch.Tensor:
     """Bilinear resizing after a map: `(pixels, entries)` -> `(num_pixels, entries)`."""
     size = (num_pixels, weights.shape[1])
-    return nn.functional.interpolate(weights[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    resized = nn.functional.interpolate(weights[None, None], size=size, mode="bilinear", align_corners=align_corners)
+    return resized[0, 0]
 
 
 # `inference_mode(False)`: what the caches keep may later take part in autograd

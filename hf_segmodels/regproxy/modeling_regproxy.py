@@ -235,12 +235,11 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         # an exported graph gives painted logits for every size: it cannot depend on whether one needed padding
         is_padded = not is_exporting() and covered_size != (height, width)
         loss = None
-        if labels is not None or is_padded:
-            full_logits = nn.functional.interpolate(logits, size=covered_size, mode="bilinear", align_corners=False)
-            full_logits = full_logits[..., :height, :width]
-            if labels is not None:
-                loss = self._loss(full_logits, affinity, labels, covered_size)
-            logits = full_logits if is_padded else logits
+        if labels is not None:
+            loss = self._loss(logits, affinity, labels, covered_size)
+        if is_padded:
+            logits = nn.functional.interpolate(logits, size=covered_size, mode="bilinear", align_corners=False)
+            logits = logits[..., :height, :width]
 
         return RegProxyOutput(
             loss=loss,
@@ -256,7 +255,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
     ) -> torch.Tensor:
         config = self.config
         ignore_index = config.semantic_loss_ignore_index
-        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction)
+        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction, covered_size=covered_size)
         if config.homogeneity_loss_weight != 0:
             regularisation = homogeneity_loss(affinity, labels, config.num_labels, ignore_index, covered_size)
             loss = loss + config.homogeneity_loss_weight * regularisation

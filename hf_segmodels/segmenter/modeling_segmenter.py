@@ -215,12 +215,12 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         # an exported graph gives patch-level logits for every size: it cannot depend on whether one needed padding
         is_padded = not is_exporting() and padded_size != (height, width)
         loss = None
-        if labels is not None or is_padded:
-            full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
-            full_logits = full_logits[..., :height, :width]
-            if labels is not None:
-                loss = semantic_cross_entropy(full_logits, labels, self.config.semantic_loss_ignore_index)
-            logits = full_logits if is_padded else logits
+        if labels is not None:
+            ignore_index = self.config.semantic_loss_ignore_index
+            loss = semantic_cross_entropy(logits, labels, ignore_index, covered_size=padded_size)
+        if is_padded:
+            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+            logits = logits[..., :height, :width]
 
         return SegmenterOutput(
             loss=loss,

@@ -39,8 +39,8 @@ from ..sparse_attention import (
     SparseAttentionKernelMixin,
     reference_points,
 )
-from ..tracing import is_exporting
-from .boundaries import batch_boundary_targets, refine, resize_boundary_maps
+from ..tracing import crop, is_exporting
+from .boundaries import batch_boundary_targets, refine
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
 from .refined_scores import RefinedScores
@@ -59,8 +59,8 @@ class UNEPTOutput(ModelOutput):
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Weighted sum of the four terms of equation 7.
     logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
-        Refined scores before softmax. With `config.refine_at_inference=False` the coarse ones, `(batch_size, num_labels,
-        height / 8, width / 8)` unless the image had to be padded or windows were merged.
+        Refined scores before softmax. With `config.refine_at_inference=False`, and in train mode with `labels`, the coarse
+        ones, `(batch_size, num_labels, height / 8, width / 8)` unless the image had to be padded or windows were merged.
     boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height / 8, width / 8)`, *optional*):
         Scores of "no boundary" and "boundary", over the image as padded. Not given for merged windows.
     direction_logits (`torch.Tensor` of shape `(batch_size, 8, height / 8, width / 8)`, *optional*):
@@ -102,15 +102,6 @@ def sine_position_embeddings(
     columns = embed(width).expand(height, width, -1)
     # (height, width, hidden_size) -> (height * width, hidden_size)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-
-def crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The upper left part of `(batch_size, num_channels, height, width)`."""
-    if not is_exporting():
-        return maps[..., : size[0], : size[1]]
-    # the strides of a slice would make an exported graph hold only for sizes that are cropped, or only for the others
-    rows, columns = (torch.arange(side, device=maps.device) for side in size)
-    return maps.index_select(2, rows).index_select(3, columns)
 
 
 class UNEPTSelfAttention(nn.Module):
@@ -466,7 +457,9 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         distance_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Each pixel's distance to the edge of its class, from the image processor (`do_boundary_targets=True`) or
             [`boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
-            takes SciPy and (512x512, 20 classes) a tenth of a second an image.
+            takes SciPy and (512x512, 20 classes) a tenth of a second an image. Padding of the label map (such as a crop
+            larger than the image) cannot be told from unlabelled pixels then and counts as boundary, unless
+            `config.ignore_unlabelled_boundaries`; the image processor's own padding does not.
         angle_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             The direction towards the interior in degrees; comes with `distance_maps`.
 
@@ -496,21 +489,17 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         # an exported graph cannot depend on whether a size needed padding
         is_padded = not is_exporting() and padded_size != size
         loss = None
-        if labels is not None or is_padded or self.config.refine_at_inference:
-            full_logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
-            if labels is not None or self.config.refine_at_inference:
-                refined_logits = crop(refine(full_logits, boundary_logits, direction_logits), size)
-            if labels is not None:
-                maps = resize_boundary_maps(boundary_logits, direction_logits, padded_size)
-                boundary_maps, direction_maps = (crop(map_logits, size) for map_logits in maps)
-                coarse_logits = crop(full_logits, size)
-                loss = self._loss(
-                    coarse_logits, refined_logits, boundary_maps, direction_maps, labels, distance_maps, angle_maps
-                )
-            if self.config.refine_at_inference:
-                logits = refined_logits
-            elif is_padded:
-                logits = crop(full_logits, size)
+        if labels is not None:
+            loss = self._loss(
+                logits, boundary_logits, direction_logits, labels, distance_maps, angle_maps, covered_size=padded_size
+            )
+        # nothing reads refined scores in a training step, whose largest tensor they would be
+        is_refined = self.config.refine_at_inference and not (self.training and labels is not None)
+        if is_refined or is_padded:
+            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+            if is_refined:
+                logits = refine(logits, boundary_logits, direction_logits)
+            logits = crop(logits, size)
 
         return UNEPTOutput(
             loss=loss,
@@ -539,14 +528,17 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
                 )
         return distance_maps, angle_maps
 
-    def _loss(self, *arguments: torch.Tensor) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, *arguments: torch.Tensor, covered_size: tuple[int, int]) -> torch.Tensor:
         config = self.config
         losses = unept_losses(
+            logits,
+            None,
             *arguments,
             boundary_distance=config.boundary_distance,
             ignore_index=config.semantic_loss_ignore_index,
             semantic_reduction=config.semantic_loss_reduction,
             ignore_unlabelled_boundaries=config.ignore_unlabelled_boundaries,
+            covered_size=covered_size,
         )
         return (
             config.coarse_loss_weight * losses.coarse

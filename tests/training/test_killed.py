@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A run that is killed outright and goes on."""
+"""Runs that end before their time, and go on."""
 
 import dataclasses
 import json
@@ -15,8 +15,35 @@ import safetensors.torch
 import torch
 import yaml
 
+from training import run_segmentation_accelerate, run_segmentation_trainer
+
 
 SCRIPTS = ("run_segmentation_accelerate.py", "run_segmentation_trainer.py")
+
+
+@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+def test_a_full_disk_costs_the_updates_since_the_last_checkpoint(recipe, script, monkeypatch):
+    fields = {"checkpoint_steps": 1, "max_steps": 3}
+    whole, part = recipe("whole", **fields), recipe("part", **fields)
+    expected = script.train(whole)
+
+    save, optimizers = torch.save, []
+
+    def save_until_full(state, file, *arguments, **options):
+        optimizers.extend(name for name in [Path(str(file)).stem] if name == "optimizer")
+        if len(optimizers) == 2:
+            Path(file).write_bytes(b"PK")
+            raise OSError(28, "No space left on device")
+        save(state, file, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_until_full)
+        with pytest.raises(OSError, match="No space left"):
+            script.train(part)
+    part.resume = True
+    resumed = script.train(part)
+    assert resumed["losses"] == expected["losses"]
+    assert resumed["per_category_iou"] == expected["per_category_iou"]
 
 
 @pytest.mark.slow

@@ -156,8 +156,9 @@ def test_labels_that_are_no_classes_stop_the_run(recipe, camera_from_one):
         train(run)
 
 
-def test_labels_that_are_no_classes_are_named(camera_from_one):
-    data = SegmentationData(str(camera_from_one), "train", processor=SegmenterImageProcessor(num_labels=2))
+def test_labels_that_are_no_classes_are_named(recipe, camera_from_one):
+    source = recipe(dataset=str(camera_from_one)).dataset
+    data = SegmentationData(source, "train", processor=SegmenterImageProcessor(num_labels=2))
     message = r"label map of sample 0 in train holds labels outside the 2 classes .*: 2; .* y=\d.*do_reduce_labels=True"
     with pytest.raises(ValueError, match=message):
         data[0]
