@@ -154,6 +154,16 @@ def build_loader(
     )
 
 
+def synchronize_norms(model: PreTrainedModel, num_processes: int, device: torch.device) -> PreTrainedModel:
+    """
+    `model` with batch norms whose statistics are those of all processes, as in the original codes. It is left as it is on one
+    process, and off CUDA, where torch has no such norms.
+    """
+    if num_processes == 1 or device.type != "cuda":
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or Nesterov SGD, with the method's own parameter groups or the recipe's."""
     if recipe.parameter_rules is not None:

@@ -39,6 +39,7 @@ from training.building import (
     build_optimizer,
     build_scheduler,
     check_finite,
+    synchronize_norms,
 )
 from training.recipe import Recipe, run_script
 from training.records import History, draw_curves, draw_predictions
@@ -100,6 +101,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         accelerator.init_trackers("hf_segmodels")
 
     model, processor = build_model(recipe)
+    model = synchronize_norms(model, accelerator.num_processes, accelerator.device)
     if processor.do_reduce_labels:
         accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabelled, classes start at 1")
     train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))

@@ -33,6 +33,7 @@ from training.building import (
     build_optimizer,
     build_scheduler,
     check_finite,
+    synchronize_norms,
 )
 from training.recipe import Recipe, run_script
 from training.records import draw_curves, draw_predictions
@@ -140,14 +141,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
             "training/run_segmentation_accelerate.py."
         )
     set_seed(recipe.seed)
+    arguments = training_arguments(recipe)
     model, processor = build_model(recipe)
+    model = synchronize_norms(model, arguments.world_size, arguments.device)
     train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))
     trainer = SegmentationTrainer(
         recipe,
         train_data,
         eval_dataset=eval_data,
         model=model,
-        args=training_arguments(recipe),
+        args=arguments,
         processing_class=processor,
     )
     checkpoint = newest_checkpoint(Path(recipe.output_dir)) if recipe.resume else None

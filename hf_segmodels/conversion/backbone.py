@@ -525,8 +525,8 @@ def _read_source(source: str | Path, config: PlainViTConfig) -> BackboneWeights:
     return BackboneWeights(config=pretrained.config, tensors=pretrained.state_dict())
 
 
-def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], maker: str) -> Any:
-    """A `backbone_class` from a folder or repository, which `maker` makes and which has all its weights."""
+def _read_folder(source: str | Path, backbone_class: Any, maker: str) -> Any:
+    """A backbone of that class from a folder or repository."""
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -536,9 +536,7 @@ def _read_folder(source: str | Path, backbone_class: type[PreTrainedModel], make
             f"{source} holds a model of type {config.model_type!r}; expected a {backbone_class.__name__}, such as {maker} "
             "makes."
         )
-    loaded: Any = backbone_class.from_pretrained(source, output_loading_info=True)
-    pretrained, info = loaded
-    # without them they would stay random
+    pretrained, info = backbone_class.from_pretrained(source, output_loading_info=True)
     if info["missing_keys"]:
         raise ConversionError(f"{source} lacks weights: {', '.join(sorted(info['missing_keys']))}. Make it again.")
     return pretrained

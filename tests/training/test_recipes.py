@@ -28,7 +28,13 @@ from hf_segmodels.conversion.segvit import _release_as_config as segvit_release
 from hf_segmodels.conversion.segvit import drop_unused, segvit_config
 from hf_segmodels.labels import load_labels
 from hf_segmodels.plain_vit import PlainViTConfig
-from training.building import build_model, build_optimizer, learning_rate_factor, load_id2label
+from training.building import (
+    build_model,
+    build_optimizer,
+    learning_rate_factor,
+    load_id2label,
+    synchronize_norms,
+)
 from training.recipe import Recipe
 from training.run_segmentation_accelerate import train
 
@@ -481,6 +487,22 @@ def test_frozen_encoders_are_read_from_what_lies_on_the_hub(name: str, tmp_path)
     for name, values in encoder.state_dict().items():
         if "pooler" not in name:
             assert torch.equal(ours[name.removeprefix("model.")], values), name
+
+
+def test_batch_norms_are_synchronised_between_gpus():
+    encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    fields = {"model_type": "regproxy", "token_head_depth": 1, "backbone_config": encoder}
+    model, _ = build_model(Recipe(dataset="x", model=fields))
+    parameters = dict(model.named_parameters())
+    kinds = {type(module) for module in model.modules()}
+    for num_processes, device in ((1, "cuda"), (2, "cpu")):
+        assert synchronize_norms(model, num_processes, torch.device(device)) is model
+        assert {type(module) for module in model.modules()} == kinds
+    assert synchronize_norms(model, 2, torch.device("cuda")) is model
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert [type(norm) for norm in norms] == [torch.nn.SyncBatchNorm] * 2
+    # for optimisers and checkpoints
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
 def test_names_and_colours_of_a_benchmark(tmp_path):
