@@ -10,7 +10,8 @@ A step is forward and backward with labels and ready-made boundary targets: one 
   scaled dot-product attention, whose form for CPUs holds the attention matrix where there is dropout, and through eager
   attention, which holds it everywhere.
 - *scaling*: the context branch alone (its encoder over three levels at 1/16, its decoder over queries at 1/8), since the
-  backbone's attention is quadratic in pixels whatever the decoder does; images of 256 to 1024 pixels a side. An exponent
+  backbone's attention is quadratic in pixels whatever the decoder does; images of 256 to 1024 pixels a side (`dense`: to
+  640, where it still fits). An exponent
   of 1 means that a figure grows linearly in pixels; it is the slope from 512 pixels a side on, in logarithms.
 
 The operation runs through `grid_sample`; `--kernel` lets a compiled one take its place where there is one. Each figure is
@@ -42,6 +43,8 @@ from hf_segmodels.unept.modeling_unept import UNEPTDecoder, UNEPTEncoder
 
 FORMS = ("sparse", "dense", "dense, eager", "released")
 SIDES = (256, 384, 512, 640, 768, 896, 1024)
+# `dense` holds attention matrices that grow with the square of the pixels: at 768 a step took over 20 GiB on a CPU
+LARGEST_DENSE_SIDE = 640
 
 
 def config(form: str) -> UNEPTConfig:
@@ -180,7 +183,8 @@ def main() -> None:
     scaling: dict[str, dict[int, dict[str, float]]] = {}
     exponents: dict[str, dict[str, float]] = {}
     for form in ("sparse", "dense", "released") if arguments.sides else ():
-        scaling[form] = {side: measure_apart(form, side, arguments) for side in arguments.sides}
+        sides = [side for side in arguments.sides if form != "dense" or side <= LARGEST_DENSE_SIDE]
+        scaling[form] = {side: measure_apart(form, side, arguments) for side in sides}
         for side, figure in scaling[form].items():
             print(f"context branch, {form}, {side}: {figure['bytes'] / 2**30:.2f} GiB, {figure['seconds']:.2f} s")
         exponents[form] = {name: exponent(scaling[form], name) for name in ("seconds", "bytes")}
