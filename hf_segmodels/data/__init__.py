@@ -8,7 +8,8 @@ from transformers.utils import _LazyModule
 
 
 _import_structure = {
-    "doctor": ["FAULTS", "DataReport", "Fault", "SplitReport", "check_data", "quick_check"],
+    "doctor": ["check_data", "quick_check"],
+    "label_report": ["FAULTS", "DataReport", "Fault", "SplitReport"],
     "layouts": ["LAYOUTS", "recognise_layouts"],
     "loading": ["find_id2label", "load_segmentation_dataset"],
     "recipe_fields": ["DataFields", "read_data_fields"],
@@ -16,7 +17,8 @@ _import_structure = {
 }
 
 if TYPE_CHECKING:
-    from .doctor import FAULTS, DataReport, Fault, SplitReport, check_data, quick_check
+    from .doctor import check_data, quick_check
+    from .label_report import FAULTS, DataReport, Fault, SplitReport
     from .layouts import LAYOUTS, recognise_layouts
     from .loading import find_id2label, load_segmentation_dataset
     from .recipe_fields import DataFields, read_data_fields

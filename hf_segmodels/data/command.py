@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
-from .doctor import FAULTS, check_data
+from .doctor import check_data
+from .label_report import FAULTS
 from .layouts import LAYOUTS, find_layout, recognise_layouts
 from .loading import find_id2label, import_datasets
 from .recipe_fields import DataFields, read_data_fields
