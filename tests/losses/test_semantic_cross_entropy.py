@@ -1,8 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Cross-entropy of upsampled scores: that of `cross_entropy` and `interpolate`, in a fraction of the memory."""
 
+import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,8 +55,16 @@ def several_bands(monkeypatch):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("grid", "size"),
-    [((6, 5), (48, 40)), ((6, 5), (47, 33)), ((12, 20), (48, 40)), ((48, 40), (48, 40)), ((6, 40), (48, 40))]
-    + [((50, 60), (48, 40)), ((1, 1), (9, 7)), ((3, 4), (1, 1))],
+    [
+        ((6, 5), (48, 40)),
+        ((6, 5), (47, 33)),
+        ((12, 20), (48, 40)),
+        ((48, 40), (48, 40)),
+        ((6, 40), (48, 40)),
+        ((50, 60), (48, 40)),
+        ((1, 1), (9, 7)),
+        ((3, 4), (1, 1)),
+    ],
 )
 def test_equals_cross_entropy_of_upsampled_scores(grid, size, align_corners):
     logits, labels = random_logits(2, 7, *grid), random_labels(7, 2, *size)
@@ -356,10 +367,6 @@ def test_on_a_gpu(deterministic):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
 def test_extra_memory_is_a_fraction_of_the_plain_way(repository):
-    import json
-    import subprocess
-    import sys
-
     command = [sys.executable, str(repository / "benchmarks" / "upsampled_loss.py"), "--memory-only"]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
     ratios = json.loads(process.stdout.splitlines()[-1])
