@@ -84,7 +84,7 @@ def semantic_cross_entropy(
 
     Raises:
         ValueError: for shapes that do not fit together, or an option that cannot be.
-        IndexError: (on CPUs) for a label that is no class.
+        IndexError: for a label that is no class (on CUDA devices, as they do, an assertion).
         RuntimeError: from `backward`, for second derivatives.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
@@ -166,22 +166,23 @@ def _upsampled_cross_entropy(
     labels = nn.functional.pad(labels.long(), padding, value=ignore_index)
     is_valid = labels != ignore_index
     labels = labels.where(is_valid, 0)
-    if labels.numel() > 0:
-        is_class = (labels >= 0) & (labels < num_labels)
-        if device.type == "cpu" and not is_class.all():
-            raise IndexError(
-                f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
-                f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
-            )
+    is_class = (labels >= 0) & (labels < num_labels)
+    if device.type == "cuda":
+        # without waiting for the device
         torch._assert_async(is_class.all())
+    elif not is_class.all():
+        raise IndexError(
+            f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
+            f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
+        )
     targets = _Targets(labels, is_valid, None if weight is None else weight.to(dtype), steps, label_smoothing)
 
     is_wide = logits.shape[3] == width
     chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
     rows_per_band = max(1, min(height, chunk // (num_labels * max(width, 1))))
     bands = _cut_axis(logits.shape[2], height, rows_per_band, align_corners, dtype, device)
-    columns_per_band = min(width, _COLUMNS_ON_CPU) if device.type == "cpu" else width
-    column_bands = _cut_axis(logits.shape[3], width, max(1, columns_per_band), align_corners, dtype, device)
+    columns_per_band = _COLUMNS_ON_CPU if device.type == "cpu" else width
+    column_bands = () if is_wide else _cut_axis(logits.shape[3], width, columns_per_band, align_corners, dtype, device)
     gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
     # used over and over: memory that is freed and asked for again in such sizes is not always the same memory
     scores, slopes = logits.new_empty(2, rows_per_band * width, num_labels, dtype=dtype)
