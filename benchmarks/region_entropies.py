@@ -16,6 +16,7 @@ Needs `pip install matplotlib '.[train,superpixels]'`.
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -41,6 +42,8 @@ from matplotlib import pyplot
 
 # entropies below are rounding of regions that are pure
 _PURE = 1e-4
+# how many pixels high a token's cell is drawn at least
+_CELL_IN_PICTURE = 24
 
 
 def square_cells(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
@@ -54,8 +57,7 @@ def covered_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, in
     """Height and width in pixels that the tokens of an image of this size cover."""
     if model.config.odd_size_mode == "squeeze":
         return size
-    divisor = model.size_divisor
-    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+    return model.pad_to_whole_patches(torch.empty(1, 3, *size))[1]
 
 
 def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[str, np.ndarray]:
@@ -65,13 +67,14 @@ def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[s
     for row in tqdm(rows, desc="images"):
         inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        # normalising stretches the channels differently, and with them SLIC's distances between colours
+        colors = processor(row["image"], do_normalize=False, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with torch.inference_mode():
-            # hidden states keep `forward` from sliding, which has no regions of the whole image
-            affinity = model(pixel_values, output_hidden_states=True).affinity
+            affinity = model(pixel_values).affinity
         grid = (affinity.shape[-2], affinity.shape[-1])
         number = grid[0] * grid[1]
-        cells, segments = square_cells(size, grid)[None], slic_superpixels(pixel_values[0], number)[None]
+        cells, segments = square_cells(size, grid)[None], slic_superpixels(colors, number)[None]
         num_segments, covered = int(segments.max()) + 1, covered_size(model, size)
         histograms = {
             "square cells": label_histograms(cells, labels, number, num_labels, ignore_index),
@@ -102,11 +105,14 @@ def draw_picture(model: torch.nn.Module, processor, photo: Path, path: Path) -> 
     image = Image.open(photo).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        affinity = model(pixel_values, output_hidden_states=True).affinity[0]
+        affinity = model(pixel_values).affinity[0]
     height, width = affinity.shape[-2:]
     tokens = [(row, column) for row in range(2, height, 6) for column in range(2, width, 6)]
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
     covered = covered_size(model, size)
+    # large enough to see the shares of pixels inside a cell
+    scale = math.ceil(_CELL_IN_PICTURE * height / image.height)
+    image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
     draw_regions(image, affinity, tokens, coverage=(covered[0] / size[0], covered[1] / size[1])).save(path)
 
 
@@ -119,13 +125,20 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="photograph to draw regions on")
     parser.add_argument("--output", type=Path, default=Path("region_entropies"), help="folder")
     arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error("--limit must be at least 1.")
 
     model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model).eval()
     if model.config.model_type != "regproxy":
         parser.error(f"{arguments.model} is a {model.config.model_type} model, which has no regions: give a RegProxy.")
+    # merged windows have no regions
+    model.config.window_size = model.config.window_stride = None
     processor = AutoImageProcessor.from_pretrained(arguments.model)
     rows = datasets.load_dataset(arguments.data, split=arguments.split)
-    rows = rows.select(range(min(arguments.limit or len(rows), len(rows))))
+    if not {"image", "label"} <= set(rows.column_names):
+        parser.error(f"{arguments.data} has the columns {rows.column_names}, but `image` and `label` are needed.")
+    if arguments.limit is not None:
+        rows = rows.select(range(min(arguments.limit, len(rows))))
     entropies = measure(model, processor, rows)
 
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,15 @@ Sizes are those of the crop of 480 that the paper trains with, and of 512: 8 hea
 three levels; encoder queries are all cells of the levels, decoder queries every eighth pixel, and the decoder's
 self-attention samples its own queries, one level. Points lie around their query as the layer starts, up to 16 cells
 away, with noise. The kernel is the local build for this machine; it is built first where that has not been done.
+Where the package torch-ms-deform-attn is installed (Deformable DETR's kernel, also for CPUs), it is timed as well.
 
 Run it on a quiet machine. Ways are timed in turns, one call each, and medians are compared. Extra peak memory is that of
 forward and backward together over inputs and their process, on a CPU in a process of its own for each way (Linux only).
 """
 
 import argparse
+import functools
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -36,6 +39,7 @@ from hf_segmodels.sparse_attention import kernels as kernel_choice
 
 
 HEADS, HEAD_DIM, POINTS = 8, 32, 16
+COMPARATOR = "torch-ms-deform-attn"
 # side of a level, levels, side of the grid of queries (None: all cells of all levels)
 SIZES: dict[str, tuple[int, int, int | None]] = {
     "DeiT encoder, 480": (30, 3, None),
@@ -67,6 +71,25 @@ def load_kernel(variant: Path) -> ModuleType:
     from kernels import get_local_kernel
 
     return get_local_kernel(variant)
+
+
+def load_comparator() -> Callable | None:
+    """The operation of the package torch-ms-deform-attn, `None` where that is not installed."""
+    try:
+        from torch_ms_deform_attn import ms_deform_attn
+    except ImportError:
+        return None
+
+    @functools.cache
+    def sides_and_starts(shapes: tuple[tuple[int, int], ...], device: torch.device) -> list[torch.Tensor]:
+        sides = torch.tensor(shapes)
+        areas = sides.prod(dim=1)
+        return [sides.to(device), (areas.cumsum(0) - areas).to(device)]
+
+    def comparator(value, shapes, locations, weights):
+        return ms_deform_attn(value, *sides_and_starts(tuple(shapes), value.device), locations, weights)
+
+    return comparator
 
 
 def arguments(
@@ -129,25 +152,31 @@ def time_size(name: str, kernel: ModuleType, repeats: int, device: torch.device)
         forward_backward(plain, inputs, shapes, gradient),
         inputs[1],
     )
-    seconds = interleaved(
-        {
-            "grid_sample forward": lambda: forward(plain, inputs, shapes),
-            "kernel forward": lambda: forward(ours, inputs, shapes),
-            "kernel forward, bfloat16": lambda: forward(ours, halves, shapes),
-            "grid_sample forward and backward": lambda: forward_backward(plain, inputs, shapes, gradient),
-            "kernel forward and backward": lambda: forward_backward(ours, inputs, shapes, gradient),
-            "kernel forward and backward, bfloat16": lambda: forward_backward(ours, halves, shapes, half_gradient),
-        },
-        repeats,
-        device,
-    )
+    others: dict[str, Callable] = {"grid_sample": plain}
+    comparator = load_comparator()
+    if comparator is not None:
+        found = forward_backward(comparator, inputs, shapes, gradient)
+        check_equal(name, found, forward_backward(plain, inputs, shapes, gradient), inputs[1])
+        others[COMPARATOR] = comparator
+    ways: dict[str, Callable] = {}
+    for way, function in (*others.items(), ("kernel", ours)):
+        ways[f"{way} forward"] = functools.partial(forward, function, inputs, shapes)
+        ways[f"{way} forward and backward"] = functools.partial(forward_backward, function, inputs, shapes, gradient)
+    ways["kernel forward, bfloat16"] = lambda: forward(ours, halves, shapes)
+    ways["kernel forward and backward, bfloat16"] = lambda: forward_backward(ours, halves, shapes, half_gradient)
+    seconds = interleaved(ways, repeats, device)
     result: dict[str, Any] = {
         "largest relative difference": difference,
         "seconds": seconds,
         "ratios": {
-            "forward, grid_sample over kernel": seconds["grid_sample forward"] / seconds["kernel forward"],
-            "forward and backward, grid_sample over kernel": seconds["grid_sample forward and backward"]
-            / seconds["kernel forward and backward"],
+            f"{step}, {other} over kernel": seconds[f"{other} {step}"] / seconds[f"kernel {step}"]
+            for other in others
+            for step in ("forward", "forward and backward")
+        },
+        # four cells of each point, to hold against what the device's caches give
+        "gathered bytes per second": {
+            way: 4 * inputs[2].numel() * HEAD_DIM * item_bytes / seconds[way]
+            for way, item_bytes in (("kernel forward", 4), ("kernel forward, bfloat16", 2))
         },
     }
     return result
@@ -244,6 +273,8 @@ def main() -> None:
         "kernel": kernel.__name__,
         "sizes": {},
     }
+    if load_comparator() is not None:
+        results["versions"][COMPARATOR] = importlib.metadata.version(COMPARATOR)
     can_measure_memory = on_gpu or Path("/proc/self/clear_refs").exists()
     for name in options.sizes:
         result = time_size(name, kernel, options.repeats, device)

@@ -26,6 +26,9 @@ def poly_schedule(
         warmup_steps (`int`, *optional*, defaults to 0): Updates over which a second factor rises linearly to 1.
         warmup_factor (`float`, *optional*, defaults to 1e-06): Where that one starts.
 
+    Raises:
+        ValueError: if there is no update.
+
     Example:
 
     ```python
@@ -37,6 +40,9 @@ def poly_schedule(
     >>> scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     ```
     """
+
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
 
     def fall(step: int) -> float:
         return min_factor + (1 - min_factor) * max(1 - step / max_steps, 0.0) ** power
@@ -60,11 +66,12 @@ def cosine_restart_schedule(
         min_factor, warmup_steps, warmup_factor: See [`poly_schedule`].
 
     Raises:
-        ValueError: if there is not one factor for each period.
+        ValueError: if there is not one factor for each period, or a period without updates.
     """
     if len(periods) != len(restart_factors) or not periods or min(periods) < 1:
         raise ValueError(
-            f"`periods` {list(periods)} and `restart_factors` {list(restart_factors)} need an entry for each fall."
+            f"`periods` {list(periods)} and `restart_factors` {list(restart_factors)} need an entry for each fall, and each "
+            "period at least one update."
         )
     ends = list(accumulate(periods))
 

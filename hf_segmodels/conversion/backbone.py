@@ -23,11 +23,13 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
+from ..resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
 from ..segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
 from .checkpoints import ConversionError, check_method, read_checkpoint
 from .key_mapping import add_prefix, load_strictly, rename
 from .outputs import Conversion
 from .reference import augreg_tokens, timm_tokens
+from .resnet_v1c import load_resnet_v1c_weights
 
 
 # timm's names, which DeiT and Segmenter share.
@@ -425,10 +427,11 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
 
     Args:
         model (`PreTrainedModel`):
-            A segmentation model whose `backbone` is a [`PlainViTBackbone`], or such a backbone itself. Changed in place.
+            A segmentation model whose `backbone` is a [`PlainViTBackbone`] or [`ResNetV1cBackbone`], or such a backbone
+            itself. Changed in place.
         source (`str` or `Path`):
             A folder or repository with a [`PlainViTBackbone`], or a file that `hf-segmodels convert --method backbone`
-            takes.
+            takes. For a ResNet-V1c a file of mmsegmentation (`resnet50_v1c`) or timm (`resnet50c`).
 
     Returns:
         `list[str]`: Names of the weights that were left out: ImageNet classifiers, and a final norm that the model does
@@ -451,6 +454,8 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     ```
     """
     backbone = getattr(model, "backbone", model)
+    if isinstance(backbone, ResNetV1cBackbone):
+        return load_resnet_v1c_weights(backbone, Path(source))
     if not isinstance(backbone, PlainViTBackbone):
         raise ConversionError(
             f"The model's encoder is a {type(backbone).__name__}; weights of a plain ViT fit a PlainViTBackbone only. Load "

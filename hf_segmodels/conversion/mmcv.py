@@ -132,15 +132,26 @@ def window_fields(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {"window_size": list(test_cfg["crop_size"]), "window_stride": list(test_cfg["stride"])}
 
 
-# Number of classes -> data set, where a checkpoint does not name its classes.
-_DATASETS = {150: "ade20k", 19: "cityscapes", 60: "pascal_context_60", 59: "pascal_context_59", 171: "coco_stuff_171"}
+# mmsegmentation's data sets by their number of classes: what the names of their types start with, and ours.
+_DATASETS = {
+    150: ("ADE20K", "ade20k"),
+    19: ("Cityscapes", "cityscapes"),
+    60: ("PascalContext", "pascal_context_60"),
+    59: ("PascalContext", "pascal_context_59"),
+    171: ("COCOStuff", "coco_stuff_171"),
+}
 
 
-def label_fields(num_labels: int, class_names: Iterable[str]) -> dict[str, Any]:
-    """`id2label` and `label2id`, or `num_labels` where neither the checkpoint nor a data set names the classes."""
+def label_fields(num_labels: int, class_names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    `id2label` and `label2id`: the checkpoint's own names, or those of the data set (`dataset_type`) that the configuration
+    names; only `num_labels` where neither fits the number of classes, which alone says nothing of what they are.
+    """
     names = list(class_names)
     if len(names) != num_labels:
-        names = load_labels(_DATASETS[num_labels])[0] if num_labels in _DATASETS else []
+        prefix, dataset = _DATASETS.get(num_labels, ("", ""))
+        is_known = bool(dataset) and str(config.get("dataset_type")).startswith(prefix)
+        names = load_labels(dataset)[0] if is_known else []
     if not names:
         return {"num_labels": num_labels}
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

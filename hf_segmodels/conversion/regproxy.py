@@ -102,6 +102,7 @@ def _release_as_config(release: Release) -> dict[str, Any]:
     is_ade20k = release.num_labels == 150
     stride = release.crop_size if is_ade20k else 512
     return {
+        "dataset_type": "ADE20KDataset" if is_ade20k else "CityscapesDataset",
         "model": {
             "backbone": {
                 "img_size": release.crop_size,
@@ -178,7 +179,7 @@ def regproxy_config(
             batch_norm_eps=norm_eps(head.get("norm_cfg")),
             odd_size_mode="squeeze",
             **window_fields(config.get("test_cfg") or {}),
-            **label_fields(num_labels, class_names),
+            **label_fields(num_labels, class_names, config),
         )
     except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError) as error:
         if isinstance(error, ConversionError):

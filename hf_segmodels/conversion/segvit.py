@@ -114,6 +114,12 @@ RELEASES = {
 }
 # Of the original's classes, number -> whether 0 means "unlabelled" in label maps.
 _REDUCED = {150: True, 171: True, 59: True, 60: False}
+_DATASET_TYPES = {
+    150: "ADE20KDataset",
+    171: "COCOStuffDataset",
+    59: "PascalContextDataset59",
+    60: "PascalContextDataset",
+}
 
 
 def _is_shrunk(state_dict: Mapping[str, torch.Tensor]) -> bool:
@@ -166,6 +172,7 @@ def _release_as_config(release: Release) -> dict[str, Any]:
     is_pascal = release.num_labels in (59, 60)
     image_size = [520, 520] if is_pascal else [2048, release.short_edge]
     return {
+        "dataset_type": _DATASET_TYPES[release.num_labels],
         "model": {
             "backbone": encoder,
             "decode_head": {"img_size": release.crop_size, "num_heads": 16 if is_large else 12},
@@ -190,7 +197,7 @@ def drop_unused(
         The weights that are left, the names of those left out, and notes for the user.
     """
     weights, dropped, notes = dict(state_dict), [], []
-    if not with_cls_token and _CLS_TOKEN in weights:
+    if not with_cls_token and _CLS_TOKEN in weights and _POSITIONS in weights:
         del weights[_CLS_TOKEN]
         # (1, 1 + num_patches, D) -> (1, num_patches, D)
         weights[_POSITIONS] = weights[_POSITIONS][:, 1:]
@@ -320,7 +327,7 @@ def segvit_config(
             dice_loss_weight=weight * loss.get("dice_weight", 1.0),
             min_scaled_size=min_scaled_size,
             **window_fields(config.get("test_cfg") or {}),
-            **label_fields(num_labels, class_names),
+            **label_fields(num_labels, class_names, config),
         )
     except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError) as error:
         if isinstance(error, ConversionError):

@@ -28,25 +28,9 @@ from .mmcv import (
 )
 from .outputs import Conversion, full_size_logits
 from .reference_unept import unept_forward
+from .resnet_v1c import MMSEG_RESNET_V1C
 
 
-# mmsegmentation's ResNet-V1c.
-MMSEG_RESNET_V1C = {
-    "stem.0.{p}": "stem.layers.0.convolution.{p}",
-    "stem.1.{p}": "stem.layers.0.normalization.{p}",
-    "stem.3.{p}": "stem.layers.1.convolution.{p}",
-    "stem.4.{p}": "stem.layers.1.normalization.{p}",
-    "stem.6.{p}": "stem.layers.2.convolution.{p}",
-    "stem.7.{p}": "stem.layers.2.normalization.{p}",
-    "layer{s}.{b}.conv1.{p}": "stages.{s-1}.layers.{b}.reduction.convolution.{p}",
-    "layer{s}.{b}.bn1.{p}": "stages.{s-1}.layers.{b}.reduction.normalization.{p}",
-    "layer{s}.{b}.conv2.{p}": "stages.{s-1}.layers.{b}.spatial.convolution.{p}",
-    "layer{s}.{b}.bn2.{p}": "stages.{s-1}.layers.{b}.spatial.normalization.{p}",
-    "layer{s}.{b}.conv3.{p}": "stages.{s-1}.layers.{b}.expansion.convolution.{p}",
-    "layer{s}.{b}.bn3.{p}": "stages.{s-1}.layers.{b}.expansion.normalization.{p}",
-    "layer{s}.{b}.downsample.0.{p}": "stages.{s-1}.layers.{b}.shortcut.convolution.{p}",
-    "layer{s}.{b}.downsample.1.{p}": "stages.{s-1}.layers.{b}.shortcut.normalization.{p}",
-}
 _SAMPLED_ATTENTION = {
     "sampling_offsets.{p}": "sampling_offsets.{p}",
     "attention_weights.{p}": "attention_weights.{p}",
@@ -91,6 +75,7 @@ _PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
     150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
     60: {"size": {"shortest_edge": 520, "longest_edge": 520}, "do_reduce_labels": False},
 }
+_DATASET_TYPES = {150: "ADE20KDataset", 60: "PascalContextDataset"}
 _DEIT_CONFIG = {"type": "DeiT", "img_size": 480, "patch_size": 16, "num_heads": 12}
 _RESNET_CONFIG = {"type": "ResNetV1c", "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
 _TEST_CONFIG = {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)}
@@ -112,7 +97,11 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     )
     for encoder, backbone in encoders:
         if all(shapes.get(key) == shape for key, shape in {**context, **encoder}.items()):
-            return {"model": {"backbone_cfg": backbone, "heads": 8, "dropout": 0.1}, "test_cfg": _TEST_CONFIG}
+            return {
+                "dataset_type": _DATASET_TYPES.get(shapes.get("cls.bias", (0,))[0]),
+                "model": {"backbone_cfg": backbone, "heads": 8, "dropout": 0.1},
+                "test_cfg": _TEST_CONFIG,
+            }
     return None
 
 
@@ -230,9 +219,9 @@ def unept_config(
             decoder_self_attention="released",
             refine_at_inference=False,
             **window_fields(test),
-            **label_fields(num_labels, class_names),
+            **label_fields(num_labels, class_names, values),
         )
-    except (KeyError, TypeError, StrictDataclassError) as error:
+    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError, ZeroDivisionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConversionError(
             f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
@@ -305,4 +294,4 @@ def _reference_fields(config: UNEPTConfig) -> dict[str, Any]:
     }
 
 
-__all__ = ["MMSEG_RESNET_V1C", "UNEPT", "convert_unept", "recognize", "unept_config"]
+__all__ = ["UNEPT", "convert_unept", "recognize", "unept_config"]

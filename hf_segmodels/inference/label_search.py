@@ -60,7 +60,7 @@ class SeparableScores:
         used = (rows != 0).any(dim=0).nonzero()[:, 0]
         with torch.autocast(self.grid.device.type, enabled=False):
             # (rows, used) @ (num_labels, used, grid_width) @ (grid_width, width) -> (num_labels, rows, width)
-            return rows[:, used] @ self.grid[:, used].float() @ self.columns.weights.T
+            return rows[:, used] @ finite(self.grid[:, used]) @ self.columns.weights.T
 
     @torch.no_grad()
     def argmax(self) -> torch.Tensor:
@@ -69,17 +69,22 @@ class SeparableScores:
 
         Equal scores give the lower class. Scores that differ by rounding alone may come out either way; for float32
         logits resized to 128 pixels and more on x86 CPUs, rounding is that of `interpolate`. `-inf` never wins, `inf`
-        counts as the largest number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in
+        counts as a large number, and NaN wins in the tiles (16 x 16 pixels at most) that it supports, as it does in
         `torch.argmax`.
 
         Returns:
             `torch.Tensor` of shape `(height, width)`, int64.
         """
         with torch.autocast(self.grid.device.type, enabled=False):
-            largest = torch.finfo(torch.float32).max
             # (K, h, w) -> (h, w, K)
-            grid = self.grid.float().permute(1, 2, 0).contiguous().clamp(-largest, largest)
+            grid = finite(self.grid.permute(1, 2, 0)).contiguous()
             return _search(grid, self.rows.tiles, self.columns.tiles)
+
+
+def finite(grid: torch.Tensor) -> torch.Tensor:
+    """In float32, with numbers instead of infinities: large ones, whose averages are numbers too."""
+    largest = torch.finfo(torch.float32).max / 2
+    return grid.float().clamp(-largest, largest)
 
 
 def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

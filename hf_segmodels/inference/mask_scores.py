@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .label_search import bounds, label_tiles
+from .label_search import bounds, finite, label_tiles
 from .mask_maps import MaskAxis, MaskTiles, WindowPixels, mask_axis
 from .separable_maps import Windows
-from .sliding_window import Network, run_windows, tile_windows
+from .sliding_window import Network, as_pair, run_windows, tile_windows
 
 
 # floats of masks held at a time
@@ -69,7 +69,7 @@ class MaskScores:
             for column, columns in enumerate(self.columns.windows):
                 grid = self.masks[:, row * grid_height :][:, :grid_height, column * grid_width :][..., :grid_width]
                 # (used, h) @ (num_queries, h, w) @ (w, num_predictions) -> (num_queries, used, num_predictions)
-                masks = (self.rows.entries[used] @ grid.float() @ self.columns.entries.T).sigmoid_()
+                masks = (self.rows.entries[used] @ finite(grid) @ self.columns.entries.T).sigmoid_()
                 # (num_labels, num_queries) @ (num_queries, used * num_predictions)
                 predictions = self.probabilities[row, column].T @ masks.flatten(1)
                 predictions = predictions.unflatten(1, masks.shape[1:])
@@ -87,9 +87,8 @@ class MaskScores:
             `torch.Tensor` of shape `(height, width)`, int64.
         """
         with torch.autocast(self.masks.device.type, enabled=False):
-            largest = torch.finfo(torch.float32).max
             # (num_queries, H, W) -> (H, W, num_queries)
-            grid = self.masks.float().permute(1, 2, 0).contiguous().clamp(-largest, largest)
+            grid = finite(self.masks.permute(1, 2, 0)).contiguous()
             return _Search(grid, self.probabilities.float(), self.rows.tiles, self.columns.tiles).labels()
 
 
@@ -115,7 +114,7 @@ def mask_argmax(
         `torch.Tensor` of shape `(batch_size, height, width)`, int64.
 
     Raises:
-        ValueError: if the logits or the size are empty or of another shape.
+        ValueError: if the logits or a size are empty or of another shape.
     """
     height, width = (int(side) for side in size)
     shapes = tuple(class_queries_logits.shape), tuple(masks_queries_logits.shape)
@@ -129,8 +128,10 @@ def mask_argmax(
             f'Expected at least one class beside "no object" and a size of at least (1, 1), got {shapes[0][2]} class '
             f"scores and {tuple(size)}."
         )
+    prediction = (None, None) if prediction_size is None else as_pair(prediction_size, "prediction_size")
+    if 0 in prediction:
+        raise ValueError(f"`prediction_size` must be at least (1, 1), got {prediction_size}.")
     device = masks_queries_logits.device
-    prediction = (None, None) if prediction_size is None else prediction_size
     rows, columns = (
         mask_axis(Windows((0,), pixels, entries, pixels, pixels, pixels), predictions, pixels, False, device)
         for pixels, entries, predictions in zip((height, width), shapes[1][2:], prediction, strict=True)
@@ -225,7 +226,7 @@ class _Search:
             self.rows,
             self.columns,
             self._evaluate,
-            has_nan=bool(self.grid.isnan().any()),
+            has_nan=bool(self.grid.isnan().any() or self.probabilities.isnan().any()),
             extra_floats=int(2 * num_queries * parts_per_tile),
         )
 
@@ -235,13 +236,15 @@ class _Search:
         """`(tiles, num_labels)`, bool."""
         # the query and the class that are strongest at each entry
         peak, peak_class = self.probabilities.max(dim=3)
-        step = self.rows.support.new_tensor(self.grid.shape[:2]) // peak.new_tensor(peak.shape[:2], dtype=torch.long)
-        spread = peak.repeat_interleave(int(step[0]), 0).repeat_interleave(int(step[1]), 1)
+        height, width = (whole // number for whole, number in zip(self.grid.shape[:2], peak.shape[:2], strict=True))
+        spread = peak.repeat_interleave(height, 0).repeat_interleave(width, 1)
         strongest = (self.grid.sigmoid() * spread).argmax(dim=2)
 
         # bands of rows of tiles, so that what is held does not grow with the image
         num_labels = self.probabilities.shape[3]
-        floats = len(self.columns.tile) * max(self.grid.shape[2], num_labels) * int(self.rows.num_parts.max())
+        num_support = self.rows.support.shape[1] * self.columns.support.shape[1]
+        floats = len(self.columns.tile) * max(self.grid.shape[2], num_labels, num_support**2)
+        floats *= int(self.rows.num_parts.max())
         band = max(1, _BAND // floats)
         bands = []
         for first in range(0, self.rows.number, band):
@@ -272,16 +275,15 @@ class _Search:
         tile, shape = rows.tile[parts] - first, (last - first, columns.number)
         least = rows.least_share[parts, None] * columns.least_share
         largest = rows.largest_share[parts, None] * columns.largest_share
-        if len(tile) == shape[0] and len(columns.tile) == shape[1]:
-            bound = torch.maximum(lower.amax(dim=2), self._shared_bound(parts, strongest, peak_class, margin)[0])
-        else:
+        shared = self._shared_bound(parts, strongest, peak_class, margin)
+        if len(tile) != shape[0] or len(columns.tile) != shape[1]:
             weighted = _gather_tiles(upper * largest[..., None], tile, columns.tile, shape, "sum")
             upper = torch.minimum(weighted, _gather_tiles(upper, tile, columns.tile, shape, "amax"))
-            shared, distinct = self._shared_bound(parts, strongest, peak_class, margin)
-            shared = _gather_tiles((shared / distinct * least)[..., None], tile, columns.tile, shape, "sum")[..., 0]
+            shared = _gather_tiles((shared * least)[..., None], tile, columns.tile, shape, "sum")[..., 0]
             weighted = _gather_tiles(lower * least[..., None], tile, columns.tile, shape, "sum")
             lower = torch.maximum(weighted, _gather_tiles(lower, tile, columns.tile, shape, "amin"))
-            bound = torch.maximum(lower.amax(dim=2), shared)
+        # not above the largest score, so that a class is left however products round (TF32)
+        bound = torch.maximum(lower.amax(dim=2), shared).minimum(upper.amax(dim=2))
         # not `>=`: NaN can always win
         return ~(upper < bound[..., None] * (1 - slack)).flatten(0, 1)
 
@@ -302,12 +304,14 @@ class _Search:
 
     def _shared_bound(
         self, parts: slice, strongest: torch.Tensor, peak_class: torch.Tensor, margin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """
-        A bound that the best score of a part is never below, and of how many queries it is the best.
+        A bound of each part: over all parts of a tile, the best score is never below the average of them.
 
         Where classes meet, each is low at the other's entries, so that none has a high bound of its own. But the highest
         of some masks is never below their average; that of the masks that are strongest at some entry is low nowhere.
+        Which one is highest differs between prediction pixels, so where these are averaged, only the mean score of the
+        masks' classes is bounded.
         """
         rows, columns = self.rows, self.columns
         width, num_queries = self.grid.shape[1:]
@@ -327,7 +331,8 @@ class _Search:
         # (row parts, column parts, support as queries, support as entries)
         values = self.grid.flatten()[entries[..., None, :] * num_queries + queries[..., :, None]]
         average = (weight[..., None] * values).sum(dim=2) / distinct[..., None]
-        return (average.amin(dim=2) - margin.amax(dim=2)).sigmoid() * probability, distinct
+        bound = (average.amin(dim=2) - margin.amax(dim=2)).sigmoid() * probability
+        return bound if self.is_direct else bound / distinct
 
     # Scores of the classes that can win
 

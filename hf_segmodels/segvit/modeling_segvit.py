@@ -24,12 +24,12 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from ..inference import MaskScores, mask_window_scores, slide_when_configured
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward
-from ..tracing import is_exporting
+from ..tracing import crop, is_exporting
 from .configuration_segvit import SegViTConfig
 from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 
@@ -359,16 +359,13 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         """Scores `(batch_size, num_labels, height, width)` of an image of `size` (section 3.2, "inference")."""
         prediction_size = self.config.fixed_prediction_size
         # float32, since classes differ by little where many small terms add up
-        masks = _resize(mask_logits.float(), prediction_size or covered_size)
-        probabilities = class_logits.float().softmax(dim=-1)[..., :-1]
-        scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
+        with maybe_autocast(mask_logits.device.type, enabled=False):
+            masks = _resize(mask_logits.float(), prediction_size or covered_size)
+            probabilities = class_logits.float().softmax(dim=-1)[..., :-1]
+            scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
         if prediction_size is not None:
             scores = _resize(scores, covered_size)
-        if is_exporting():
-            # a slice would make the graph hold for whole patches only
-            rows, columns = (torch.arange(side, device=scores.device) for side in size)
-            return scores.index_select(2, rows).index_select(3, columns)
-        return scores[..., : size[0], : size[1]]
+        return crop(scores, size)
 
     @can_return_tuple
     @slide_when_configured

@@ -130,7 +130,7 @@ def _load_local(folder: Path) -> ModuleType:
 
 
 def _load_from_hub(kernel: HubKernel) -> ModuleType:
-    if not (kernel.revision or kernel.version):
+    if not kernel.revision and kernel.version is None:
         raise ValueError(f"{kernel.repo_id} names no revision: write {ENVIRONMENT_VARIABLE}=OWNER/NAME@REVISION.")
     from kernels import get_kernel
 

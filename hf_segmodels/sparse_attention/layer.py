@@ -12,17 +12,15 @@ from .kernels import LAYER_NAME
 from .operation import sparse_attention
 
 
-def reference_points(
-    height: int, width: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def reference_points(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
     """
     Centres of the cells of a grid, row by row, as `(x, y)` with the grid's borders at 0 and 1.
 
     Returns:
-        `torch.Tensor` of shape `(height * width, 2)`.
+        `torch.Tensor` of shape `(height * width, 2)`, float32.
     """
-    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
-    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     # (height, width, 2) -> (height * width, 2)
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
 

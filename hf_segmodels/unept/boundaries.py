@@ -88,12 +88,7 @@ def boundary_targets(
         gradient[:, *box] += class_gradient * torch.from_numpy(mask)
     distance_map = torch.from_numpy(np.minimum(distance, max_distance).astype(np.int64))
     degrees = np.degrees(np.arctan2(gradient[0].numpy(), gradient[1].numpy())) + 180
-    return distance_map, _angles(degrees / _ANGLE_STEP, _ANGLE_STEP)
-
-
-def _angles(steps: np.ndarray, step: int) -> torch.Tensor:
-    """Whole steps of degrees from -180 on, as int64 degrees."""
-    return torch.from_numpy(steps.astype(np.uint8).astype(np.int64)) * step - 180
+    return distance_map, torch.from_numpy((degrees / _ANGLE_STEP).astype(np.int64)) * _ANGLE_STEP - 180
 
 
 def batch_boundary_targets(labels: torch.Tensor, ignore_index: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,12 +112,16 @@ def read_boundary_targets(
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ImportError: without SciPy.
         ValueError: if it holds something else, or maps of another size.
     """
+    load = _scipy().io.loadmat
     try:
-        contents = _scipy().io.loadmat(str(path), appendmat=False)
-        depth, degrees = (np.asarray(contents[name]) for name in ("depth", "dir_deg"))
-        step = int(np.asarray(contents["deg_reduce"]).item())
+        contents = load(str(path), appendmat=False)
+        depth, steps, step = (_numbers(contents[name]) for name in ("depth", "dir_deg", "deg_reduce"))
+        angles = steps * step.item() - 180
+        if step <= 0:
+            raise ValueError(f"`deg_reduce` is {step.item()}")
     except FileNotFoundError:
         raise
     except Exception as error:  # SciPy raises anything for damaged files
@@ -130,13 +129,24 @@ def read_boundary_targets(
             f"{path} is no file of boundary targets ({' '.join(str(error).split())}): expected a .mat file with `depth`, "
             "`dir_deg` and `deg_reduce`."
         ) from error
-    if depth.ndim != 2 or depth.shape != degrees.shape or (size is not None and depth.shape != tuple(size)):
+    if depth.ndim != 2 or depth.shape != angles.shape or (size is not None and depth.shape != tuple(size)):
         wanted = "" if size is None else f"; the image has (height, width) {tuple(size)}"
         raise ValueError(
-            f"{path} holds a distance map of shape {depth.shape} and an angle map of shape {degrees.shape}{wanted}. Give "
+            f"{path} holds a distance map of shape {depth.shape} and an angle map of shape {angles.shape}{wanted}. Give "
             "the file of this image, made at the image's own size."
         )
-    return torch.from_numpy(depth.astype(np.int64)), _angles(degrees, step)
+    # written so that nan is refused, too
+    if not (((depth >= 0) & (depth < np.inf)).all() and ((angles >= -180) & (angles <= 180)).all()):
+        raise ValueError(
+            f"{path} holds distances from {depth.min()} to {depth.max()} and angles from {angles.min()} to {angles.max()} "
+            "degrees; expected distances from 0, and angles `deg_reduce * dir_deg - 180` from -180 to 180. Make the file anew."
+        )
+    return torch.from_numpy(depth.astype(np.int64)), torch.from_numpy(angles.astype(np.int64))
+
+
+def _numbers(array: Any) -> np.ndarray:
+    """A real array of a file in float64, in which arithmetic does not wrap around."""
+    return np.asarray(array).astype(np.float64, casting="same_kind")
 
 
 def flip_boundary_targets(distance_map: torch.Tensor, angle_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,7 +39,7 @@ from ..sparse_attention import (
     SparseAttentionKernelMixin,
     reference_points,
 )
-from ..tracing import is_exporting
+from ..tracing import crop, is_exporting
 from .boundaries import batch_boundary_targets, refine
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
@@ -102,15 +102,6 @@ def sine_position_embeddings(
     columns = embed(width).expand(height, width, -1)
     # (height, width, hidden_size) -> (height * width, hidden_size)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-
-def crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The upper left part of `(batch_size, num_channels, height, width)`."""
-    if not is_exporting():
-        return maps[..., : size[0], : size[1]]
-    # the strides of a slice would make an exported graph hold only for sizes that are cropped, or only for the others
-    rows, columns = (torch.arange(side, device=maps.device) for side in size)
-    return maps.index_select(2, rows).index_select(3, columns)
 
 
 class UNEPTSelfAttention(nn.Module):
@@ -466,7 +457,9 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         distance_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Each pixel's distance to the edge of its class, from the image processor (`do_boundary_targets=True`) or
             [`boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
-            takes SciPy and (512x512, 20 classes) a tenth of a second an image.
+            takes SciPy and (512x512, 20 classes) a tenth of a second an image. Padding of the label map (such as a crop
+            larger than the image) cannot be told from unlabelled pixels then and counts as boundary, unless
+            `config.ignore_unlabelled_boundaries`; the image processor's own padding does not.
         angle_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             The direction towards the interior in degrees; comes with `distance_maps`.
 

@@ -118,6 +118,15 @@ def patch_at(
     return int(y / height / coverage[0] * grid[0]), int(x / width / coverage[1] * grid[1])
 
 
+def check_coverage(coverage: tuple[float, float]) -> None:
+    """
+    Raises:
+        ValueError: if a map with this `coverage` leaves pixels of the image out.
+    """
+    if min(coverage) < 1:
+        raise ValueError(f"`coverage` {tuple(coverage)} is below 1: the heat map would not cover the whole image.")
+
+
 def overlay_heat_map(
     image: Image.Image,
     heat_map: "torch.Tensor | np.ndarray",
@@ -148,8 +157,7 @@ def overlay_heat_map(
     values = heat_map.detach().cpu().numpy() if isinstance(heat_map, torch.Tensor) else np.asarray(heat_map)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"A heat map has the shape (rows, columns), but this one {values.shape}.")
-    if min(coverage) < 1:
-        raise ValueError(f"`coverage` {tuple(coverage)} is below 1: the heat map would not cover the whole image.")
+    check_coverage(coverage)
     values = values.astype(np.float32)
     low, high = limits or (values.min(), np.quantile(values, 0.995))
     scaled = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .attention import overlay_heat_map
+from .attention import check_coverage, overlay_heat_map
 
 
 # One hue a direction, red for left, round the wheel clockwise.
@@ -59,6 +59,7 @@ def draw_directions(
     """
     _check(boundary_logits, 2, "boundary_logits")
     _check(direction_logits, 8, "direction_logits")
+    check_coverage(coverage)
     size = tuple(round(side * share) for side, share in zip((image.height, image.width), coverage, strict=True))
     # corner pixels on corner pixels, as the refinement resizes them
     boundaries, directions = (

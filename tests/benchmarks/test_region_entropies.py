@@ -5,16 +5,19 @@ import sys
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from benchmarks.region_entropies import main
 from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessorPil
 
 
 def test_script_measures_regions_and_draws_them(repository, tmp_path):
     torch.manual_seed(0)
     encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=64)
-    config = RegProxyConfig(backbone_config=encoder, token_head_depth=0, num_labels=2)
+    # windows smaller than the image, which the script has to leave out
+    config = RegProxyConfig(backbone_config=encoder, token_head_depth=0, num_labels=2, window_size=32)
     RegProxyForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
     size = {"shortest_edge": 64, "longest_edge": 256}
     RegProxyImageProcessorPil(size=size, do_reduce_labels=False).save_pretrained(tmp_path / "model")
@@ -38,5 +41,29 @@ def test_script_measures_regions_and_draws_them(repository, tmp_path):
     assert report["superpixels"]["pure"] > 0.8
     # an untrained model shares pixels out over cells of both classes
     assert 0 < report["learned regions"]["pure"] < 1
-    assert Image.open(tmp_path / "output/regions.png").size == (96, 64)
+    # four rows of cells, each drawn at least 24 pixels high
+    assert Image.open(tmp_path / "output/regions.png").size == (192, 128)
     assert Image.open(tmp_path / "output/region_entropies.png").size[0] > 100
+
+
+def test_a_limit_of_no_images_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["region_entropies.py", "model", "data", "--limit", "0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--limit must be at least 1" in capsys.readouterr().err
+
+
+def test_columns_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
+    encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=64)
+    RegProxyForSemanticSegmentation(
+        RegProxyConfig(backbone_config=encoder, token_head_depth=0, num_labels=2)
+    ).save_pretrained(tmp_path / "model")
+    RegProxyImageProcessorPil().save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict({"image": [1], "annotation": [1]}).to_parquet(tmp_path / "data" / "validation.parquet")
+    monkeypatch.setattr(
+        "sys.argv", ["region_entropies.py", str(tmp_path / "model"), str(tmp_path / "data"), "--split", "validation"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert "has the columns ['image', 'annotation'], but `image` and `label` are needed" in capsys.readouterr().err

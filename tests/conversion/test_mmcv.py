@@ -4,7 +4,7 @@ import json
 import pytest
 
 from hf_segmodels.conversion import ConversionError
-from hf_segmodels.conversion.mmcv import parse_mmcv_config, read_mmseg_config
+from hf_segmodels.conversion.mmcv import label_fields, parse_mmcv_config, read_mmseg_config
 
 
 TEXT = """
@@ -92,3 +92,25 @@ def test_bad_configuration(tmp_path, name, text, message):
         path.write_text(text)
     with pytest.raises(ConversionError, match=message):
         read_mmseg_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("number", "dataset_type", "first"),
+    [
+        (150, "ADE20KDataset", "wall"),
+        (19, "CityscapesDataset", "road"),
+        (60, "PascalContextDataset", "background"),
+        (59, "PascalContextDataset59", "aeroplane"),
+        (171, "COCOStuffDataset", "person"),
+    ],
+)
+def test_classes_are_named_by_the_checkpoint_or_its_data_set(number, dataset_type, first):
+    config = {"dataset_type": dataset_type}
+    fields = label_fields(number, (), config)
+    assert (fields["id2label"][0], len(fields["id2label"]), fields["label2id"][first]) == (first, number, 0)
+    assert label_fields(number, [f"class {index}" for index in range(number)], config)["id2label"][0] == "class 0"
+    # names of other classes, or a data set with others, name none
+    assert label_fields(7, ["x"], config) == {"num_labels": 7}
+    # nor does the number alone
+    for other in ({}, {"dataset_type": None}, {"dataset_type": "CustomDataset"}):
+        assert label_fields(number, (), other) == {"num_labels": number}

@@ -107,6 +107,7 @@ def test_number_of_classes_is_that_of_the_weights(num_classes: int, reduces: boo
     """The released Pascal Context checkpoints are named after 59 classes; the configuration says 60."""
     text = TINY_CONFIG.replace("num_classes=5", "num_classes=60").replace("reduce_zero_label=True", "")
     text = text.replace("dict(type='LoadAnnotations', )", "dict(type='LoadAnnotations')")
+    text += "dataset_type = 'PascalContextDataset'\n"
     classes = tuple(f"class {index}" for index in range(61))
     conversion = convert_segvit(write_checkpoint(tmp_path, text, num_classes=num_classes, CLASSES=classes))
     config = conversion.model.config
@@ -168,6 +169,7 @@ def test_unknown_model_without_a_configuration(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda weights: weights.pop("backbone.pos_embed"), r"position_embeddings' is missing"),
         (lambda weights: weights.pop("backbone.layers.1.ln1.bias"), r"missing: backbone\.layers\.1\.ln1\.bias"),
         (
             lambda weights: weights.pop("decode_head.decoder_2.layers.1.self_attn.in_proj_bias"),

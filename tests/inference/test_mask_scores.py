@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segmodels import PlainViTConfig, SegViTConfig, SegViTForSemanticSegmentation
-from hf_segmodels.inference import dense_prediction, mask_argmax
+from hf_segmodels.inference import MaskScores, dense_prediction, mask_argmax
 from hf_segmodels.inference.mask_maps import mask_axis
 from hf_segmodels.inference.mask_scores import _Search
 from hf_segmodels.inference.separable_maps import Windows
@@ -91,6 +91,23 @@ def test_queries_that_stand_for_other_classes():
     )
 
 
+def crossing_queries() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two masks that relieve each other from entry to entry, and one that is there everywhere, less clearly."""
+    stripes = 10.0 * torch.tensor([1.0, -1.0]).repeat(4).expand(1, 8, 8)
+    masks = torch.stack([stripes + 5.0, 5.0 - stripes, torch.full_like(stripes, 1.5)], dim=1)
+    return 30.0 * torch.eye(3, 4)[None], masks
+
+
+@pytest.mark.parametrize("prediction_size", [None, (8, 8), (13, 11), (64, 64)])
+@pytest.mark.parametrize("size", [(16, 16), (12, 40), (5, 7)])
+def test_no_mask_is_highest_in_all_that_a_pixel_averages(size, prediction_size):
+    classes, masks = crossing_queries()
+    scores = plain_scores(classes, masks, size, prediction_size)
+    assert_same_labels(mask_argmax(classes, masks, size, prediction_size), scores)
+    if prediction_size == (8, 8):
+        assert (scores.argmax(1) == 2).any()
+
+
 def test_ties_go_to_the_lower_class():
     classes, masks = random_queries(6, 4, 8, 8)
     doubled = classes[:, :, [2, 0, 1, 2, 3, 0, 4]]
@@ -134,6 +151,34 @@ def test_saturated_and_missing_masks():
     assert clean.shape == (1, 128, 128)
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_infinite_masks_are_numbers_in_scores_too(value):
+    _, masks = random_queries(3, 3, 6, 6)
+    masks[:, :, 2:] = value
+    axis = mask_axis(Windows((0,), 48, 6, 48, 48, 48), 20, 48, False, torch.device("cpu"))
+    scores = MaskScores(masks[0], torch.eye(3)[None, None], axis, axis)
+    assert torch.equal(scores.argmax(), scores.evaluate().argmax(0))
+    finite = MaskScores(masks[0].clamp(-1e4, 1e4), torch.eye(3)[None, None], axis, axis)
+    torch.testing.assert_close(scores.evaluate()[:, 24:], finite.evaluate()[:, 24:])
+    torch.testing.assert_close(scores.evaluate()[:, :8], finite.evaluate()[:, :8])
+
+
+def test_a_class_is_left_where_products_are_rounded(monkeypatch):
+    """As TF32 does it on GPUs: to a thousandth."""
+    mix = _Search._mix
+    monkeypatch.setattr(_Search, "_mix", lambda *arguments: 0.999 * mix(*arguments))
+    masks = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 4, 4)
+    assert (mask_argmax(30.0 * torch.eye(5, 6)[None], masks, (64, 64)) == 4).all()
+
+
+def test_missing_class_logits():
+    """All scores are NaN: the first class, as `torch.argmax` has it."""
+    classes, masks = random_queries(4, 5, 6, 6)
+    classes[:, 1, 2] = torch.nan
+    for prediction_size in (None, (30, 20)):
+        assert not mask_argmax(classes, masks, (48, 48), prediction_size).any()
+
+
 def test_empty_batch():
     assert mask_argmax(torch.empty(0, 5, 6), torch.empty(0, 5, 8, 8), (64, 48)).shape == (0, 64, 48)
 
@@ -151,6 +196,12 @@ def test_empty_batch():
 def test_bad_input(classes, masks, size, message):
     with pytest.raises(ValueError, match=message):
         mask_argmax(torch.empty(classes), torch.empty(masks), size)
+
+
+@pytest.mark.parametrize("prediction_size", [(0, 8), -1, (8, 8, 8), 2.5])
+def test_bad_prediction_size(prediction_size):
+    with pytest.raises(ValueError, match="`prediction_size` must be"):
+        mask_argmax(torch.zeros(1, 5, 6), torch.zeros(1, 5, 8, 8), (64, 64), prediction_size)
 
 
 # What makes it fast and small
@@ -206,7 +257,6 @@ def test_few_classes_are_left_in_a_tile():
 
 def make_model(**fields) -> SegViTForSemanticSegmentation:
     """A tiny SegViT with patches of 8 pixels, and weights so large that labels vary within an image."""
-    torch.manual_seed(0)
     encoder = PlainViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32, use_cls_token=False
     )
@@ -219,10 +269,14 @@ def make_model(**fields) -> SegViTForSemanticSegmentation:
         **fields,
     )
     model = SegViTForSemanticSegmentation(config).eval()
+    generator = torch.Generator().manual_seed(2)  # how many numbers `init_weights` draws depends on the version
     with torch.no_grad():
-        for module in model.decoder.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.normal_(std=1.5)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=1.5 if name.startswith("decoder") else 0.1, generator=generator)
+        # query k says class k
+        model.decoder.class_queries.copy_(3.0 * torch.eye(5, 16))
+        model.decoder.classifier.weight.copy_(torch.eye(6, 16))
     return model
 
 

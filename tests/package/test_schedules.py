@@ -48,6 +48,12 @@ def test_an_optimizer_follows_a_schedule():
     assert rates == pytest.approx([2.0, 1.5, 1.0, 0.5])
 
 
-def test_each_fall_needs_a_factor():
-    with pytest.raises(ValueError, match="need an entry for each fall"):
-        cosine_restart_schedule([4, 8], [1])
+@pytest.mark.parametrize(("periods", "factors"), [([4, 8], [1]), ([], []), ([4, 0], [1, 0.5])])
+def test_each_fall_needs_updates_and_a_factor(periods, factors):
+    with pytest.raises(ValueError, match="need an entry for each fall, and each period at least one update"):
+        cosine_restart_schedule(periods, factors)
+
+
+def test_poly_needs_updates():
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
+        poly_schedule(0)

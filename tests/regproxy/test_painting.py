@@ -4,7 +4,7 @@ import torch
 
 from hf_segmodels.inference import upsample_argmax
 from hf_segmodels.regproxy import homogeneity_loss, paint, region_histograms
-from hf_segmodels.regproxy.painting import _paint_by_products, _paint_by_sums
+from hf_segmodels.regproxy.painting import _paint_by_products, _paint_by_sums, neighbours
 
 
 def random_regions(batch_size: int, h: int, w: int, rows: int, columns: int, num_labels: int = 5):
@@ -96,9 +96,7 @@ def test_histogram_of_square_cells_counts_their_pixels():
 
 def test_pixels_count_for_the_tokens_around_by_their_affinity():
     _, affinity = random_regions(2, 2, 4, 3, 4)
-    _, is_inside = __import__("hf_segmodels.regproxy.painting", fromlist=["neighbours"]).neighbours(
-        3, 4, affinity.device
-    )
+    _, is_inside = neighbours(3, 4, affinity.device)
     affinity = affinity * is_inside[:, None, None]
     affinity = affinity / affinity.sum(1, keepdim=True)
     labels = torch.randint(0, 3, (2, 60, 63), generator=torch.Generator().manual_seed(0))

@@ -1,13 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import re
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoBackbone
 
-from hf_segmodels import ResNetV1cBackbone, ResNetV1cConfig
-from hf_segmodels.conversion.key_mapping import add_prefix, load_strictly, rename
-from hf_segmodels.conversion.unept import MMSEG_RESNET_V1C
+from hf_segmodels import ResNetV1cBackbone, ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
+from hf_segmodels.conversion import ConversionError, load_backbone_weights
+from hf_segmodels.conversion.resnet_v1c import MMSEG_RESNET_V1C
 
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [16, 16, 24, 32], "depths": [2, 1, 2, 2]}
@@ -32,7 +34,7 @@ def test_dilation_without_contraction():
 
 
 @pytest.mark.slow
-def test_features_are_timms():
+def test_features_are_timms(tmp_path):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     theirs = timm.create_model("resnet50c", output_stride=8, features_only=True, out_indices=(1, 2, 3, 4)).eval()
@@ -42,18 +44,40 @@ def test_features_are_timms():
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1)
     ours = ResNetV1cBackbone(ResNetV1cConfig(out_indices=[1, 2, 3, 4])).eval()
-    # timm calls the stem's convolutions `conv1.0` to `conv1.6`, and its last norm `bn1`
-    table = {
-        "bn1.{p}": "stem.layers.2.normalization.{p}",
-        **{key.replace("stem.", "conv1."): value for key, value in MMSEG_RESNET_V1C.items()},
-    }
-    weights = theirs.state_dict()
-    renamed, _ = rename(list(weights), table)
-    load_strictly(ours, {name: weights[key] for key, name in renamed.items()}, add_prefix(table, "", ""))
+    weights = theirs.state_dict() | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    torch.save(weights, tmp_path / "resnet50c.pth")
+    assert load_backbone_weights(ours, tmp_path / "resnet50c.pth") == ["fc.weight", "fc.bias"]
     images = torch.randn(1, 3, 100, 77)
     with torch.no_grad():
         for expected, found in zip(theirs(images), ours(images).feature_maps, strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_weights_of_mmsegmentation(prefix, tmp_path):
+    ours, source = (ResNetV1cBackbone(ResNetV1cConfig(**SMALL, dilations=d)) for d in ([1, 1, 2, 4], [1, 1, 1, 1]))
+    names = {ours: mmseg for mmseg, ours in MMSEG_RESNET_V1C.items()}
+    weights = {}
+    for name, tensor in source.state_dict().items():
+        stage, layer = re.findall(r"\d+", name)[:2] if name.startswith("stages") else ("0", "0")
+        part = name.rsplit(".", 1)[1]
+        pattern = re.sub(r"^stages\.\d+\.layers\.\d+", "stages.{s-1}.layers.{b}", name.removesuffix(part) + "{p}")
+        weights[prefix + names[pattern].format(s=int(stage) + 1, b=layer, p=part)] = tensor
+    torch.save({"meta": {}, "state_dict": weights | {"head.fc.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
+    model = UNEPTForSemanticSegmentation(
+        UNEPTConfig(backbone_config=ours.config, hidden_size=16, num_attention_heads=2, image_size=64)
+    )
+    assert load_backbone_weights(model, tmp_path / "resnet.pth") == ["head.fc.weight"]
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
+    with pytest.raises(ConversionError, match="no place in the model: conv1.weight"):
+        load_backbone_weights(model, tmp_path / "other.pth")
+    weights.pop(f"{prefix}layer2.0.bn1.weight")
+    torch.save(weights, tmp_path / "part.pth")
+    with pytest.raises(ConversionError, match="missing: layer2.0.bn1.weight"):
+        load_backbone_weights(model, tmp_path / "part.pth")
 
 
 def test_auto_class():

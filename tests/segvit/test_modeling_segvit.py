@@ -77,6 +77,15 @@ class TestSegViT(SegViTModelTester):
         torch.testing.assert_close(alone.masks_queries_logits, after.auxiliary_masks_queries_logits[:, 0])
         torch.testing.assert_close(alone.class_queries_logits, after.auxiliary_class_queries_logits[:, 0])
 
+    def test_scores_are_those_of_float32_under_autocast(self):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = self.model()(random_images(1, 3, 64, 64))
+        assert outputs.masks_queries_logits.dtype == torch.bfloat16
+        assert outputs.logits.dtype == torch.float32
+        masks = nn.functional.interpolate(outputs.masks_queries_logits.float(), (64, 64), mode="bilinear").sigmoid()
+        probabilities = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
+        torch.testing.assert_close(outputs.logits, torch.einsum("bqk,bqhw->bkhw", probabilities, masks))
+
     def test_without_auxiliary_loss(self):
         images, labels = random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
         with torch.no_grad():

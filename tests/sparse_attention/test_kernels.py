@@ -134,6 +134,13 @@ def test_hub_revision_that_was_asked_for(monkeypatch, messages):
     assert "someone/kernel@0123abc" in messages[-1][1]
 
 
+def test_hub_version_zero(monkeypatch):
+    calls = fake_get_kernel(monkeypatch, hub_module())
+    use_hub_kernel(version=0)
+    assert select_implementation(VALUE) is print
+    assert calls[0][1]["version"] == 0
+
+
 def test_hub_revision_of_the_environment(monkeypatch):
     calls = fake_get_kernel(monkeypatch, hub_module())
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "someone/kernel@v1")

@@ -1,11 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Boundary targets, directions and refinement against the original's, and their losses."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+import scipy.ndimage
 import torch
 from torch import nn
 
@@ -131,6 +133,98 @@ def test_directions_point_to_the_interior():
 def test_targets_of_no_integer_map():
     with pytest.raises(ValueError, match="integer label map"):
         boundary_targets(torch.zeros(3, 4))
+
+
+def targets_over_the_whole_image(label_map, ignore_index=255, min_class_pixels=100):
+    """What the generator does, each class over all pixels of the image."""
+    y, x = torch.meshgrid(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0), indexing="ij")
+    kernel = (torch.stack([y, x]) / (y**2 + x**2).clamp(min=1))[:, None]
+    distance, gradient = torch.zeros(label_map.shape), torch.zeros(2, *label_map.shape)
+    for label in label_map.unique().tolist():
+        mask = label_map == label
+        if label == ignore_index or mask.sum() < min_class_pixels:
+            continue
+        own = torch.from_numpy(scipy.ndimage.distance_transform_edt(mask.numpy())).float()
+        distance += own
+        gradient += nn.functional.conv2d(own[None, None], kernel, padding=2)[0] * mask
+    return distance.clamp(max=250).long(), torch.rad2deg(torch.atan2(*gradient))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_of_scattered_regions(seed):
+    generator = np.random.default_rng(seed)
+    # blocks of 11 pixels, some classes in several places and on the image's border
+    label_map = torch.from_numpy(np.kron(generator.integers(0, 6, (6, 7)), np.ones((11, 11), dtype=np.int64)))[:60, 3:]
+    label_map = torch.where(label_map == 5, 255, label_map)
+    distance_map, angle_map = boundary_targets(label_map)
+    expected_distance, expected_angle = targets_over_the_whole_image(label_map)
+    assert torch.equal(distance_map, expected_distance)
+    # rounded down to even degrees
+    difference = (expected_angle - angle_map + 0.01) % 360
+    assert (difference < 2.02).all()
+
+
+def test_targets_do_not_change_the_label_map_and_take_every_integer_type():
+    label_map = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(0)).repeat_interleave(20, 1)
+    label_map = label_map.repeat_interleave(20, 0)
+    copy = label_map.clone()
+    expected = boundary_targets(label_map)
+    assert torch.equal(label_map, copy)
+    for dtype in (torch.uint8, torch.int32):
+        for found, maps in zip(boundary_targets(label_map.to(dtype)), expected, strict=True):
+            assert torch.equal(found, maps)
+            assert found.dtype == torch.int64
+
+
+def test_files_in_whole_degrees_are_read(tmp_path):
+    angles = np.arange(0, 361, dtype=np.int16)[None]
+    scipy.io.savemat(tmp_path / "a.mat", {"depth": np.ones_like(angles), "dir_deg": angles, "deg_reduce": 1})
+    assert torch.equal(read_boundary_targets(tmp_path / "a.mat")[1], torch.arange(-180, 181)[None])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_files_are_refused(generated, tmp_path, compressed):
+    _, arrays = generated
+    contents = {"depth": arrays["depth"].numpy(), "dir_deg": arrays["dir_deg"].numpy(), "deg_reduce": 2}
+    scipy.io.savemat(tmp_path / "a.mat", contents, do_compression=compressed)
+    whole = (tmp_path / "a.mat").read_bytes()
+    for length in [*range(0, 300, 7), *range(300, len(whole), len(whole) // 40)]:
+        (tmp_path / "b.mat").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"b\.mat (is no file of boundary targets|holds)"):
+            read_boundary_targets(tmp_path / "b.mat")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deg_reduce": 0}, r"is no file of boundary targets \(`deg_reduce` is 0.0\)"),
+        ({"deg_reduce": 3}, "angles from -180.0 to .*; expected distances from 0, and angles"),
+        ({"deg_reduce": np.array([1, 2])}, "is no file of boundary targets"),
+        ({"deg_reduce": "2"}, "is no file of boundary targets"),
+        ({"depth": np.full((2, 3), -1)}, "holds distances from -1.0"),
+        ({"depth": np.full((2, 3), np.nan)}, "holds distances from nan"),
+        ({"depth": np.full((2, 3), np.inf)}, "holds distances from inf"),
+        ({"depth": np.full((2, 3), 1j)}, "is no file of boundary targets"),
+        ({"depth": np.array(["abc", "def"])}, "is no file of boundary targets"),
+        ({"depth": np.array([[[1], [2, 3]]], dtype=object)}, "is no file of boundary targets"),
+        ({"depth": {"a": 1}}, "is no file of boundary targets"),
+        ({"dir_deg": np.full((2, 3), np.nan)}, "angles from nan to nan"),
+        ({"dir_deg": np.zeros((2, 3, 1, 2))}, r"an angle map of shape \(2, 3, 1, 2\)"),
+    ],
+)
+def test_files_of_something_else_are_refused(change, message, tmp_path):
+    contents = {"depth": np.ones((2, 3)), "dir_deg": np.array([[0, 45, 90], [135, 180, 0]]), "deg_reduce": 2, **change}
+    scipy.io.savemat(tmp_path / "a.mat", contents)
+    with pytest.raises(ValueError, match=message):
+        read_boundary_targets(tmp_path / "a.mat")
+
+
+def test_targets_without_scipy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match="pip install scipy"):
+        boundary_targets(torch.zeros(4, 4, dtype=torch.long))
+    with pytest.raises(ImportError, match="pip install scipy"):
+        read_boundary_targets(tmp_path / "a.mat")
 
 
 # The original's steps

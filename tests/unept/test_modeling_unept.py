@@ -1,4 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+import copy
 import logging
 
 import pytest
@@ -66,6 +67,10 @@ class UNEPTTester(SegmentationModelTester):
     def exported_logits(self, model, images):
         return model(images).logits if model.config.refine_at_inference else super().exported_logits(model, images)
 
+    @pytest.mark.slow
+    def test_runs_in_onnx_runtime(self, exported):
+        super().test_runs_in_onnx_runtime(exported)
+
     def trainer(self, model, output_dir, **arguments) -> Trainer:
         # batch norm and class weights see the batch: equal samples make a batch of 2 equal one of 8
         sample = {"pixel_values": random_images(3, 32, 32), "labels": random_labels(self.num_labels, 32, 32)}
@@ -75,6 +80,9 @@ class UNEPTTester(SegmentationModelTester):
 
 
 class TestUNEPT(UNEPTTester):
+    # one of the four belongs to the everyday tests
+    test_runs_in_onnx_runtime = SegmentationModelTester.test_runs_in_onnx_runtime
+
     def test_outputs_have_the_shapes_they_are_known_for(self):
         model = self.model()
         with torch.no_grad():
@@ -128,6 +136,27 @@ class TestUNEPT(UNEPTTester):
             torch.testing.assert_close(model(images, labels=labels).loss, given)
             other = model(images, labels=labels, distance_maps=distances + 9, angle_maps=angles).loss
         assert given != other
+
+    @pytest.mark.slow
+    def test_training_compiles_with_targets_from_the_processor(self):
+        model, images, labels = self.model(), random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
+        targets = dict(
+            zip(("distance_maps", "angle_maps"), (t[None] for t in boundary_targets(labels[0])), strict=True)
+        )
+        torch.compiler.reset()
+        compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+        expected = model(images, labels=labels, **targets).loss
+        torch.testing.assert_close(compiled(images, labels=labels, **targets).loss, expected, atol=1e-5, rtol=1e-5)
+
+    def test_autocast_gives_a_float32_loss_close_to_the_exact_one(self):
+        model, images, labels = self.model(), random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
+        expected = model(images, labels=labels).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(images, labels=labels).loss
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected, atol=0, rtol=0.02)
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
     def test_losses_are_weighted_as_the_config_says(self):
         images, labels = random_images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
@@ -264,6 +293,14 @@ class TestUNEPTWithoutRefinement(UNEPTTester):
 class TestUNEPTDense(UNEPTTester):
     def config(self, **overrides):
         return super().config(decoder_self_attention="dense", **overrides)
+
+    def test_attention_dropout(self):
+        attention = self.model().decoder.layers[0].self_attention
+        attention.attention_dropout = 0.5
+        queries = torch.randn(1, 10, 32)
+        assert torch.equal(attention(queries), attention(queries))
+        attention.train()
+        assert not torch.allclose(attention(queries), attention(queries))
 
 
 class TestUNEPTOnResNet(UNEPTTester):

@@ -91,3 +91,5 @@ def test_boundaries_and_directions():
     assert (pixels[:, 15] == 128).all()
     with pytest.raises(ValueError, match=r"\(8, h, w\), got \(1, 8, 4, 4\): take `outputs.direction_logits\[0\]`"):
         draw_directions(image, boundary_logits, direction_logits[None])
+    with pytest.raises(ValueError, match=r"`coverage` \(0.5, 1.0\) is below 1"):
+        draw_directions(image, boundary_logits, direction_logits, coverage=(0.5, 1.0))

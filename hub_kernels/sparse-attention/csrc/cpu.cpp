@@ -3,7 +3,9 @@
 // CPU kernels. A task owns one head of one image: it copies that head's cells into a tile of its own, channels
 // innermost, in the type that is computed in, with a border of zeros. Every point then reads four cells without
 // a test, and points outside the level read zeros. In the backward pass a task owns one level of one head, so
-// gradients are summed without atomics, and results do not depend on the number of threads.
+// gradients are summed without atomics, and results do not depend on the number of threads. Where its two tiles, of
+// values and of their gradients, would be large beside the results, it takes one after the other, and few channels of
+// the gradients at a time: slower, but the threads hold little.
 #include "arguments.h"
 #include "torch_binding.h"
 
@@ -15,6 +17,9 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <vector>
+
+#include <sys/mman.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -101,22 +106,6 @@ struct ComputedIn<double> {
   using type = double;
 };
 
-// Scratch of one thread, aligned to whole vectors.
-template <typename Item>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : items_(static_cast<Item*>(
-            ::operator new(sizeof(Item) * static_cast<size_t>(count > 0 ? count : 1), std::align_val_t(64)))) {}
-  ~Scratch() { ::operator delete(items_, std::align_val_t(64)); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  Item* get() const { return items_; }
-
- private:
-  Item* items_;
-};
-
 // A level's tile: rows -2 ... height, columns -1 ... width, all zero but for the cells themselves. Row -2 is for
 // points outside: their four cells, from (-2, -1) on, are zero.
 INLINE int64_t tile_columns(const Level& level) { return level.width + 2; }
@@ -125,13 +114,14 @@ INLINE int64_t tile_cells(const Level& level) { return (level.height + 3) * tile
 struct Problem {
   Sizes sizes;
   const Level* levels;
-  int64_t padded;  // channels, up to whole vectors
+  int64_t padded;  // channels of a cell in a tile, whole vectors
 };
 
+// Some channels of each cell, from the one that `value` points to.
 template <typename Stored, typename Real>
-INLINE void fill_tile(Real* tile, const Stored* value, const Problem& problem, const Level& level) {
-  const int64_t channels = problem.sizes.channels, padded = problem.padded;
-  const int64_t step = problem.sizes.heads * channels, columns = tile_columns(level);
+INLINE void fill_tile(Real* tile, const Stored* value, const Problem& problem, const Level& level, int64_t channels) {
+  const int64_t padded = problem.padded, columns = tile_columns(level);
+  const int64_t step = problem.sizes.heads * problem.sizes.channels;
   std::memset(tile, 0, sizeof(Real) * static_cast<size_t>(tile_cells(level) * padded));
   for (int64_t y = 0; y < level.height; ++y) {
     const Stored* from = value + (level.start + y * level.width) * step;
@@ -224,7 +214,7 @@ INLINE void forward_task(const ForwardTask& task) {
                         (task.image * sizes.values * sizes.heads + task.head) * sizes.channels;
   Real* tile = static_cast<Real*>(task.tile);
   for (int64_t index = 0; index < sizes.levels; ++index) {
-    fill_tile(tile, value, problem, problem.levels[index]);
+    fill_tile(tile, value, problem, problem.levels[index], sizes.channels);
     tile += tile_cells(problem.levels[index]) * problem.padded;
   }
 
@@ -264,7 +254,7 @@ struct BackwardTask {
   Problem problem;
   const void *grad_output, *value, *locations, *weights;
   void *grad_value, *grad_locations, *grad_weights;
-  int64_t image, head, level;
+  int64_t image, head, level, first_channel;
   void *tile, *grad_tile, *reals;
   int32_t* cells;
 };
@@ -297,8 +287,9 @@ INLINE void add_lanes(const Vector<double>::type (&vectors)[4], double* sums) {
   }
 }
 
-// Adds a query's gradient to the cells of its points, and products with those cells to `products` (points, 4).
-template <int COUNT, typename Real>
+// Adds products of a query's gradient with the cells of its points to `products` (points, 4) (`OF_POINTS`), and the
+// gradient to the cells (`OF_VALUE`).
+template <int COUNT, bool OF_POINTS, bool OF_VALUE, typename Real>
 INLINE void scatter(const BackwardTask& task, int64_t first_vector, const Real* row, const Real* right,
                     const Real* down, const Real* weight, Real* products) {
   using Vec = typename Vector<Real>::type;
@@ -315,34 +306,44 @@ INLINE void scatter(const BackwardTask& task, int64_t first_vector, const Real* 
     const int64_t corners[4] = {cell, cell + problem.padded, cell + below, cell + below + problem.padded};
     Vec sums[4];
     for (int corner = 0; corner < 4; ++corner) {
-      const Vec* from = reinterpret_cast<const Vec*>(static_cast<const Real*>(task.tile) + corners[corner]);
-      Vec* to = reinterpret_cast<Vec*>(static_cast<Real*>(task.grad_tile) + corners[corner]);
-      sums[corner] = gradient[0] * from[0];
-      to[0] += shares[corner] * gradient[0];
-      for (int part = 1; part < COUNT; ++part) {
-        sums[corner] += gradient[part] * from[part];
-        to[part] += shares[corner] * gradient[part];
+      if constexpr (OF_POINTS) {
+        const Vec* from = reinterpret_cast<const Vec*>(static_cast<const Real*>(task.tile) + corners[corner]);
+        sums[corner] = gradient[0] * from[0];
+        for (int part = 1; part < COUNT; ++part) sums[corner] += gradient[part] * from[part];
+      }
+      if constexpr (OF_VALUE) {
+        Vec* to = reinterpret_cast<Vec*>(static_cast<Real*>(task.grad_tile) + corners[corner]);
+        for (int part = 0; part < COUNT; ++part) to[part] += shares[corner] * gradient[part];
       }
     }
-    Real totals[4];
-    add_lanes(sums, totals);
-    for (int corner = 0; corner < 4; ++corner) products[4 * point + corner] += totals[corner];
+    if constexpr (OF_POINTS) {
+      Real totals[4];
+      add_lanes(sums, totals);
+      for (int corner = 0; corner < 4; ++corner) products[4 * point + corner] += totals[corner];
+    }
   }
 }
 
-template <typename Stored>
+// The gradients of locations and weights (`OF_POINTS`), and those of the values (`OF_VALUE`), for the task's channels.
+template <bool OF_POINTS, bool OF_VALUE, typename Stored>
 INLINE void backward_task(const BackwardTask& task) {
   using Real = typename ComputedIn<Stored>::type;
-  constexpr int lanes = Vector<Real>::lanes;
   const Problem& problem = task.problem;
   const Sizes& sizes = problem.sizes;
   const Level& level = problem.levels[task.level];
-  const int64_t points = sizes.points, channels = sizes.channels, vectors = problem.padded / lanes;
-  const int64_t head_offset = (task.image * sizes.values * sizes.heads + task.head) * channels;
+  const int64_t points = sizes.points, channels = std::min(problem.padded, sizes.channels - task.first_channel);
+  const int64_t vectors = problem.padded / Vector<Real>::lanes;
+  const int64_t first_value =
+      (task.image * sizes.values * sizes.heads + task.head) * sizes.channels + task.first_channel;
   const Real height = static_cast<Real>(level.height), width = static_cast<Real>(level.width);
 
-  fill_tile(static_cast<Real*>(task.tile), static_cast<const Stored*>(task.value) + head_offset, problem, level);
-  std::memset(task.grad_tile, 0, sizeof(Real) * static_cast<size_t>(tile_cells(level) * problem.padded));
+  if constexpr (OF_POINTS) {
+    fill_tile(static_cast<Real*>(task.tile), static_cast<const Stored*>(task.value) + first_value, problem, level,
+              channels);
+  }
+  if constexpr (OF_VALUE) {
+    std::memset(task.grad_tile, 0, sizeof(Real) * static_cast<size_t>(tile_cells(level) * problem.padded));
+  }
 
   Real* row = static_cast<Real*>(task.reals);
   Real *right = row + problem.padded, *down = right + points, *weight = down + points, *products = weight + points;
@@ -352,19 +353,23 @@ INLINE void backward_task(const BackwardTask& task) {
     const int64_t first = (position * sizes.levels + task.level) * points;
     const Real* locations = static_cast<const Real*>(task.locations) + 2 * first;
     const Real* weights = static_cast<const Real*>(task.weights) + first;
-    const Stored* gradient = static_cast<const Stored*>(task.grad_output) + position * channels;
+    const Stored* gradient =
+        static_cast<const Stored*>(task.grad_output) + position * sizes.channels + task.first_channel;
     if (query + kQueriesAhead < sizes.queries) {
       const int64_t ahead = kQueriesAhead * sizes.heads;
       prefetch(locations + ahead * sizes.levels * points * 2, points * 2);
       prefetch(weights + ahead * sizes.levels * points, points);
-      prefetch(gradient + ahead * channels, channels);
+      prefetch(gradient + ahead * sizes.channels, channels);
     }
     locate(points, level, locations, weights, task.cells, right, down, weight);
     for (int64_t channel = 0; channel < channels; ++channel) row[channel] = load(gradient[channel]);
-    std::fill(products, products + 4 * points, Real(0));
+    if constexpr (OF_POINTS) std::fill(products, products + 4 * points, Real(0));
     int64_t vector = 0;
-    for (; vector + 2 <= vectors; vector += 2) scatter<2, Real>(task, vector, row, right, down, weight, products);
-    if (vector < vectors) scatter<1, Real>(task, vector, row, right, down, weight, products);
+    for (; vector + 2 <= vectors; vector += 2) {
+      scatter<2, OF_POINTS, OF_VALUE, Real>(task, vector, row, right, down, weight, products);
+    }
+    if (vector < vectors) scatter<1, OF_POINTS, OF_VALUE, Real>(task, vector, row, right, down, weight, products);
+    if constexpr (!OF_POINTS) continue;
 
     Real* grad_locations = static_cast<Real*>(task.grad_locations) + 2 * first;
     Real* grad_weights = static_cast<Real*>(task.grad_weights) + first;
@@ -380,12 +385,15 @@ INLINE void backward_task(const BackwardTask& task) {
     }
   }
 
-  Stored* grad_value = static_cast<Stored*>(task.grad_value) + head_offset;
-  for (int64_t y = 0; y < level.height; ++y) {
-    const Real* from = static_cast<const Real*>(task.grad_tile) + ((y + 2) * tile_columns(level) + 1) * problem.padded;
-    Stored* to = grad_value + (level.start + y * level.width) * sizes.heads * channels;
-    for (int64_t x = 0; x < level.width; ++x, from += problem.padded, to += sizes.heads * channels) {
-      for (int64_t channel = 0; channel < channels; ++channel) store(to[channel], from[channel]);
+  if constexpr (OF_VALUE) {
+    Stored* grad_value = static_cast<Stored*>(task.grad_value) + first_value;
+    for (int64_t y = 0; y < level.height; ++y) {
+      const Real* from =
+          static_cast<const Real*>(task.grad_tile) + ((y + 2) * tile_columns(level) + 1) * problem.padded;
+      Stored* to = grad_value + (level.start + y * level.width) * sizes.heads * sizes.channels;
+      for (int64_t x = 0; x < level.width; ++x, from += problem.padded, to += sizes.heads * sizes.channels) {
+        for (int64_t channel = 0; channel < channels; ++channel) store(to[channel], from[channel]);
+      }
     }
   }
 }
@@ -394,10 +402,18 @@ FOR_EACH_CPU void forward_float(const ForwardTask& task) { forward_task<float>(t
 FOR_EACH_CPU void forward_double(const ForwardTask& task) { forward_task<double>(task); }
 FOR_EACH_CPU void forward_half(const ForwardTask& task) { forward_task<Float16>(task); }
 FOR_EACH_CPU void forward_bfloat16(const ForwardTask& task) { forward_task<BFloat16>(task); }
-FOR_EACH_CPU void backward_float(const BackwardTask& task) { backward_task<float>(task); }
-FOR_EACH_CPU void backward_double(const BackwardTask& task) { backward_task<double>(task); }
-FOR_EACH_CPU void backward_half(const BackwardTask& task) { backward_task<Float16>(task); }
-FOR_EACH_CPU void backward_bfloat16(const BackwardTask& task) { backward_task<BFloat16>(task); }
+FOR_EACH_CPU void backward_float(const BackwardTask& task) { backward_task<true, true, float>(task); }
+FOR_EACH_CPU void backward_double(const BackwardTask& task) { backward_task<true, true, double>(task); }
+FOR_EACH_CPU void backward_half(const BackwardTask& task) { backward_task<true, true, Float16>(task); }
+FOR_EACH_CPU void backward_bfloat16(const BackwardTask& task) { backward_task<true, true, BFloat16>(task); }
+FOR_EACH_CPU void of_points_float(const BackwardTask& task) { backward_task<true, false, float>(task); }
+FOR_EACH_CPU void of_points_double(const BackwardTask& task) { backward_task<true, false, double>(task); }
+FOR_EACH_CPU void of_points_half(const BackwardTask& task) { backward_task<true, false, Float16>(task); }
+FOR_EACH_CPU void of_points_bfloat16(const BackwardTask& task) { backward_task<true, false, BFloat16>(task); }
+FOR_EACH_CPU void of_value_float(const BackwardTask& task) { backward_task<false, true, float>(task); }
+FOR_EACH_CPU void of_value_double(const BackwardTask& task) { backward_task<false, true, double>(task); }
+FOR_EACH_CPU void of_value_half(const BackwardTask& task) { backward_task<false, true, Float16>(task); }
+FOR_EACH_CPU void of_value_bfloat16(const BackwardTask& task) { backward_task<false, true, BFloat16>(task); }
 
 void run_forward(ScalarType type, const ForwardTask& task) {
   switch (type) {
@@ -408,26 +424,55 @@ void run_forward(ScalarType type, const ForwardTask& task) {
   }
 }
 
-void run_backward(ScalarType type, const BackwardTask& task) {
+void run_backward(ScalarType type, bool of_points, bool of_value, const BackwardTask& task) {
+  const auto run = [&](auto both, auto points, auto value) {
+    (of_points && of_value ? both : of_points ? points : value)(task);
+  };
   switch (type) {
-    case ScalarType::Double: return backward_double(task);
-    case ScalarType::Half: return backward_half(task);
-    case ScalarType::BFloat16: return backward_bfloat16(task);
-    default: return backward_float(task);
+    case ScalarType::Double: return run(backward_double, of_points_double, of_value_double);
+    case ScalarType::Half: return run(backward_half, of_points_half, of_value_half);
+    case ScalarType::BFloat16: return run(backward_bfloat16, of_points_bfloat16, of_value_bfloat16);
+    default: return run(backward_float, of_points_float, of_value_float);
   }
 }
 
-// Calls `work(next)` once on each thread of torch's pool; `next()` hands out task numbers until it returns `count`.
+constexpr int64_t kVectorBytes = 64;
+// one thread's two tiles of the backward pass are large where they take more than a 50th of what it gives
+constexpr int64_t kLargeTiles = 50;
+
+int64_t whole_vectors(int64_t bytes) { return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes; }
+
+int64_t bytes_of_real(ScalarType type) { return type == ScalarType::Double ? sizeof(double) : sizeof(float); }
+
+// What the threads of one call hold. It comes from the system and goes back to it at once: what `malloc` keeps for
+// later can weigh as much as a tenth of the results.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes)
+      : bytes_(static_cast<size_t>(bytes)),
+        start_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
+    if (start_ == MAP_FAILED) throw std::bad_alloc();
+  }
+  ~Scratch() { munmap(start_, bytes_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  char* get() const { return static_cast<char*>(start_); }
+
+ private:
+  size_t bytes_;
+  void* start_;
+};
+
+// Calls `work(next, scratch)` once on each thread of torch's pool; `next()` hands out task numbers until it returns
+// `count`, `scratch` is the thread's own `bytes`, whole vectors.
 template <typename Work>
-void share_out(int64_t count, int64_t threads, const Work& work) {
+void share_out(int64_t count, int64_t bytes, const Work& work) {
+  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
+  const Scratch scratch(threads * bytes);
   std::atomic<int64_t> taken{0};
   const auto next = [&]() { return std::min(count, taken.fetch_add(1)); };
-  torch::stable::parallel_for(0, std::min(count, threads), 1, [&](int64_t, int64_t) { work(next); });
-}
-
-Problem problem_of(const Sizes& sizes, const std::vector<Level>& levels, ScalarType type) {
-  const int64_t lanes = type == ScalarType::Double ? Vector<double>::lanes : Vector<float>::lanes;
-  return {sizes, levels.data(), (sizes.channels + lanes - 1) / lanes * lanes};
+  torch::stable::parallel_for(
+      0, threads, 1, [&](int64_t thread, int64_t) { work(next, scratch.get() + thread * bytes); });
 }
 
 }  // namespace
@@ -443,11 +488,13 @@ Tensor forward_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor sam
 
   const std::vector<Level> levels = levels_of(spatial_shapes);
   const ScalarType type = value.scalar_type();
-  const size_t real = type == ScalarType::Double ? sizeof(double) : sizeof(float);
-  const Problem problem = problem_of(sizes, levels, type);
-  const int64_t samples = sizes.levels * sizes.points, lanes = static_cast<int64_t>(64 / real);
+  const int64_t real = bytes_of_real(type), samples = sizes.levels * sizes.points;
+  const Problem problem{sizes, levels.data(), whole_vectors(real * sizes.channels) / real};
   int64_t cells = 0;
   for (const Level& level : levels) cells += tile_cells(level);
+  const int64_t tile_bytes = real * cells * problem.padded;
+  const int64_t real_bytes = whole_vectors(real * 4 * samples) + real * problem.padded;
+  const int64_t cell_bytes = whole_vectors(samples * static_cast<int64_t>(sizeof(int32_t)));
 
   // with fewer heads than threads a head's queries are shared out; each result stays the work of one thread
   const int64_t threads = torch::stable::get_num_threads(), heads = sizes.batch * sizes.heads;
@@ -458,14 +505,11 @@ Tensor forward_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor sam
   base.locations = sampling_locations.const_data_ptr();
   base.weights = attention_weights.const_data_ptr();
   base.output = output.mutable_data_ptr();
-  share_out(heads * shares, threads, [&](const auto& next) {
-    Scratch<char> tile(static_cast<int64_t>(real) * cells * problem.padded);
-    Scratch<char> reals(static_cast<int64_t>(real) * ((4 * samples + lanes - 1) / lanes * lanes + problem.padded));
-    Scratch<int32_t> corners(samples);
+  share_out(heads * shares, tile_bytes + real_bytes + cell_bytes, [&](const auto& next, char* scratch) {
     ForwardTask task = base;
-    task.tile = tile.get();
-    task.reals = reals.get();
-    task.cells = corners.get();
+    task.tile = scratch;
+    task.reals = scratch + tile_bytes;
+    task.cells = reinterpret_cast<int32_t*>(scratch + tile_bytes + real_bytes);
     for (int64_t index = next(); index < heads * shares; index = next()) {
       const int64_t head = index / shares, share = index % shares;
       task.image = head / sizes.heads;
@@ -493,13 +537,12 @@ Gradients backward_cpu(Tensor grad_output, Tensor value, std::vector<int64_t> sp
 
   const std::vector<Level> levels = levels_of(spatial_shapes);
   const ScalarType type = value.scalar_type();
-  const int64_t real = type == ScalarType::Double ? sizeof(double) : sizeof(float);
-  const Problem problem = problem_of(sizes, levels, type);
+  const int64_t real = bytes_of_real(type), all_channels = whole_vectors(real * sizes.channels) / real;
   int64_t cells = 0;
   for (const Level& level : levels) cells = std::max(cells, tile_cells(level));
+  const int64_t cell_bytes = whole_vectors(sizes.points * static_cast<int64_t>(sizeof(int32_t)));
 
   BackwardTask base{};
-  base.problem = problem;
   base.grad_output = grad_output.const_data_ptr();
   base.value = value.const_data_ptr();
   base.locations = sampling_locations.const_data_ptr();
@@ -507,22 +550,37 @@ Gradients backward_cpu(Tensor grad_output, Tensor value, std::vector<int64_t> sp
   base.grad_value = grad_value.mutable_data_ptr();
   base.grad_locations = grad_locations.mutable_data_ptr();
   base.grad_weights = grad_weights.mutable_data_ptr();
-  const int64_t count = sizes.batch * sizes.heads * sizes.levels;
-  share_out(count, torch::stable::get_num_threads(), [&](const auto& next) {
-    Scratch<char> tile(real * cells * problem.padded), grad_tile(real * cells * problem.padded);
-    Scratch<char> reals(real * (problem.padded + 7 * sizes.points));
-    Scratch<int32_t> corners(sizes.points);
-    BackwardTask task = base;
-    task.tile = tile.get();
-    task.grad_tile = grad_tile.get();
-    task.reals = reals.get();
-    task.cells = corners.get();
-    for (int64_t index = next(); index < count; index = next()) {
-      task.image = index / (sizes.heads * sizes.levels);
-      task.head = index / sizes.levels % sizes.heads;
-      task.level = index % sizes.levels;
-      run_backward(type, task);
-    }
-  });
+  const int64_t samples = sizes.batch * sizes.queries * sizes.heads * sizes.levels * sizes.points;
+  const int64_t result_bytes = real * (value.numel() + grad_output.numel() + 3 * samples);
+  const bool is_split = 2 * real * cells * all_channels > result_bytes / kLargeTiles;
+  const auto run = [&](bool of_points, bool of_value, int64_t padded) {
+    base.problem = {sizes, levels.data(), padded};
+    const int64_t parts = all_channels / padded, count = sizes.batch * sizes.heads * sizes.levels * parts;
+    const int64_t tile_bytes = real * cells * padded, grad_offset = of_points ? tile_bytes : 0;
+    const int64_t real_offset = grad_offset + (of_value ? tile_bytes : 0);
+    const int64_t cell_offset = real_offset + real * padded + whole_vectors(real * 7 * sizes.points);
+    share_out(count, cell_offset + cell_bytes, [&](const auto& next, char* scratch) {
+      BackwardTask task = base;
+      task.tile = scratch;
+      task.grad_tile = scratch + grad_offset;
+      task.reals = scratch + real_offset;
+      task.cells = reinterpret_cast<int32_t*>(scratch + cell_offset);
+      for (int64_t index = next(); index < count; index = next()) {
+        const int64_t own = index / parts;
+        task.image = own / (sizes.heads * sizes.levels);
+        task.head = own / sizes.levels % sizes.heads;
+        task.level = own % sizes.levels;
+        task.first_channel = index % parts * padded;
+        run_backward(type, of_points, of_value, task);
+      }
+    });
+  };
+  if (is_split) {
+    // in this order: `grad_value` takes no memory before it is written to
+    run(true, false, all_channels);
+    run(false, true, kVectorBytes / real);
+  } else {
+    run(true, true, all_channels);
+  }
   return {grad_value, grad_locations, grad_weights};
 }

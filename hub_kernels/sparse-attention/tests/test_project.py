@@ -80,7 +80,7 @@ def test_library_needs_only_stable_symbols(variant):
         # C and C++ runtimes; no symbol of ATen, c10 or torch's C++ interface
         r"|_ZN?K?[RO]?S\w+|_ZT[ISTV]N?K?S\w+|_ZTVN10__cxxabiv\w+|_ZTIN10__cxxabiv\w+|_Zn\w+|_Zd\w+|__cxa_\w+|__gxx_\w+|_Unwind_\w+"
         r"|_ITM_\w+|__gmon_start__|__libc_single_threaded|__cpu_model|__tls_get_addr|__stack_chk_fail|__assert_fail"
-        r"|mem(cpy|move|set|cmp|chr)|str(cmp|len)|dlsym|localtime|time|free|malloc|abort|floorf?|pthread_\w+"
+        r"|mem(cpy|move|set|cmp|chr)|str(cmp|len)|dlsym|m(un)?map|localtime|time|free|malloc|abort|floorf?|pthread_\w+"
     )
     assert [name for name in names if not allowed.fullmatch(name)] == []
     defined = subprocess.run([nm, "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
@@ -102,6 +102,23 @@ def test_layer_for_kernelize(kernel):
     assert layer.__init__ is torch.nn.Module.__init__
     assert layer.can_torch_compile
     assert layer.has_backward
+
+
+def test_card_once_filled_in_shows_code_that_runs(kernel, monkeypatch):
+    jinja2 = pytest.importorskip("jinja2")
+    general = tomllib.loads((PROJECT / "build.toml").read_text())["general"]
+    # the names that kernel-builder fills in, and how
+    names = {"repo_id": general["hub"]["repo-id"], "version": general["version"], "license": general["license"].lower()}
+    template = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+    card = template.from_string((PROJECT / "CARD.md").read_text()).render(**names, has_benchmark=True, source=None)
+    assert card.startswith("---\nlibrary_name: kernels\nlicense: apache-2.0\ntags:\n")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    asked_for = []
+    monkeypatch.setattr(kernels, "get_kernel", lambda *names, **options: asked_for.append((names, options)) or kernel)
+    namespace = {}
+    exec(code, namespace)
+    assert namespace["output"].shape == (1, 100, 8 * 32)
+    assert asked_for == [(("hf-segmodels/sparse-attention",), {"version": 1, "trust_remote_code": True})]
 
 
 def test_benchmark_without_network(variant, tmp_path, monkeypatch):

@@ -239,6 +239,46 @@ def test_results_do_not_depend_on_the_number_of_threads(kernel, dtype, batch_siz
         assert all(torch.equal(first, second) for first, second in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("head_dim", [3, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_many_queries_on_small_levels(kernel, device, dtype, head_dim):
+    """On a CPU, the backward pass in one go; with few queries it has two."""
+    value, locations, weights, gradient = arguments(device, dtype, queries=1500, heads=2, head_dim=head_dim)
+    found = with_gradients(kernel.sparse_attention, value, SHAPES, locations, weights, gradient)
+    expected = exact(value, SHAPES, locations, weights, gradient)
+    precise = torch.finfo(locations.dtype).eps
+    for tensor, reference, epsilon in zip(
+        found, expected, (torch.finfo(dtype).eps, torch.finfo(dtype).eps, precise, precise), strict=True
+    ):
+        # hundreds of points add to a cell
+        assert relative_rms(tensor, reference) < max(epsilon, 32 * precise)
+
+
+def test_memory_is_that_of_the_results(kernel):
+    """UN-EPT's decoder, where results are small beside the levels."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux")
+
+    def memory(field):
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+        return int(line.split()[1]) * 1024
+
+    shapes = [(64, 64)] * 3
+    tensors = arguments(shapes=shapes, batch_size=1, queries=4096, heads=8, points=16)
+    inputs = [tensor.requires_grad_() for tensor in tensors[:3]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = memory("VmRSS")
+        output = kernel.sparse_attention(inputs[0], shapes, *inputs[1:])
+        gradients = torch.autograd.grad(output, inputs, tensors[3])
+        extra = memory("VmHWM") - before
+    finally:
+        torch.set_num_threads(threads)
+    assert extra <= 1.03 * sum(tensor.nbytes for tensor in (output, *gradients))
+
+
 def test_deterministic_mode(kernel, device):
     # many points on few cells, so that the order of additions would show
     shapes = [(4, 3), (2, 2)]
