@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -84,7 +84,7 @@ def semantic_cross_entropy(
 
     Raises:
         ValueError: for shapes that do not fit together, or an option that cannot be.
-        IndexError: (on CPUs) for a label that is no class.
+        IndexError: for a label that is no class (on CUDA devices, as they do, an assertion).
         RuntimeError: from `backward`, for second derivatives.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
@@ -141,13 +141,12 @@ def _computed_dtype(logits: torch.Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-# `Optional`: torch reads the schema from the annotations
 @torch.library.custom_op("hf_segmodels::upsampled_cross_entropy", mutates_args=())
 def _upsampled_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    weight: Optional[torch.Tensor],  # noqa: UP045
-    steps: Optional[torch.Tensor],  # noqa: UP045
+    weight: torch.Tensor | None,
+    steps: torch.Tensor | None,
     covered_size: Sequence[int],
     ignore_index: int,
     label_smoothing: float,
@@ -167,27 +166,27 @@ def _upsampled_cross_entropy(
     labels = nn.functional.pad(labels.long(), padding, value=ignore_index)
     is_valid = labels != ignore_index
     labels = labels.where(is_valid, 0)
-    if labels.numel() > 0:
-        is_class = (labels >= 0) & (labels < num_labels)
-        if device.type == "cpu" and not is_class.all():
-            raise IndexError(
-                f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
-                f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
-            )
+    is_class = (labels >= 0) & (labels < num_labels)
+    if device.type == "cuda":
+        # without waiting for the device
         torch._assert_async(is_class.all())
+    elif not is_class.all():
+        raise IndexError(
+            f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
+            f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
+        )
     targets = _Targets(labels, is_valid, None if weight is None else weight.to(dtype), steps, label_smoothing)
 
     is_wide = logits.shape[3] == width
     chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
-    rows_per_band = max(1, chunk // (num_labels * max(width, 1)))
+    rows_per_band = max(1, min(height, chunk // (num_labels * max(width, 1))))
     bands = _cut_axis(logits.shape[2], height, rows_per_band, align_corners, dtype, device)
-    columns_per_band = min(width, _COLUMNS_ON_CPU) if device.type == "cpu" else width
-    column_bands = _cut_axis(logits.shape[3], width, max(1, columns_per_band), align_corners, dtype, device)
+    columns_per_band = _COLUMNS_ON_CPU if device.type == "cpu" else width
+    column_bands = () if is_wide else _cut_axis(logits.shape[3], width, columns_per_band, align_corners, dtype, device)
     gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
     # used over and over: memory that is freed and asked for again in such sizes is not always the same memory
-    grid_height = logits.shape[2]
     scores, slopes = logits.new_empty(2, rows_per_band * width, num_labels, dtype=dtype)
-    wide, wide_gradient = logits.new_empty(2, 0 if is_wide else grid_height, width, num_labels, dtype=dtype)
+    wide, wide_gradient = logits.new_empty(2, 0 if is_wide else logits.shape[2], width, num_labels, dtype=dtype)
     sums = [logits.new_zeros((), dtype=dtype)]
     with torch.autocast(device.type, enabled=False):
         for image in range(len(logits)):
@@ -248,33 +247,20 @@ _upsampled_cross_entropy.register_autograd(_carry_back, setup_context=_keep_grad
 
 class _Band(NamedTuple):
     """
-    The rows of pixels from `top` to `bottom`, which depend on the grid's rows from `first` to `last`.
+    The rows of pixels from `top` to `bottom`, which depend on the grid's rows from `first` to `last`; or columns.
 
     Args:
-        weights (`torch.Tensor` of shape `(bottom - top, last - first)`, *optional*): How; not given where pixels and grid
-            are the same.
+        weights (`torch.Tensor` of shape `(bottom - top, last - first)`): How they depend on them.
     """
 
     top: int
     bottom: int
     first: int
     last: int
-    weights: torch.Tensor | None
+    weights: torch.Tensor
 
 
-# `inference_mode(False)`: what the caches keep may later take part in autograd
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
-@torch.no_grad()
-def _axis_weights(
-    num_entries: int, num_pixels: int, align_corners: bool, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor | None:
-    """Bilinear resizing along one axis, `(num_pixels, num_entries)`; none where both are the same."""
-    if num_entries == num_pixels:
-        return None
-    return resize_rows(torch.eye(num_entries, dtype=dtype, device="cpu"), num_pixels, align_corners).to(device)
+# `inference_mode(False)`: what the cache keeps may later take part in autograd
 
 
 @lru_cache(maxsize=32)
@@ -283,19 +269,16 @@ def _axis_weights(
 def _cut_axis(
     num_entries: int,
     num_pixels: int,
-    rows_per_band: int,
+    pixels_per_band: int,
     align_corners: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[_Band, ...]:
-    """Cuts the rows of pixels into bands."""
-    weights = _axis_weights(num_entries, num_pixels, align_corners, dtype, torch.device("cpu"))
+    """Cuts bilinear resizing along one axis into bands of pixels."""
+    weights = resize_rows(torch.eye(num_entries, dtype=dtype, device="cpu"), num_pixels, align_corners)
     bands = []
-    for top in range(0, num_pixels, rows_per_band):
-        bottom = min(top + rows_per_band, num_pixels)
-        if weights is None:
-            bands.append(_Band(top, bottom, top, bottom, None))
-            continue
+    for top in range(0, num_pixels, pixels_per_band):
+        bottom = min(top + pixels_per_band, num_pixels)
         used = (weights[top:bottom] != 0).any(dim=0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         bands.append(_Band(top, bottom, first, last, weights[top:bottom, first:last].to(device)))
@@ -386,6 +369,7 @@ def _run_bands(
         Sums of losses, of shape `()` each.
     """
     width, num_labels = grid.shape[1:]
+    is_tall = len(grid) == bands[-1].bottom
     smoothing, sharp = targets.label_smoothing / num_labels, 1 - targets.label_smoothing
     dtype = _computed_dtype(grid)
     class_weights = grid.new_ones(num_labels, dtype=dtype) if targets.weight is None else targets.weight
@@ -394,7 +378,7 @@ def _run_bands(
         num_pixels = (bottom - top) * width
         band_scores, slope = scores[:num_pixels], slopes[:num_pixels]
         # (used rows, width, num_labels) -> (rows, width * num_labels) -> (pixels, num_labels)
-        if row_weights is None:
+        if is_tall:
             band_scores.view(bottom - top, width, num_labels).copy_(grid[first:last])
         else:
             used = grid[first:last].to(dtype).reshape(last - first, -1)
@@ -419,7 +403,7 @@ def _run_bands(
             slope.addr_(target.counts, class_weights, alpha=-smoothing)
         slope.view(-1).scatter_add_(0, chosen, -sharp * target.weights)
         # (pixels, num_labels) -> (rows, width * num_labels) -> (used rows, width, num_labels)
-        carried = slope if row_weights is None else row_weights.T @ slope.view(bottom - top, -1)
+        carried = slope if is_tall else row_weights.T @ slope.view(bottom - top, -1)
         gradient[first:last] += carried.view(last - first, width, num_labels)
     return sums
 

@@ -5,8 +5,15 @@ from typing import Any
 
 import torch
 
+from .class_counts import ClassCounts
+from .label_pairs import check_classes, read_pair
 
-class ConfusionMatrix:
+
+# Pairs of label and prediction that are counted in a table of their values, which also shows those that are no class.
+_MAX_TABLE = 1 << 18
+
+
+class ConfusionMatrix(ClassCounts):
     """
     Counts pixels of class `i` predicted as class `j` over a whole data set, in `num_labels` squared integers.
 
@@ -32,10 +39,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):
-        if num_labels < 1:
-            raise ValueError(f"`num_labels` must be at least 1, got {num_labels}.")
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        super().__init__(num_labels, ignore_index)
         self.counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
 
     def update(self, predictions: Any, references: Any) -> None:
@@ -49,34 +53,43 @@ class ConfusionMatrix:
         Raises:
             ValueError: if the shapes differ, or a value that counts is no class.
         """
-        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
-        if predictions.shape != references.shape:
-            raise ValueError(
-                f"Predictions of shape {tuple(predictions.shape)} do not fit labels of shape "
-                f"{tuple(references.shape)}: bring them to the labels' size, e.g. with `target_sizes`."
-            )
-        valid = references != self.ignore_index
-        references = references[valid].long()
-        predictions = predictions.to(references.device)[valid].long()
-        for name, values in (("Predictions", predictions), ("Labels", references)):
-            if values.numel() and (values.min() < 0 or values.max() >= self.num_labels):
-                raise ValueError(
-                    f"{name} hold values from {values.min().item()} to {values.max().item()}, outside the "
-                    f"{self.num_labels} classes: check `num_labels`, and whether label 0 has to be reduced "
-                    f"(`do_reduce_labels`) or void labels have to be mapped to {self.ignore_index}."
-                )
+        predictions, references = read_pair(predictions, references)
+        if references.numel() == 0:
+            return
+        counts = self._count_values(predictions.flatten(), references.flatten())
+        if counts is None:
+            counts = self._count_valid(predictions, references)
+        self.counts += counts.to(self.counts.device)
+
+    def _count_values(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor | None:
+        """
+        Counts whatever values there are, then looks among the counts for ignored pixels and for values that are no class:
+        the pixels are gone through once. None where the values make too large a table, or where one is no class.
+        """
+        (lowest, highest), (lowest_label, highest_label) = (
+            (int(bound) for bound in values.aminmax()) for values in (predictions, references)
+        )
+        rows, columns = max(highest_label + 1, self.num_labels), max(highest + 1, self.num_labels)
+        if min(lowest, lowest_label) < 0 or rows * columns > _MAX_TABLE:
+            return None
+        # 32 bits hold a table's indices, and half as many bytes pass through memory as with 64
+        pairs = predictions.to(torch.int32, copy=True).add_(references.int(), alpha=columns)
+        # (rows * columns,) -> (labels, predictions)
+        table = torch.bincount(pairs, minlength=rows * columns).view(rows, columns)
+        if 0 <= self.ignore_index < rows:
+            table[self.ignore_index] = 0
+        if table[self.num_labels :].any() or table[:, self.num_labels :].any():
+            return None
+        return table[: self.num_labels, : self.num_labels]
+
+    def _count_valid(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Leaves ignored pixels out and checks the others before it counts them."""
+        is_valid = references != self.ignore_index
+        predictions, references = predictions[is_valid].long(), references[is_valid].long()
+        check_classes(predictions, references, self.num_labels, self.ignore_index)
         counts = torch.bincount(references * self.num_labels + predictions, minlength=self.num_labels**2)
         # (num_labels * num_labels,) -> (labels, predictions)
-        self.counts += counts.view(self.num_labels, self.num_labels).to(self.counts.device)
-
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Adds another matrix's counts, e.g. those of another process."""
-        if (self.num_labels, self.ignore_index) != (other.num_labels, other.ignore_index):
-            raise ValueError(
-                f"Matrices of {self.num_labels} and {other.num_labels} classes (ignored labels {self.ignore_index} and "
-                f"{other.ignore_index}) cannot be merged."
-            )
-        self.counts += other.counts
+        return counts.view(self.num_labels, self.num_labels)
 
     def compute(self) -> dict[str, Any]:
         """

@@ -2,21 +2,21 @@
 """
 Mean IoU as a module of the `evaluate` library, loaded from this file (no Hub needed):
 
-    metric = evaluate.load(hf_segmodels.metrics.MEAN_IOU, num_labels=150)
+    metric = evaluate.load(hf_segmodels.metrics.MEAN_IOU, num_labels=150, boundary_iou=True, object_sizes=True)
 """
 
 from typing import Any
 
 import datasets
 import evaluate
-import torch
 
-from hf_segmodels.metrics import ConfusionMatrix
+from hf_segmodels.metrics import SegmentationScores, sum_over_processes
 
 
 _DESCRIPTION = """
 Mean intersection over union of semantic segmentation, with totals over the whole data set as mmsegmentation counts them.
-Batches go into a confusion matrix at once, so that nothing but `num_labels` squared integers is kept.
+Batches are counted at once, so that little more than `num_labels` squared integers is kept. Boundary IoU and mean IoU by
+the size of objects on request.
 """
 
 _INPUTS = """
@@ -25,9 +25,13 @@ Args:
     references: labels of the same sizes; `ignore_index` does not count.
     num_labels (int): number of classes; given to `evaluate.load` or to `compute`.
     ignore_index (int, optional): label of pixels that do not count, 255.
+    boundary_iou (bool, optional), dilation_ratio (float, optional), object_sizes (bool, optional): given to
+        `evaluate.load`; see `hf_segmodels.metrics.SegmentationScores`.
 Returns:
     mean_iou, mean_accuracy, overall_accuracy (float, 0 to 1), per_category_iou, per_category_accuracy (list of float,
     nan for classes that do not occur).
+    With boundary_iou: mean_boundary_iou, per_category_boundary_iou.
+    With object_sizes: mean_iou_small, mean_iou_medium, mean_iou_large (of thirds of the classes), per_category_size.
 """
 
 
@@ -39,12 +43,27 @@ class MeanIoU(evaluate.Metric):
     Args:
         num_labels (`int`, *optional*): Number of classes; needed before the first `add` or `add_batch`.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        boundary_iou, dilation_ratio, object_sizes (*optional*): See [`~hf_segmodels.metrics.SegmentationScores`].
     """
 
-    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        num_labels: int | None = None,
+        ignore_index: int = 255,
+        boundary_iou: bool = False,
+        dilation_ratio: float = 0.02,
+        object_sizes: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.num_labels, self.ignore_index = num_labels, ignore_index
-        self.matrix: ConfusionMatrix | None = None
+        self.options: dict[str, Any] = {
+            "boundary_iou": boundary_iou,
+            "dilation_ratio": dilation_ratio,
+            "object_sizes": object_sizes,
+        }
+        self.scores: SegmentationScores | None = None
 
     def _info(self) -> evaluate.MetricInfo:
         label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
@@ -66,11 +85,11 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Counts one label map of shape `(height, width)`."""
-        if self.matrix is None:
+        if self.scores is None:
             if self.num_labels is None:
                 raise ValueError("Say how many classes there are: `evaluate.load(MEAN_IOU, num_labels=...)`.")
-            self.matrix = ConfusionMatrix(self.num_labels, self.ignore_index)
-        self.matrix.update(prediction, reference)
+            self.scores = SegmentationScores(self.num_labels, self.ignore_index, **self.options)
+        self.scores.update(prediction, reference)
 
     def compute(
         self,
@@ -84,7 +103,7 @@ class MeanIoU(evaluate.Metric):
         """Scores of all that was added since the last `compute`, and of `predictions` and `references` if given."""
         if kwargs:
             raise ValueError(f"Unknown arguments {sorted(kwargs)}: labels are reduced by the image processor.")
-        if self.matrix is not None and (num_labels, ignore_index) != (None, None):
+        if self.scores is not None and (num_labels, ignore_index) != (None, None):
             raise ValueError(
                 "Give `num_labels` and `ignore_index` to `evaluate.load`: batches have been counted already."
             )
@@ -92,27 +111,8 @@ class MeanIoU(evaluate.Metric):
         self.ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        matrix, self.matrix = self.matrix, None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            matrix = _sum_over_processes(matrix)
-        if matrix is None:
+        scores, self.scores = self.scores, None
+        scores = sum_over_processes(scores)
+        if scores is None:
             raise ValueError("Nothing to compute: add predictions and references first.")
-        return matrix.compute()
-
-
-def _sum_over_processes(matrix: ConfusionMatrix | None) -> ConfusionMatrix | None:
-    """The counts of all processes together; None stands for no counts. All processes end alike, also in an error."""
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    num_labels = torch.tensor([matrix.num_labels if matrix else 0], device=device)
-    gathered = [torch.empty_like(num_labels) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(gathered, num_labels)
-    sizes = sorted({int(size) for size in gathered} - {0})
-    if len(sizes) > 1:
-        raise ValueError(f"The processes count different numbers of classes, {sizes}: give all the same `num_labels`.")
-    if not sizes:
-        return None
-    total = ConfusionMatrix(sizes[0])
-    counts = (matrix or total).counts.to(device)
-    torch.distributed.all_reduce(counts)
-    total.counts = counts.cpu()
-    return total
+        return scores.compute()

@@ -1,8 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Cross-entropy of upsampled scores: that of `cross_entropy` and `interpolate`, in a fraction of the memory."""
 
+import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -314,6 +317,18 @@ def tiny_segmenter():
     return SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder, num_labels=5)).eval()
 
 
+def test_compiled_model_gives_the_same_gradients():
+    torch.compiler.reset()
+    model = tiny_segmenter()
+    images, labels = torch.randn(2, 3, 30, 32), random_labels(5, 2, 30, 32)
+    model(images, labels=labels).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(images, labels=labels).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
 def _train_in_one_of_two_processes(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(tiny_segmenter())
@@ -364,10 +379,6 @@ def test_on_a_gpu(deterministic):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
 def test_extra_memory_is_a_fraction_of_the_plain_way(repository):
-    import json
-    import subprocess
-    import sys
-
     command = [sys.executable, str(repository / "benchmarks" / "upsampled_loss.py"), "--memory-only"]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
     ratios = json.loads(process.stdout.splitlines()[-1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_segmodels.metrics import MEAN_IOU, ConfusionMatrix
+from hf_segmodels.metrics import MEAN_IOU, ConfusionMatrix, SegmentationScores
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "metrics"
@@ -39,6 +39,99 @@ def test_equals_the_original_metric(golden):
     for prediction, label_map in pairs:
         matrix.update(prediction, label_map)
     assert_golden(matrix.compute(), expected)
+
+
+def test_equals_the_shared_original_metric(shared):
+    folder = shared / "golden" / "segmenter"
+    arrays, expected = np.load(folder / "mean_iou.npz"), json.loads((folder / "mean_iou.json").read_text())
+    matrix = ConfusionMatrix(expected["num_classes"], expected["ignore_index"])
+    for index in range(len(arrays) // 2):
+        matrix.update(arrays[f"pred{index}"], arrays[f"gt{index}"])
+    assert_golden(matrix.compute(), expected)
+
+
+def published_scores(predictions, references, num_labels, ignore_index):
+    """Mean IoU as `evaluate` defines it: areas by image, then sums over all images."""
+    areas = np.zeros((4, num_labels))
+    for prediction, reference in zip(predictions, references, strict=True):
+        prediction, reference = prediction[reference != ignore_index], reference[reference != ignore_index]
+        for label in range(num_labels):
+            predicted, labelled = prediction == label, reference == label
+            areas[:, label] += [
+                np.logical_and(predicted, labelled).sum(),
+                np.logical_or(predicted, labelled).sum(),
+                predicted.sum(),
+                labelled.sum(),
+            ]
+    intersection, union, _, labelled = areas
+    with np.errstate(invalid="ignore"):
+        iou, accuracy = intersection / union, intersection / labelled
+    return {
+        "mean_iou": np.nanmean(iou),
+        "mean_accuracy": np.nanmean(accuracy),
+        "overall_accuracy": intersection.sum() / labelled.sum(),
+        "per_category_iou": iou.tolist(),
+        "per_category_accuracy": accuracy.tolist(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_labels", "ignore_index"),
+    [(dtype, 7, ignore_index) for dtype in (np.int16, np.int32, np.int64) for ignore_index in (255, -100, 3)]
+    + [(dtype, 200, 255) for dtype in (np.uint8, np.uint16, np.int64)]
+    + [(dtype, 600, 65_000) for dtype in (np.uint16, np.int32)],
+)
+def test_equals_the_published_definition(dtype, num_labels, ignore_index):
+    generator = np.random.default_rng(0)
+    # one class does not occur; images of several sizes
+    sizes = [(20, 30), (31, 17), (1, 5)]
+    references = [generator.integers(0, num_labels - 1, size).astype(dtype) for size in sizes]
+    predictions = [
+        np.where(generator.random(size) < 0.5, map_, 2).astype(dtype)
+        for size, map_ in zip(sizes, references, strict=True)
+    ]
+    for reference, prediction in zip(references, predictions, strict=True):
+        reference[generator.random(reference.shape) < 0.2] = ignore_index
+        # what is predicted where labels are ignored means nothing
+        prediction[(reference == ignore_index) & (generator.random(reference.shape) < 0.5)] = np.iinfo(dtype).max
+    matrix = ConfusionMatrix(num_labels, ignore_index)
+    for prediction, reference in zip(predictions, references, strict=True):
+        before = prediction.copy(), reference.copy()
+        matrix.update(prediction, reference)
+        assert np.array_equal(prediction, before[0])
+        assert np.array_equal(reference, before[1])
+    found, expected = matrix.compute(), published_scores(predictions, references, num_labels, ignore_index)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_both_ways_of_counting_agree(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    predictions, references = (torch.randint(0, 9, (2, 40, 30), generator=generator) for _ in range(2))
+    references[:, :3] = 255
+    table, checked = ConfusionMatrix(9), ConfusionMatrix(9)
+    table.update(predictions, references)
+    monkeypatch.setattr("hf_segmodels.metrics.confusion_matrix._MAX_TABLE", 0)
+    checked.update(predictions, references)
+    assert table.counts.sum() == 2 * 37 * 30
+    assert torch.equal(table.counts, checked.counts)
+
+
+def test_evaluate_module_reports_boundaries_and_sizes_on_request(golden, tmp_path):
+    evaluate = pytest.importorskip("evaluate")
+    pairs, expected = golden
+    options = {"boundary_iou": True, "dilation_ratio": 0.05, "object_sizes": True}
+    metric = evaluate.load(MEAN_IOU, num_labels=expected["num_classes"], cache_dir=str(tmp_path), **options)
+    scores = SegmentationScores(expected["num_classes"], **options)
+    for prediction, reference in pairs:
+        metric.add(prediction=prediction, reference=reference)
+        scores.update(prediction, reference)
+    found, wanted = metric.compute(), scores.compute()
+    assert {"mean_boundary_iou", "mean_iou_small", "per_category_size"} < found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+    assert_golden(found, expected)
 
 
 def test_evaluate_module_loads_from_its_path_and_equals_the_original(golden, tmp_path, monkeypatch):
@@ -115,7 +208,11 @@ def test_all_pixels_ignored_gives_nan_not_an_error():
     [
         ([[0, 1]], [[0, 2]], "Labels hold values from 0 to 2"),
         ([[0, 5]], [[0, 1]], "Predictions hold values from 0 to 5"),
+        ([[0, -1]], [[0, 1]], "Predictions hold values from -1 to 0"),
+        ([[0, 1]], [[0, -1]], "Labels hold values from -1 to 0"),
+        ([[0, 1]], [[0, 5_000_000]], "Labels hold values from 0 to 5000000"),
         ([[0, 1, 1]], [[0, 1]], "target_sizes"),
+        ([[0.0, 1.0]], [[0, 1]], "classes are integers"),
     ],
 )
 def test_bad_input_is_refused(prediction, reference, message):

@@ -19,6 +19,7 @@ from hf_segmodels.unept.boundaries import (
     boundary_labels,
     direction_labels,
     refinement_steps,
+    resize_boundary_maps,
     take_steps,
 )
 from hf_segmodels.unept.loss_unept import balanced_cross_entropy
@@ -277,6 +278,29 @@ def test_boundary_and_direction_losses_weigh_rare_classes_more(stored):
     shares = torch.bincount(targets[targets >= 0], minlength=8) / (targets >= 0).sum()
     expected = nn.functional.cross_entropy(stored["dir_logits"], targets, weight=1 - shares, ignore_index=-1)
     torch.testing.assert_close(losses(stored).direction, expected)
+
+
+def test_coarse_scores_are_refined_without_being_upsampled(stored):
+    generator = torch.Generator().manual_seed(0)
+    height, width = stored["seg_label"].shape[-2:]
+    size = (height + 5, width + 3)
+    logits, boundaries, directions = (
+        (4 * torch.randn(len(stored["seg_label"]), channels, 6, 7, generator=generator)).requires_grad_()
+        for channels in (stored["logits"].shape[1], 2, 8)
+    )
+    full = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    refined = take_steps(full, refinement_steps(*resize_boundary_maps(boundaries, directions, size)))
+    maps = [scores[..., :height, :width] for scores in resize_boundary_maps(boundaries, directions, size)]
+    targets = [stored[name][:, 0] for name in ("seg_label", "distance_map", "angle_map")]
+    inputs = (logits, boundaries, directions)
+    expected = unept_losses(full[..., :height, :width], refined[..., :height, :width], *maps, *targets)
+    found = unept_losses(logits, None, boundaries, directions, *targets, covered_size=size)
+    for name, ours, plain in zip(found._fields, found, expected, strict=True):
+        torch.testing.assert_close(ours, plain, msg=name)
+    for ours, plain in zip(
+        torch.autograd.grad(sum(found), inputs), torch.autograd.grad(sum(expected), inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)
 
 
 def test_unlabelled_pixels_are_left_out_only_on_request(stored):

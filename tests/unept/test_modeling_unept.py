@@ -105,6 +105,14 @@ class TestUNEPT(UNEPTTester):
         moved = (refined.logits != full).any(1).float().mean()
         assert 0.1 < moved < 0.9
 
+    def test_a_training_step_leaves_scores_as_coarse_as_they_are(self):
+        model, images = self.model(), random_images(2, 3, 64, 96)
+        labels = random_labels(self.num_labels, 2, 64, 96)
+        assert model(images, labels=labels).logits.shape == (2, 5, 64, 96)
+        model.train()
+        assert model(images).logits.shape == (2, 5, 64, 96)
+        assert model(images, labels=labels).logits.shape == (2, 5, 8, 12)
+
     def test_the_decoder_attends_to_sampled_points_only(self):
         model = self.model()
         assert isinstance(model.decoder.layers[0].self_attention, SparseAttention)

@@ -1,0 +1,150 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+Times the streaming confusion matrix against the common way to mean IoU, three histograms an image, after checking that both
+give the same scores; and shows that its memory does not grow.
+
+    python benchmarks/mean_iou.py [--threads 2] [--repeats 15] [--images 2000] [--output benchmarks/results]
+
+Label maps are of 512x512 with 150 classes: regions as in photographs, a twentieth of the pixels ignored, seven in eight
+predicted right. The common way is that of mmsegmentation's early versions and of `evaluate`'s `mean_iou`: numpy histograms of
+the labels, of the predictions and of their intersection. Maps are uint8, as files hold them, or int64, as models give them.
+
+Ways are timed in turns, one call each, and medians are compared. Memory is that of a process of its own (Linux only) which
+counts `--images` images, made one by one: how far its peak is above what it held after the first ten. Beside it, the time
+an image of boundary IoU and of all scores together.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_image import commit, interleaved, peak_memory_over_start, processor_name
+
+from hf_segmodels.metrics import BoundaryIoU, ConfusionMatrix, SegmentationScores
+
+
+NUM_LABELS, IGNORED, SIZE = 150, 255, (512, 512)
+
+
+def random_pair(generator: np.random.Generator, dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and labelled classes of one image."""
+    cells = generator.integers(0, NUM_LABELS, (8, 8))
+    labels = cells.repeat(SIZE[0] // 8, axis=0).repeat(SIZE[1] // 8, axis=1)
+    labels = np.roll(labels, generator.integers(0, SIZE[0], 2), axis=(0, 1))
+    is_wrong = generator.random(SIZE) < 1 / 8
+    predictions = np.where(is_wrong, generator.integers(0, NUM_LABELS, SIZE), labels)
+    return predictions.astype(dtype), np.where(generator.random(SIZE) < 1 / 20, IGNORED, labels).astype(dtype)
+
+
+def count_histograms(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Intersection, predicted and labelled pixels of each class, `(3, NUM_LABELS)`."""
+    is_valid = references != IGNORED
+    predictions, references = predictions[is_valid], references[is_valid]
+    shared = predictions[predictions == references]
+    bounds = (0, NUM_LABELS - 1)
+    parts = (shared, predictions, references)
+    return np.stack([np.histogram(part, bins=NUM_LABELS, range=bounds)[0] for part in parts])
+
+
+def mean_iou_of(counts: np.ndarray) -> float:
+    shared, predicted, labelled = counts
+    with np.errstate(invalid="ignore"):
+        return float(np.nanmean(shared / (predicted + labelled - shared)))
+
+
+def check(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Exits where the two ways give other scores."""
+    matrix = ConfusionMatrix(NUM_LABELS, IGNORED)
+    for pair in pairs:
+        matrix.update(*pair)
+    expected, found = mean_iou_of(sum(count_histograms(*pair) for pair in pairs)), matrix.compute()["mean_iou"]
+    if not math.isclose(found, expected, rel_tol=1e-12):
+        sys.exit(f"mean IoU: {found} is not {expected}")
+    print(f"mean IoU: both ways give {found:.6f}")
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    results = {}
+    for dtype in (np.uint8, np.int64):
+        generator = np.random.default_rng(0)
+        pairs = [random_pair(generator, dtype) for _ in range(4)]
+        check(pairs)
+        pair = pairs[0]
+        matrix, boundaries = ConfusionMatrix(NUM_LABELS, IGNORED), BoundaryIoU(NUM_LABELS, IGNORED)
+        scores = SegmentationScores(NUM_LABELS, IGNORED, boundary_iou=True, object_sizes=True)
+        ways = {
+            "three histograms": lambda pair=pair: count_histograms(*pair),
+            "confusion matrix": lambda pair=pair, matrix=matrix: matrix.update(*pair),
+            "boundary IoU": lambda pair=pair, boundaries=boundaries: boundaries.update(*pair),
+            "all scores": lambda pair=pair, scores=scores: scores.update(*pair),
+        }
+        seconds = interleaved(ways, repeats, torch.device("cpu"))
+        ratio = seconds["three histograms"] / seconds["confusion matrix"]
+        results[np.dtype(dtype).name] = {
+            "seconds": seconds,
+            "ratios": {"three histograms over confusion matrix": ratio},
+        }
+    return results
+
+
+def peak_memory(images: int) -> int:
+    """Counts images in this process; bytes by which its peak is above what it held after the first ten."""
+    generator = np.random.default_rng(0)
+    scores = SegmentationScores(NUM_LABELS, IGNORED, boundary_iou=True, object_sizes=True)
+
+    def count(number: int) -> None:
+        for _ in range(number):
+            scores.update(*random_pair(generator))
+
+    count(10)
+    return peak_memory_over_start(lambda: count(images - 10))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--images", type=int, default=2000, help="images of the measurement of memory")
+    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.images <= 10:
+        parser.error("--images must be more than 10")
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(peak_memory(arguments.memory_of))
+        return
+
+    results: dict[str, Any] = {
+        "machine": processor_name(),
+        "threads": arguments.threads,
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "commit": commit(),
+        **measure(arguments.repeats),
+    }
+    for dtype in ("uint8", "int64"):
+        for way, seconds in results[dtype]["seconds"].items():
+            print(f"{dtype}: {way}: {1000 * seconds:.2f} ms an image")
+        for text, ratio in results[dtype]["ratios"].items():
+            print(f"{dtype}: {text}: {ratio:.1f}")
+    if Path("/proc/self/clear_refs").exists():
+        command = [sys.executable, __file__, "--threads", str(arguments.threads), "--memory-of", str(arguments.images)]
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
+        growth = int(process.stdout.split()[-1])
+        results["memory"] = {"images": arguments.images, "bytes over the first ten": growth}
+        print(f"memory over {arguments.images} images: {growth / 2**20:.1f} MiB above what the first ten left")
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / "mean_iou_cpu.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

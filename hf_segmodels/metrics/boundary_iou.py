@@ -1,0 +1,125 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Boundary IoU (https://huggingface.co/papers/2103.16562) of label maps, counted batch by batch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .class_counts import ClassCounts
+from .label_pairs import mark_ignored, read_pair
+
+
+class BoundaryIoU(ClassCounts):
+    """
+    Intersection over union of what lies near the edges of each class: of the pixels of its mask, predicted and labelled,
+    whose distance to the mask's contour is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it does not
+    forgive errors along the edges of large objects.
+
+    The distance is that of a square neighbourhood, and the border of the image belongs to the contour, as in the authors'
+    code. Where pixels are ignored, neither map has a class, so that both have the same contour there. As for mean IoU,
+    pixels are added up over the whole data set before intersections are divided by unions.
+
+    Args:
+        num_labels (`int`): Number of classes.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        dilation_ratio (`float`, *optional*, defaults to 0.02):
+            Distance over the image's diagonal; it is rounded to whole pixels, at least one. The paper has 0.02 for COCO and
+            LVIS, and 0.005 for Cityscapes, whose images are larger.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_segmodels.metrics import BoundaryIoU
+
+    >>> labels = torch.zeros(64, 64, dtype=torch.long)
+    >>> labels[16:48, 16:48] = 1
+    >>> boundaries = BoundaryIoU(num_labels=2)
+    >>> boundaries.update(labels.roll(1, dims=0), labels)
+    >>> round(boundaries.compute()["mean_boundary_iou"], 2)
+    0.67
+    ```
+    """
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = 0.02):
+        super().__init__(num_labels, ignore_index)
+        if not 0 < dilation_ratio <= 1:
+            raise ValueError(f"`dilation_ratio` must be above 0 and at most 1, got {dilation_ratio}.")
+        self.dilation_ratio = dilation_ratio
+        # intersection, labelled, predicted
+        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)
+
+    def update(self, predictions: Any, references: Any) -> None:
+        """
+        Counts one label map or a batch of them.
+
+        Args:
+            predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
+            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
+
+        Raises:
+            ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+        """
+        predictions, references = read_pair(predictions, references)
+        if references.ndim < 2:
+            raise ValueError(f"Expected label maps of shape (..., height, width), got {tuple(references.shape)}.")
+        if references.numel() == 0:
+            return
+        void = self.num_labels
+        maps = mark_ignored(predictions, references, self.num_labels, self.ignore_index)
+        distance = max(1, round(self.dilation_ratio * math.hypot(*references.shape[-2:])))
+        predicted, labelled = (values.where(near_contours(values, distance, void), void) for values in maps)
+        shared = labelled.where(labelled == predicted, void)
+        for row, values in enumerate((shared, labelled, predicted)):
+            counts = torch.bincount(values.flatten(), minlength=self.num_labels + 1)
+            self.counts[row] += counts[: self.num_labels].to(self.counts.device)
+
+    def compute(self) -> dict[str, Any]:
+        """
+        Returns:
+            `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for a class
+            that does not occur).
+        """
+        intersection, labelled, predicted = self.counts.double()
+        iou = intersection / (labelled + predicted - intersection)
+        return {"mean_boundary_iou": iou.nanmean().item(), "per_category_boundary_iou": iou.tolist()}
+
+
+def near_contours(label_maps: torch.Tensor, distance: int, outside: int) -> torch.Tensor:
+    """
+    Which pixels have another class, or the border of the image, within a distance: for each class, its mask without the
+    mask's erosion by a square of `2 * distance + 1` pixels a side.
+
+    Args:
+        label_maps (`torch.Tensor` of shape `(..., height, width)`, integer): Classes.
+        distance (`int`): In pixels.
+        outside (`int`): What the label maps hold where there is no class, greater than all classes.
+
+    Returns:
+        `torch.BoolTensor` of the shape of `label_maps`.
+    """
+    padded = nn.functional.pad(label_maps, [distance] * 4, value=outside)
+    highest, lowest = (
+        _over_windows(extreme, _over_windows(extreme, padded, 2 * distance + 1, dim=-1), 2 * distance + 1, dim=-2)
+        for extreme in (torch.maximum, torch.minimum)
+    )
+    return highest != lowest
+
+
+def _over_windows(
+    extreme: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], maps: torch.Tensor, size: int, dim: int
+) -> torch.Tensor:
+    """The extreme of each window of `size` pixels along an axis, from windows of 1, 2, 4, ... pixels."""
+    length = maps.shape[dim] - size + 1
+    reach = 1
+    while 2 * reach <= size:
+        kept = maps.shape[dim] - reach
+        maps = extreme(maps.narrow(dim, 0, kept), maps.narrow(dim, reach, kept))
+        reach *= 2
+    return extreme(maps.narrow(dim, 0, length), maps.narrow(dim, size - reach, length))
+
+
+__all__ = ["BoundaryIoU", "near_contours"]

@@ -1,0 +1,68 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Predictions and labels as the metrics take them: any integers, in tensors, arrays or lists."""
+
+from typing import Any
+
+import torch
+
+
+# Torch cannot compare or add these.
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def read_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Predictions and labels as integer tensors of one shape on one device, not copied where they are that already.
+
+    Raises:
+        ValueError: if they are no integers, or their shapes differ.
+    """
+    tensors = []
+    for name, values in (("Predictions", predictions), ("Labels", references)):
+        tensor = torch.as_tensor(values)
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"{name} are of {tensor.dtype}; classes are integers (`argmax` of scores, `.long()`).")
+        tensors.append(tensor.long() if tensor.dtype in _UNSIGNED or tensor.dtype == torch.bool else tensor)
+    prediction, reference = tensors
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"Predictions of shape {tuple(prediction.shape)} do not fit labels of shape "
+            f"{tuple(reference.shape)}: bring them to the labels' size, e.g. with `target_sizes`."
+        )
+    return prediction.to(reference.device), reference
+
+
+def check_classes(predictions: torch.Tensor, references: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """
+    Checks predictions and labels of pixels that count.
+
+    Raises:
+        ValueError: if a value is no class; says which values there are.
+    """
+    for name, values in (("Predictions", predictions), ("Labels", references)):
+        if values.numel() == 0:
+            continue
+        lowest, highest = (bound.item() for bound in values.aminmax())
+        if lowest < 0 or highest >= num_labels:
+            raise ValueError(
+                f"{name} hold values from {lowest} to {highest}, outside the "
+                f"{num_labels} classes: check `num_labels`, and whether label 0 has to be reduced "
+                f"(`do_reduce_labels`) or void labels have to be mapped to {ignore_index}."
+            )
+
+
+def mark_ignored(
+    predictions: torch.Tensor, references: torch.Tensor, num_labels: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Checked predictions and labels of the smallest dtype, with `num_labels` in both where pixels do not count.
+
+    Raises:
+        ValueError: if a value that counts is no class.
+    """
+    is_ignored = references == ignore_index
+    predictions, references = (values.masked_fill(is_ignored, 0) for values in (predictions, references))
+    check_classes(predictions, references, num_labels, ignore_index)
+    dtype = next(kind for kind in (torch.uint8, torch.int16, torch.int32) if num_labels <= torch.iinfo(kind).max)
+    marked = [values.to(dtype).masked_fill_(is_ignored, num_labels) for values in (predictions, references)]
+    return marked[0], marked[1]

@@ -1,0 +1,83 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Mean IoU by the size of objects (Segmenter, Table 4)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .class_counts import ClassCounts
+from .label_pairs import mark_ignored, read_pair
+
+
+GROUPS = ("small", "medium", "large")
+
+
+class ObjectSizes(ClassCounts):
+    """
+    How large each class is in the images that hold it, to report mean IoU for small, medium and large classes.
+
+    In each row of Segmenter's Table 4 the mean IoU is the plain average of the columns for small, medium and large: they are
+    thirds of ADE20K's 150 classes. The paper does not say by which measure classes are ordered; here it is the mean share
+    of the image that is labelled with the class, over images where it occurs.
+
+    Args:
+        num_labels (`int`): Number of classes.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+    """
+
+    def __init__(self, num_labels: int, ignore_index: int = 255):
+        super().__init__(num_labels, ignore_index)
+        # sum of shares, number of images
+        self.counts = torch.zeros(2, num_labels, dtype=torch.float64)
+
+    def update(self, predictions: Any, references: Any) -> None:
+        """
+        Counts one label map or a batch of them.
+
+        Args:
+            predictions (integer tensor or array of shape `(..., height, width)`): Checked only.
+            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
+
+        Raises:
+            ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+        """
+        predictions, references = read_pair(predictions, references)
+        if references.ndim < 2:
+            raise ValueError(f"Expected label maps of shape (..., height, width), got {tuple(references.shape)}.")
+        if references.numel() == 0:
+            return
+        _, labels = mark_ignored(predictions, references, self.num_labels, self.ignore_index)
+        # (..., height, width) -> (images, pixels)
+        labels = labels.flatten(-2).reshape(-1, labels.shape[-2] * labels.shape[-1])
+        num_images, num_pixels = labels.shape
+        bins = self.num_labels + 1
+        places = labels.long() + bins * torch.arange(num_images, device=labels.device)[:, None]
+        # (images * bins,) -> (images, num_labels)
+        counts = torch.bincount(places.flatten(), minlength=num_images * bins).view(-1, bins)[:, :-1].cpu()
+        self.counts[0] += (counts.double() / num_pixels).sum(dim=0)
+        self.counts[1] += (counts > 0).sum(dim=0)
+
+    def compute(self, per_category_iou: Sequence[float]) -> dict[str, Any]:
+        """
+        Args:
+            per_category_iou (`Sequence[float]` of length `num_labels`): See [`ConfusionMatrix`].
+
+        Returns:
+            `dict`: `mean_iou_small`, `mean_iou_medium` and `mean_iou_large` (`float` from 0 to 1), of the thirds of the
+            classes that are labelled anywhere (the remainder goes to the small ones; nan for a group without classes), and
+            `per_category_size` (`list[float]`: share of the image; nan for a class that is not labelled).
+        """
+        shares, images = self.counts
+        sizes = shares / images
+        # classes of one size stay in order, on every machine
+        order = sizes.nan_to_num(torch.inf).argsort(stable=True)[: int((images > 0).sum())]
+        iou = torch.tensor(per_category_iou, dtype=torch.float64)
+        scores = {
+            f"mean_iou_{name}": iou[classes].nanmean().item()
+            for name, classes in zip(GROUPS, order.tensor_split(len(GROUPS)), strict=True)
+        }
+        return {**scores, "per_category_size": sizes.tolist()}
+
+
+__all__ = ["GROUPS", "ObjectSizes"]

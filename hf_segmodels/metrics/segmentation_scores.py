@@ -1,0 +1,128 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""All scores of a data set together, over one process or several."""
+
+from typing import Any
+
+import torch
+
+from .boundary_iou import BoundaryIoU
+from .class_counts import ClassCounts
+from .confusion_matrix import ConfusionMatrix
+from .object_sizes import ObjectSizes
+
+
+class SegmentationScores:
+    """
+    Mean IoU and accuracies and, where wanted, boundary IoU and mean IoU by the size of objects, counted batch by batch.
+
+    Args:
+        num_labels (`int`): Number of classes.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        boundary_iou (`bool`, *optional*, defaults to `False`): Whether to count for [`BoundaryIoU`].
+        dilation_ratio (`float`, *optional*, defaults to 0.02): See [`BoundaryIoU`].
+        object_sizes (`bool`, *optional*, defaults to `False`): Whether to count for [`ObjectSizes`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_segmodels.metrics import SegmentationScores
+
+    >>> scores = SegmentationScores(num_labels=2, boundary_iou=True, object_sizes=True)
+    >>> scores.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 1]]))
+    >>> results = scores.compute()
+    >>> results["mean_iou"], results["mean_boundary_iou"], results["mean_iou_small"]
+    (1.0, 1.0, 1.0)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        ignore_index: int = 255,
+        boundary_iou: bool = False,
+        dilation_ratio: float = 0.02,
+        object_sizes: bool = False,
+    ):
+        self.settings: dict[str, Any] = {
+            "num_labels": num_labels,
+            "ignore_index": ignore_index,
+            "boundary_iou": boundary_iou,
+            "dilation_ratio": dilation_ratio,
+            "object_sizes": object_sizes,
+        }
+        self.matrix = ConfusionMatrix(num_labels, ignore_index)
+        self.boundaries = BoundaryIoU(num_labels, ignore_index, dilation_ratio) if boundary_iou else None
+        self.sizes = ObjectSizes(num_labels, ignore_index) if object_sizes else None
+
+    @property
+    def parts(self) -> list[ClassCounts]:
+        """What is counted; the `counts` of all parts are the whole state."""
+        parts = (self.matrix, self.boundaries, self.sizes)
+        return [part for part in parts if part is not None]
+
+    def update(self, predictions: Any, references: Any) -> None:
+        """
+        Counts one label map or a batch of them.
+
+        Args:
+            predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
+            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
+
+        Raises:
+            ValueError: if the shapes differ, or a value that counts is no class.
+        """
+        for part in self.parts:
+            part.update(predictions, references)
+
+    def merge(self, other: "SegmentationScores") -> None:
+        """Adds another's counts, e.g. those of another part of the data set."""
+        if self.settings != other.settings:
+            raise ValueError(f"Scores with {self.settings} and with {other.settings} cannot be merged.")
+        for part, other_part in zip(self.parts, other.parts, strict=True):
+            part.merge(other_part)
+
+    def compute(self) -> dict[str, Any]:
+        """
+        Returns:
+            `dict`: what [`ConfusionMatrix`], [`BoundaryIoU`] and [`ObjectSizes`] compute.
+        """
+        results = self.matrix.compute()
+        boundaries = self.boundaries.compute() if self.boundaries is not None else {}
+        sizes = self.sizes.compute(results["per_category_iou"]) if self.sizes is not None else {}
+        return {**results, **boundaries, **sizes}
+
+
+def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores | None:
+    """
+    The counts of all processes of `torch.distributed` together, in each of them; without such processes, `scores`. All
+    have to call it, also those that had nothing to count (`None`), and all end alike, also in an error.
+
+    Raises:
+        ValueError: if the processes count differently.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return scores
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, scores and scores.settings)
+    settings = [each for each in gathered if each is not None]
+    numbers = sorted({each["num_labels"] for each in settings})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"The processes count different numbers of classes, {numbers}: give all the same `num_labels`."
+        )
+    if any(each != settings[0] for each in settings):
+        raise ValueError(f"The processes count differently, with {settings}: give all the same options.")
+    if not settings:
+        return None
+    total = SegmentationScores(**settings[0])
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    for part, own in zip(total.parts, (scores or total).parts, strict=True):
+        # `to` may give the counts themselves, which stay as they are
+        counts = own.counts.to(device, copy=True)
+        torch.distributed.all_reduce(counts)
+        part.counts = counts.cpu()
+    return total
+
+
+__all__ = ["SegmentationScores", "sum_over_processes"]
