@@ -77,6 +77,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         device=arguments.device,
         dtype=arguments.dtype,
+        boundary_iou=arguments.boundary_iou,
+        object_sizes=arguments.object_sizes,
         **_prediction_options(arguments),
     )
     return 0
@@ -154,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--image-column", default="image", help="(default: image)")
     evaluate.add_argument("--label-column", default="label", help="(default: label)")
     evaluate.add_argument("--label-mapping", metavar="JSON", help="file that maps values of label maps to classes")
+    evaluate.add_argument(
+        "--boundary-iou", action="store_true", help="also the IoU of what lies along the classes' edges"
+    )
+    evaluate.add_argument(
+        "--object-sizes", action="store_true", help="also the mean IoU of small, medium and large objects"
+    )
     evaluate.add_argument("--output", type=Path, metavar="JSON", help="file for the scores")
     _add_prediction_options(evaluate)
     _add_check_data(commands)

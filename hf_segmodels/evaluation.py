@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .errors import UserError, first_line
-from .metrics import ConfusionMatrix
+from .metrics import SegmentationScores, sum_over_processes
 from .segment_images import load_predictor
 
 
@@ -34,6 +34,8 @@ def evaluate_model(
     window_stride: int | Sequence[int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    boundary_iou: bool = False,
+    object_sizes: bool = False,
     accelerator: "Accelerator | None" = None,
 ) -> dict[str, Any]:
     """
@@ -44,11 +46,13 @@ def evaluate_model(
         image_processor (`SegmentationImageProcessor`): Its image processor.
         data (`SegmentationData`): Images and label maps, read with the labels of `image_processor`.
         window_size, window_stride, scales, flip: See `predict`.
+        boundary_iou, object_sizes (`bool`, *optional*, defaults to `False`): What to count besides; see
+            [`~hf_segmodels.metrics.SegmentationScores`].
         accelerator (`Accelerator`, *optional*): With several processes, each takes every n-th image and all get the
             scores of all.
 
     Returns:
-        `dict`: See [`~hf_segmodels.metrics.ConfusionMatrix.compute`]; and `images`, how many there were.
+        `dict`: See [`~hf_segmodels.metrics.SegmentationScores.compute`]; and `images`, how many there were.
 
     Raises:
         ValueError: if the labels of `data` are not those of `image_processor`.
@@ -60,7 +64,9 @@ def evaluate_model(
         )
     rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     autocast: AbstractContextManager = accelerator.autocast() if accelerator else nullcontext()
-    matrix = ConfusionMatrix(model.config.num_labels, image_processor.ignore_index)
+    scores = SegmentationScores(
+        model.config.num_labels, image_processor.ignore_index, boundary_iou=boundary_iou, object_sizes=object_sizes
+    )
     num_images = 0
     with autocast:
         samples = data.share(rank, num_processes)
@@ -74,13 +80,12 @@ def evaluate_model(
                 scales=scales,
                 flip=flip,
             )
-            matrix.update(prediction.cpu(), label_map.as_subclass(torch.Tensor))
+            scores.update(prediction.cpu(), label_map.as_subclass(torch.Tensor))
             num_images += 1
     if accelerator:
-        counts = torch.cat([matrix.counts.flatten(), torch.tensor([num_images])]).to(accelerator.device)
-        counts = accelerator.reduce(counts, reduction="sum").cpu()
-        matrix.counts, num_images = counts[:-1].view_as(matrix.counts), int(counts[-1])
-    return {**matrix.compute(), "images": num_images}
+        num_images = int(accelerator.reduce(torch.tensor(num_images, device=accelerator.device), reduction="sum"))
+        scores = sum_over_processes(scores) or scores
+    return {**scores.compute(), "images": num_images}
 
 
 def evaluate(
@@ -95,6 +100,8 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    boundary_iou: bool = False,
+    object_sizes: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """
@@ -106,7 +113,8 @@ def evaluate(
         output (`Path`, *optional*): JSON file for the scores and what they depend on.
         device (`str`, *optional*): Where the model runs; of each process its own GPU, or the CPU, if unset.
         dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation.
-        options: For [`evaluate_model`].
+        boundary_iou, object_sizes (`bool`, *optional*, defaults to `False`): See [`evaluate_model`].
+        options: For the model's `predict`.
 
     Returns:
         `dict`: What `output` holds.
@@ -133,7 +141,13 @@ def evaluate(
         )
         with torch.inference_mode():
             scores = evaluate_model(
-                predictor.model, predictor.image_processor, data, accelerator=accelerator, **options
+                predictor.model,
+                predictor.image_processor,
+                data,
+                boundary_iou=boundary_iou,
+                object_sizes=object_sizes,
+                accelerator=accelerator,
+                **options,
             )
     except (ValueError, OSError) as error:
         raise UserError(f"cannot evaluate on {dataset}: {first_line(error)}") from error
@@ -155,6 +169,9 @@ def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
         print(f"{id2label[index]:{width}}  {100 * iou:5.2f}  {100 * accuracy:8.2f}")
     print(f"{'mean of the classes':{width}}  {100 * scores['mean_iou']:5.2f}  {100 * scores['mean_accuracy']:8.2f}")
     print(f"{'all pixels':{width}}         {100 * scores['overall_accuracy']:8.2f}")
+    for name, score in scores.items():
+        if name.startswith("mean_") and name not in ("mean_iou", "mean_accuracy"):
+            print(f"{name.replace('_', ' '):{width}}  {100 * score:5.2f}")
 
 
 def describe_run(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:

@@ -95,6 +95,16 @@ def test_windows_scales_and_flip_take_part(folder, model_folder, tmp_path):
     assert protocol == {"window_size": [16, 16], "window_stride": [8, 8], "flip": True}
 
 
+def test_boundaries_and_sizes_of_objects_count_on_demand(folder, model_folder, tmp_path, capsys):
+    assert run(folder, model_folder, "--boundary-iou", "--object-sizes", "--output", str(tmp_path / "scores.json")) == 0
+    results = json.loads((tmp_path / "scores.json").read_text())
+    printed = capsys.readouterr().out
+    for name in ("mean_boundary_iou", "mean_iou_small"):
+        assert 0 < results[name] < 1
+        assert f"{100 * results[name]:5.2f}" in printed
+    assert results["mean_boundary_iou"] != results["mean_iou"]
+
+
 def test_labels_read_for_another_processor_are_refused(folder, model_folder):
     model = RegProxyForSemanticSegmentation.from_pretrained(model_folder)
     data = SegmentationData(folder, "validation", layout="folder")
