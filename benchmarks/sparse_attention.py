@@ -11,8 +11,9 @@ self-attention samples its own queries, one level. Points lie around their query
 away, with noise. The kernel is the local build for this machine; it is built first where that has not been done.
 Where the package torch-ms-deform-attn is installed (Deformable DETR's kernel, also for CPUs), it is timed as well.
 
-Run it on a quiet machine. Ways are timed in turns, one call each, and medians are compared. Extra peak memory is that of
-forward and backward together over inputs and their process, on a CPU in a process of its own for each way (Linux only).
+Run it on a quiet machine. Ways are timed in turns, one call each, and medians are compared; each size in a process of its
+own, since `grid_sample` is up to three times faster on memory that earlier sizes left to the process. Extra peak memory is
+that of forward and backward together over inputs and their process, on a CPU in a process of its own for each way (Linux only).
 """
 
 import argparse
@@ -198,22 +199,17 @@ def extra_peak_memory(name: str, way: str, variant: Path | None, device: torch.d
     return peak_memory_over_start(lambda: forward_backward(function, inputs, shapes, gradient))
 
 
+def run_apart(threads: int, device: torch.device, *arguments: str) -> Any:
+    """What this script prints as its last line with `arguments`, in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--device", str(device), *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
 def compare_memory(name: str, threads: int, variant: Path, device: torch.device) -> dict[str, Any]:
-    peaks = {}
-    for way in ("grid_sample", "kernel"):
-        command = [
-            sys.executable,
-            __file__,
-            "--threads",
-            str(threads),
-            "--device",
-            str(device),
-            "--memory-of",
-            name,
-            way,
-        ]
-        output = subprocess.run([*command, str(variant)], check=True, capture_output=True, text=True).stdout
-        peaks[way] = int(output.split()[-1])
+    peaks = {
+        way: run_apart(threads, device, "--memory-of", name, way, str(variant)) for way in ("grid_sample", "kernel")
+    }
     inputs, _, gradient = arguments(*SIZES[name], torch.device("cpu"))
     return {
         "bytes": peaks,
@@ -252,6 +248,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--time-of", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", nargs=3, metavar=("SIZE", "WAY", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -259,6 +256,11 @@ def main() -> None:
     if options.memory_of:
         name, way, folder = options.memory_of
         print(extra_peak_memory(name, way, Path(folder) if way == "kernel" else None, device))
+        return
+
+    if options.time_of:
+        name, folder = options.time_of
+        print(json.dumps(time_size(name, load_kernel(Path(folder)), options.repeats, device)))
         return
 
     variant = build_kernel(device)
@@ -277,7 +279,8 @@ def main() -> None:
         results["versions"][COMPARATOR] = importlib.metadata.version(COMPARATOR)
     can_measure_memory = on_gpu or Path("/proc/self/clear_refs").exists()
     for name in options.sizes:
-        result = time_size(name, kernel, options.repeats, device)
+        timing = ["--time-of", name, str(variant), "--repeats", str(options.repeats)]
+        result = run_apart(options.threads, device, *timing)
         if can_measure_memory:
             result["memory"] = compare_memory(name, options.threads, variant, device)
         results["sizes"][name] = result
