@@ -7,6 +7,7 @@ See `tests/transformers_suite/segmenter/test_modeling_segmenter.py` for how litt
 
 import tempfile
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor
 
 from common.pipeline_suite import SegmentationPipelineSuite
+from hf_segmodels.modeling_utils import SegmentationPreTrainedModel
 
 
 class VisionModelTester:
@@ -108,6 +110,12 @@ class SemanticSegmentationSuite(VisionModelSuite, SegmentationPipelineSuite):
     """The suites for a segmentation model: a decoder over the backbone of its `backbone_config`."""
 
     _is_composite = True
+
+    def test_reverse_loading_mapping(self):
+        # our files hold the model's own names (see `SegmentationPreTrainedModel.save_pretrained`); old ones, as transformers
+        # writes them for its encoders, have to be right too
+        with patch.object(SegmentationPreTrainedModel, "save_pretrained", PreTrainedModel.save_pretrained):
+            super().test_reverse_loading_mapping()
 
     def test_sdpa_can_dispatch_composite_models(self):
         # the suite's version wants a vision tower and a language model
