@@ -4,8 +4,11 @@
 import ast
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import first_line
 from ..labels import load_labels
@@ -103,6 +106,23 @@ def read_config_or_release(
             "configuration (JSON, or self-contained Python) with --config."
         )
     return release_config(), [f"recognised as {release} by its keys and shapes"]
+
+
+@contextmanager
+def has_to_describe(path: Path) -> Iterator[None]:
+    """
+    For what reads a configuration's values into ours.
+
+    Raises:
+        ConversionError: where a value is missing, malformed or impossible; says which.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError, ZeroDivisionError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ConversionError(
+            f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
+        ) from error
 
 
 def check_facts(*facts: tuple[str, Any, Any]) -> None:

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ..regproxy.configuration_regproxy import RegProxyConfig
 from ..regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
 from ..regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
 from .backbone import infer_config
-from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
+from .checkpoints import check_method, read_checkpoint_and_meta
 from .key_mapping import add_prefix, load_strictly, rename
 from .mmcv import (
     MMSEG_VIT,
     check_facts,
     find_pipelines,
+    has_to_describe,
     image_processor_fields,
     label_fields,
     norm_eps,
@@ -138,7 +138,7 @@ def regproxy_config(
     Raises:
         ConversionError: if a value is missing, not supported, or contradicts the weights.
     """
-    try:
+    with has_to_describe(path):
         encoder, head = config["model"]["backbone"], config["model"]["decode_head"]
         num_labels = state_dict["decode_head.mlp.0.0.weight"].shape[0]
         num_scores = state_dict["decode_head.affinity_head.1.conv.weight"].shape[0]
@@ -181,13 +181,6 @@ def regproxy_config(
             **window_fields(config.get("test_cfg") or {}),
             **label_fields(num_labels, class_names, config),
         )
-    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConversionError(
-            f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
-        ) from error
 
 
 def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ..segvit.configuration_segvit import SegViTConfig
 from ..segvit.image_processing_pil_segvit import SegViTImageProcessorPil
 from ..segvit.modeling_segvit import SegViTForSemanticSegmentation
 from .backbone import infer_config
-from .checkpoints import ConversionError, check_method, read_checkpoint_and_meta
+from .checkpoints import check_method, read_checkpoint_and_meta
 from .key_mapping import add_prefix, count_parts, load_strictly, rename
 from .mmcv import (
     MMSEG_VIT,
     check_facts,
     find_pipelines,
+    has_to_describe,
     image_processor_fields,
     label_fields,
     min_size,
@@ -260,7 +260,7 @@ def segvit_config(
     Raises:
         ConversionError: if a value is missing, not supported, or contradicts the weights.
     """
-    try:
+    with has_to_describe(path):
         encoder, head = config["model"]["backbone"], config["model"]["decode_head"]
         is_shrunk, num_labels = _is_shrunk(state_dict), _num_labels(state_dict)
         renamed, _ = rename([key for key in state_dict if key.startswith("backbone.")], SEGVIT)
@@ -329,13 +329,6 @@ def segvit_config(
             **window_fields(config.get("test_cfg") or {}),
             **label_fields(num_labels, class_names, config),
         )
-    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConversionError(
-            f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
-        ) from error
 
 
 def convert_segvit(checkpoint: Path, config: Path | None = None) -> Conversion:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
@@ -21,6 +20,7 @@ from .key_mapping import add_prefix, count_parts, load_strictly, rename
 from .mmcv import (
     check_facts,
     find_pipelines,
+    has_to_describe,
     image_processor_fields,
     label_fields,
     read_config_or_release,
@@ -182,7 +182,7 @@ def unept_config(
     Raises:
         ConversionError: if a value is missing, not supported, or contradicts the weights.
     """
-    try:
+    with has_to_describe(path):
         network, test = values["model"], values.get("test_cfg") or {}
         encoder = network["backbone_cfg"]
         builders = {"DeiT": _deit_config, "ResNetV1c": _resnet_config}
@@ -221,11 +221,6 @@ def unept_config(
             **window_fields(test),
             **label_fields(num_labels, class_names, values),
         )
-    except (KeyError, TypeError, IndexError, StrictDataclassError, ValueError, ZeroDivisionError) as error:
-        problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConversionError(
-            f"The configuration does not describe {path}: {problem}. Give the one that it was trained with, with --config."
-        ) from error
 
 
 def convert_unept(checkpoint: Path, config: Path | None = None) -> Conversion:
