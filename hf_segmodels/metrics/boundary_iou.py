@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .class_counts import ClassCounts
-from .label_pairs import mark_ignored, read_pair
+from .label_pairs import read_label_maps
 
 
 class BoundaryIoU(ClassCounts):
@@ -63,14 +63,11 @@ class BoundaryIoU(ClassCounts):
         Raises:
             ValueError: if the shapes differ or are none of images, or a value that counts is no class.
         """
-        predictions, references = read_pair(predictions, references)
-        if references.ndim < 2:
-            raise ValueError(f"Expected label maps of shape (..., height, width), got {tuple(references.shape)}.")
-        if references.numel() == 0:
+        maps = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
+        if maps[0].numel() == 0:
             return
         void = self.num_labels
-        maps = mark_ignored(predictions, references, self.num_labels, self.ignore_index)
-        distance = max(1, round(self.dilation_ratio * math.hypot(*references.shape[-2:])))
+        distance = max(1, round(self.dilation_ratio * math.hypot(*maps[0].shape[-2:])))
         predicted, labelled = (values.where(near_contours(values, distance, void), void) for values in maps)
         shared = labelled.where(labelled == predicted, void)
         for row, values in enumerate((shared, labelled, predicted)):

@@ -51,6 +51,25 @@ def check_classes(predictions: torch.Tensor, references: torch.Tensor, num_label
             )
 
 
+def read_label_maps(
+    predictions: Any, references: Any, num_labels: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Checked predictions and labels of images, as [`mark_ignored`] gives them.
+
+    Args:
+        predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
+        references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
+
+    Raises:
+        ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+    """
+    predictions, references = read_pair(predictions, references)
+    if references.ndim < 2:
+        raise ValueError(f"Expected label maps of shape (..., height, width), got {tuple(references.shape)}.")
+    return mark_ignored(predictions, references, num_labels, ignore_index)
+
+
 def mark_ignored(
     predictions: torch.Tensor, references: torch.Tensor, num_labels: int, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

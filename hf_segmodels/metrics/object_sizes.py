@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .class_counts import ClassCounts
-from .label_pairs import mark_ignored, read_pair
+from .label_pairs import read_label_maps
 
 
 GROUPS = ("small", "medium", "large")
@@ -42,12 +42,9 @@ class ObjectSizes(ClassCounts):
         Raises:
             ValueError: if the shapes differ or are none of images, or a value that counts is no class.
         """
-        predictions, references = read_pair(predictions, references)
-        if references.ndim < 2:
-            raise ValueError(f"Expected label maps of shape (..., height, width), got {tuple(references.shape)}.")
-        if references.numel() == 0:
+        _, labels = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
+        if labels.numel() == 0:
             return
-        _, labels = mark_ignored(predictions, references, self.num_labels, self.ignore_index)
         # (..., height, width) -> (images, pixels)
         labels = labels.flatten(-2).reshape(-1, labels.shape[-2] * labels.shape[-1])
         num_images, num_pixels = labels.shape
