@@ -285,8 +285,17 @@ def _memory(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak_memory_over_start(work: Callable[[], Any]) -> int:
-    """Bytes by which this process' memory at its peak is above what it held before the work (Linux)."""
+def peak_memory_over_start(work: Callable[[], Any], device: torch.device | None = None) -> int:
+    """
+    Bytes by which memory at its peak is above what was held before the work: on CUDA what torch allocates, otherwise this
+    process' own (Linux).
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
     before = _memory("VmRSS")
     work()

@@ -190,13 +190,7 @@ def extra_peak_memory(name: str, way: str, variant: Path | None, device: torch.d
     # libraries and thread pools are there before it counts
     small, small_shapes, small_gradient = arguments(4, 1, 4, device)
     forward_backward(function, small, small_shapes, small_gradient)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        forward_backward(function, inputs, shapes, gradient)
-        return torch.cuda.max_memory_allocated(device) - before
-    return peak_memory_over_start(lambda: forward_backward(function, inputs, shapes, gradient))
+    return peak_memory_over_start(lambda: forward_backward(function, inputs, shapes, gradient), device)
 
 
 def run_apart(threads: int, device: torch.device, *arguments: str) -> Any:

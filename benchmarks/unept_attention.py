@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import transformers
-from segment_image import commit, processor_name
+from segment_image import commit, peak_memory_over_start, processor_name
 from torch import nn
 
 from hf_segmodels import UNEPTConfig, UNEPTForSemanticSegmentation
@@ -82,35 +82,23 @@ def context_step(form: str, side: int, device: torch.device) -> Callable[[], tor
     return lambda: branch["decoder"](context, *branch["encoder"](pyramid)).sum()
 
 
-def _memory(field: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at its peak (Linux)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
-
-
 def measure(form: str, side: int | None, repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of a step and its peak memory in bytes, of the whole model or (given a side) the context branch."""
     torch.manual_seed(0)
     loss_of_step = model_step(form, device) if side is None else context_step(form, side, device)
-    is_cuda = device.type == "cuda"
-    seconds, peak = [], 0
-    for repeat in range(repeats + 1):
-        if is_cuda:
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-        elif repeat == 0:  # later ones find memory that torch or the system keeps
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-            before = _memory("VmRSS")
-        started = time.perf_counter()
+
+    def step() -> None:
         loss_of_step().backward()
-        if is_cuda:
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
-            peak = torch.cuda.max_memory_allocated(device) - before
-        elif repeat == 0:
-            peak = _memory("VmHWM") - before
-        if repeat > 0:
-            seconds.append(time.perf_counter() - started)
+
+    # of the first one: later ones find memory that torch or the system keeps
+    peak = peak_memory_over_start(step, device)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
     return {"seconds": statistics.median(seconds), "bytes": peak}
 
 
