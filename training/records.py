@@ -1,6 +1,8 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves to look at: learning curves and pictures of predictions."""
+"""What a run leaves to look at: results, learning curves and pictures of predictions."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_segmodels.data import SegmentationData
+from hf_segmodels.evaluation import describe_run
 from hf_segmodels.visualization import overlay, palette_for
+from training.recipe import Recipe
 
 
 class History:
@@ -28,13 +32,49 @@ class History:
 
     @property
     def losses(self) -> list[float]:
-        return [entry["loss"] for entry in self.entries if "loss" in entry]
+        return losses_of(self.entries)
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.entries = list(state["entries"])
+
+
+def losses_of(entries: Sequence[dict[str, float]]) -> list[float]:
+    """The losses among figures over the updates, in order."""
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def write_records(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: SegmentationData,
+    step: int,
+    scores: dict[str, Any],
+    entries: Sequence[dict[str, float]],
+    seconds: float,
+) -> None:
+    """
+    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder.
+
+    Args:
+        recipe (`Recipe`): What was run.
+        model (`PreTrainedModel`), processor (`BaseImageProcessor`): What came of it.
+        data (`SegmentationData`): The evaluated split.
+        step (`int`): Updates so far.
+        scores (`dict`): Of the model on `data`.
+        entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
+        seconds (`float`): How long it took.
+    """
+    output_dir = Path(recipe.output_dir)
+    results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
+    results |= {"final_loss": next(reversed(losses_of(entries)), None), "seconds": round(seconds)}
+    results |= describe_run(model.device, recipe.seed)
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw_curves(entries, output_dir / "curves.png")
+    draw_predictions(model, processor, data, output_dir / "predictions.png")
 
 
 def draw_curves(entries: Sequence[dict[str, float]], path: Path) -> None:

@@ -9,8 +9,6 @@ One process or several, any device, mixed precision, gradient accumulation, movi
 `training/recipe.py`.
 """
 
-import dataclasses
-import json
 import shutil
 import sys
 import time
@@ -30,7 +28,7 @@ from transformers.modeling_utils import PreTrainedModel
 # training/ is a folder of scripts: its own modules are found from wherever it is started
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_segmodels.evaluation import describe_run, evaluate_model
+from hf_segmodels.evaluation import evaluate_model
 from training.building import (
     Loss,
     build_data,
@@ -41,8 +39,9 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
+from training.checkpoints import newest_checkpoint, step_of
 from training.recipe import Recipe, run_script
-from training.records import History, draw_curves, draw_predictions
+from training.records import History, write_records
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
@@ -53,12 +52,6 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(list(averaged), list(current), 1 - rate)
 
     return AveragedModel(model, multi_avg_fn=update)
-
-
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint folder with the highest step, or None."""
-    checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
@@ -121,7 +114,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
-        step = int(checkpoint.name.rpartition("-")[2])
+        step = step_of(checkpoint)
         accelerator.print(f"Going on after {step} updates from {checkpoint}")
 
     loader = build_loader(
@@ -147,12 +140,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         if accelerator.is_main_process:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
-            results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-            results["final_loss"] = next(reversed(history.losses), None)
-            results |= {"seconds": round(time.monotonic() - started), **describe_run(accelerator.device, recipe.seed)}
-            (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-            draw_curves(history.entries, output_dir / "curves.png")
-            draw_predictions(evaluated_model(), processor, eval_data, output_dir / "predictions.png")
+            seconds = time.monotonic() - started
+            write_records(recipe, evaluated_model(), processor, eval_data, step, scores, history.entries, seconds)
             tqdm.write(f"step {step}: mIoU {100 * scores['mean_iou']:.2f} on {recipe.eval_split}")
         return scores
 

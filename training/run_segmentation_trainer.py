@@ -8,7 +8,6 @@ Samples, their order and their augmentation are those of the other script; what 
 precision, checkpoints, logging) is the Trainer's. It keeps no moving average of the weights.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -24,7 +23,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, evaluate_model
+from hf_segmodels.evaluation import evaluate_model
 from training.building import (
     Loss,
     build_data,
@@ -35,8 +34,9 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
+from training.checkpoints import newest_checkpoint
 from training.recipe import Recipe, run_script
-from training.records import draw_curves, draw_predictions
+from training.records import losses_of, write_records
 
 
 class SegmentationTrainer(Trainer):
@@ -108,19 +108,16 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     )
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
+def is_complete(checkpoint: Path) -> bool:
     """
-    The checkpoint folder with the highest step that was written to its end, or None. The Trainer writes its own state last;
-    a killed process or a full disk leave a folder without it, or with a part of it.
+    Whether a checkpoint was written to its end. The Trainer writes its own state last; a killed process or a full disk leave a
+    folder without it, or with a part of it.
     """
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return folder
-    return None
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -153,24 +150,19 @@ def train(recipe: Recipe) -> dict[str, Any]:
         args=arguments,
         processing_class=processor,
     )
-    checkpoint = newest_checkpoint(Path(recipe.output_dir)) if recipe.resume else None
+    checkpoint = newest_checkpoint(Path(recipe.output_dir), is_complete) if recipe.resume else None
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.scored_step != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if trainer.is_world_process_zero():
-        results = {"step": trainer.state.global_step, "split": recipe.eval_split, **trainer.scores}
-        results |= {"recipe": dataclasses.asdict(recipe), "seconds": round(time.monotonic() - started)}
-        results |= {"final_loss": next(reversed(losses), None), **describe_run(trainer.args.device, recipe.seed)}
         history = [
             {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
         ]
-        draw_curves(history, Path(recipe.output_dir, "curves.png"))
-        draw_predictions(trainer.model, processor, eval_data, Path(recipe.output_dir, "predictions.png"))
-        Path(recipe.output_dir, "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    return {**trainer.scores, "losses": losses}
+        step, seconds = trainer.state.global_step, time.monotonic() - started
+        write_records(recipe, trainer.model, processor, eval_data, step, trainer.scores, history, seconds)
+    return {**trainer.scores, "losses": losses_of(trainer.state.log_history)}
 
 
 if __name__ == "__main__":
