@@ -380,7 +380,7 @@ class EndpointHandler:
         self, labels: np.ndarray, confidences: np.ndarray | None, parameters: Parameters
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """From labels and confidences `(height, width)` to what is sent."""
-        num_labels = max(self.model.config.num_labels, int(labels.max()) + 1)
+        num_labels = self.model.config.num_labels
         unlabelled = 255 if num_labels <= 255 else 65535
         if confidences is not None:
             labels = np.where(confidences < parameters.threshold, unlabelled, labels)
@@ -389,7 +389,7 @@ class EndpointHandler:
         classes = [
             {
                 "index": int(index),
-                "label": self.model.config.id2label.get(int(index), f"class {index}"),
+                "label": self.model.config.id2label[int(index)],
                 "score": None if totals is None else float(totals[index] / counts[index]),
                 "share": float(counts[index] / labels.size),
             }
