@@ -607,8 +607,9 @@ def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
         connection = http.client.HTTPConnection(host, port, timeout=timeout)
         with contextlib.closing(connection):
             connection.sock = _connect(addresses, port, deadline)
+            sockets = [connection.sock]  # the connection forgets its own while the answer is still being read
             # a server that sends a byte now and then would not run into the socket's own timeout
-            timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [connection])
+            timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [sockets])
             timer.start()
             try:
                 if is_secure:
@@ -616,6 +617,7 @@ def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
                     connection.sock = context.wrap_socket(
                         connection.sock, server_hostname=host, do_handshake_on_connect=False
                     )
+                    sockets.append(connection.sock)
                     connection.sock.do_handshake()
                 return _download(connection, target, max_bytes, deadline)
             finally:
@@ -663,9 +665,10 @@ def _connect(addresses: list[Any], port: int, deadline: float) -> socket.socket:
     raise error
 
 
-def _shut_down(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+def _shut_down(sockets: list[socket.socket]) -> None:
+    for item in sockets:
+        with contextlib.suppress(OSError):
+            item.shutdown(socket.SHUT_RDWR)
 
 
 def is_public(address: str) -> bool:
