@@ -37,7 +37,9 @@ _FIELDS = {
 METHODS = ["Segmenter", *_FIELDS]
 
 
-def save_tiny_model(method: str, folder: Path, size: dict[str, int] | None = None, **overrides) -> Path:
+def save_tiny_model(
+    method: str, folder: Path, size: dict[str, int] | None = None, class_names: list[str] = CLASS_NAMES, **overrides
+) -> Path:
     """
     Saves model and image processor, with random weights that give label maps of several classes.
 
@@ -45,12 +47,13 @@ def save_tiny_model(method: str, folder: Path, size: dict[str, int] | None = Non
         method: One of `METHODS`.
         folder: Where to.
         size: For the image processor; the shorter edge to 32 pixels if unset.
+        class_names: Its classes.
         overrides: For the method's configuration.
     """
     if method == "Segmenter":
-        return save_tiny_segmenter(folder, size, **overrides)
+        return save_tiny_segmenter(folder, size, class_names, **overrides)
     torch.manual_seed(0)
-    id2label = dict(enumerate(CLASS_NAMES))
+    id2label = dict(enumerate(class_names))
     config = getattr(hf_segmodels, f"{method}Config")(id2label=id2label, **{**_FIELDS[method](), **overrides})
     model = getattr(hf_segmodels, f"{method}ForSemanticSegmentation")(config)
     for name, parameter in model.named_parameters():
