@@ -3,7 +3,6 @@
 
 import json
 
-import pytest
 from PIL import Image
 
 from hf_segmodels.evaluation import evaluate
