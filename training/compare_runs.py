@@ -5,11 +5,12 @@ Scores trained models on a split that they have not seen, side by side.
     python training/compare_runs.py RUN [RUN ...] --output FOLDER [--split test] [--image photo.jpg]
 
 A RUN is the output folder of a training script. Writes `comparison.json` (scores, the recipes and figures over the updates),
-`comparison.md` (a table), `curves.svg`, and `predictions.jpg` with `--image`: what each model makes of that photograph.
+`comparison.md` (tables), `curves.svg`, and `predictions.jpg` with `--image`: what each model makes of that photograph.
 """
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,16 +80,37 @@ def score_run(folder: Path, split: str, device: str | None) -> dict[str, Any]:
     }
 
 
-def table(runs: Sequence[dict[str, Any]], split: str) -> str:
+def page(results: dict[str, Any], has_pictures: bool) -> str:
     """The runs in Markdown, a line each, best first."""
-    headings = ["model", "parameters, M", "updates", "CPU minutes", *(heading for _, heading in SCORES)]
+    runs = sorted(results["runs"], key=lambda run: -run["test"]["mean_iou"])
+    headings = ["run", "method", "parameters, M", "updates", "CPU minutes", *(heading for _, heading in SCORES)]
     lines = [headings, ["---"] * len(headings)]
-    for run in sorted(runs, key=lambda run: -run["test"]["mean_iou"]):
+    for run in runs:
         scores = [f"{100 * run['test'][name]:.1f}" for name, _ in SCORES]
         size, minutes = f"{run['parameters'] / 1e6:.2f}", f"{run['cpu_seconds'] / 60:.0f}"
-        lines.append([run["method"], size, str(run["updates"]), minutes, *scores])
-    caption = f"Scores on the {split} split, {runs[0]['images']} images."
-    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", caption, ""])
+        lines.append([run["name"], run["method"], size, str(run["updates"]), minutes, *scores])
+    classes = list(runs[0]["id2label"].values())
+    lines_of_classes = [["IoU", *(run["method"] for run in runs)], ["---"] * (len(runs) + 1)]
+    for index, name in enumerate(classes):
+        lines_of_classes.append([name, *(f"{100 * run['test']['per_category_iou'][index]:.1f}" for run in runs)])
+    paragraphs = [
+        "# Trained models side by side",
+        f"Scores on the {results['split']} split ({runs[0]['images']} images) in float32, each model by its own protocol. "
+        f"CPU minutes are those of one core, evaluation during training included. torch {results['torch']}, transformers "
+        f"{results['transformers']}, {results['device']}. Written by",
+        f"    {results['command']}",
+        "from runs of `accelerate launch training/run_segmentation_accelerate.py training/recipes/RUN.yaml`.",
+        _rows(lines),
+        "![loss over the updates](curves.svg)",
+        _rows(lines_of_classes),
+    ]
+    if has_pictures:
+        paragraphs.append("![a photograph, and what each model makes of it](predictions.jpg)")
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def draw_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -139,9 +161,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = [score_run(folder, arguments.split, arguments.device) for folder in arguments.runs]
         arguments.output.mkdir(parents=True, exist_ok=True)
-        results = {"split": arguments.split, "runs": runs, **describe_run(arguments.device or "cpu")}
+        command = shlex.join(["python", "training/compare_runs.py", *(sys.argv[1:] if argv is None else argv)])
+        results = {
+            "split": arguments.split,
+            "command": command,
+            "runs": runs,
+            **describe_run(arguments.device or "cpu"),
+        }
         (arguments.output / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
-        text = table(runs, arguments.split)
+        text = page(results, has_pictures=arguments.image is not None)
         (arguments.output / "comparison.md").write_text(text)
         draw_curves(runs, arguments.output / "curves.svg")
         if arguments.image:

@@ -28,8 +28,10 @@ def test_runs_are_scored_and_ranked(recipe, tmp_path, capsys):
     assert results["runs"][1]["images"] == 2
     rows = (output / "comparison.md").read_text().splitlines()
     # the better one first
-    assert [row.split(" | ")[2] for row in rows[2:4]] == ["20", "1"]
-    assert f"{100 * expected['mean_iou']:.1f}" in rows[2]
+    rows = [row.strip("| ").split(" | ") for row in rows if row.startswith(("| long", "| short", "| dark"))]
+    assert [row[3] for row in rows[:2]] == ["20", "1"]
+    assert rows[0][5] == f"{100 * expected['mean_iou']:.1f}"
+    assert rows[2][1] == f"{100 * expected['per_category_iou'][0]:.1f}"
     assert "<svg" in (output / "curves.svg").read_text()
     # the photograph and two models in one row
     assert Image.open(output / "predictions.jpg").width > 3 * 60
