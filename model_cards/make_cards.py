@@ -20,8 +20,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_segmodels.hub import create_model_card
 from hf_segmodels.hub.card_facts import METHODS
@@ -31,6 +30,7 @@ from training.recipe import Recipe
 
 
 FOLDER = Path(__file__).resolve().parent
+REPOSITORY = FOLDER.parent
 CHECKPOINTS = FOLDER / "checkpoints.yaml"
 RECIPES = REPOSITORY / "training" / "recipes"
 README = FOLDER / "README.md"
@@ -62,13 +62,14 @@ def checkpoint_card(name: str, checkpoint: Mapping[str, Any], methods: Mapping[s
     values = {"name": name, "file": checkpoint["file"]}
     if "url" in checkpoint:
         values["url"] = f"{facts['url']}/{checkpoint['url']}"
+    left_out = f"Left out: {facts['left_out']}." if facts["left_out"] else "Nothing in it is left out."
     original = (
         f"This is the card of a checkpoint of [the authors]({method.repository}) after conversion; the weights are theirs. "
         f"{facts['license_remark']}\n\n{facts['download'].format(**values)}\n\n"
         "Converted, and compared with an independent forward pass over the original weights, by\n\n"
         f"```bash\nhf-segmodels convert --method {key} {facts['convert'].format(**values)}\n```\n\n"
         f"The file has {checkpoint['tensors']} tensors by the authors' code and configuration; the file itself was not at hand "
-        f"when this card was written. Left out: {facts['left_out']}."
+        f"when this card was written. {left_out}"
     )
     differences = "\n".join(f"- {text}" for text in [*facts["differences"], *checkpoint.get("notes", ())])
     card = create_model_card(
@@ -107,7 +108,10 @@ def make_cards() -> dict[Path, str]:
         files[FOLDER / f"{name}.md"] = f"{card}\n"
         rows.append(_row(name, checkpoint, model))
     head = "| card | parameters, M | classes | mIoU | multi-scale |\n|---|---|---|---|---|\n"
-    files[README] = _TABLE.sub(lambda _: head + "".join(rows), README.read_text(encoding="utf-8"))
+    text, places = _TABLE.subn(lambda _: head + "".join(rows), README.read_text(encoding="utf-8"))
+    if places != 1:
+        raise SystemExit(f"{README} needs the lines `<!-- cards -->` and `<!-- end of cards -->` for its table.")
+    files[README] = text
     files[MODEL_FOLDER / "README.md"] = f"{demo_card(RESULTS)}\n"
     return files
 

@@ -23,22 +23,24 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model
 from hf_segmodels.hub import create_model_card
+from hf_segmodels.hub.card_facts import METHODS
 from hf_segmodels.hub.card_results import load_results
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL_FOLDER = REPOSITORY / "hf_segmodels" / "demo_model"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "demo_model_camvid.json"
 
-DESCRIPTION = """\
-A small model for street scenes, to try the package with. It was trained on the 367 images of CamVid's training split alone.
-"""
+DESCRIPTION = (
+    "A small model for street scenes, to try the package with. It saw the 367 images of CamVid's training split only."
+)
+# what was seen of the model that is there: to be looked at again with another one
 LIMITS = (
     "It knows the streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and "
     "sky, and takes the rest for something it knows (hazy sky or water for road).",
@@ -90,11 +92,12 @@ def demo_card(results: Path) -> ModelCard:
         results=[{**measured["test"], **trained, "dtype": "float32"}, {**measured["validation"], **trained}],
         license="other",
         license_name="research-use",
+        title=f"{METHODS[model.config.model_type].name}, demo size, trained on CamVid",
         description=DESCRIPTION,
         limits=LIMITS,
         sections={
             "How it was trained and measured": protocol
-            + (f"\nin {minutes:.0f} minutes on two CPU cores.\n" if minutes else "")
+            + (f"\nin {minutes:.0f} minutes on two CPU cores." if minutes else "")
         },
     )
 
@@ -103,9 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Packages the demo model.")
     parser.add_argument("run", type=Path, nargs="?", help="output_dir of the recipe")
     parser.add_argument("--recipe", type=Path, help="the recipe that was run")
-    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what was given after the recipe")
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what was given after the recipe"
+    )
     parser.add_argument("--dataset", default="../shared/data/camvid")
-    parser.add_argument("--minutes", type=float, help="how long the training took")
+    parser.add_argument("--minutes", type=float, help="how long the training took on two CPU cores")
     parser.add_argument("--card-only", action="store_true", help="write the card of the model that is there")
     arguments = parser.parse_args()
     if not arguments.card_only:

@@ -68,9 +68,9 @@ METHODS = {
         summary="A query for each class attends to the features of a plain vision transformer; how much it attends to a patch is "
         "its mask there (Attention-to-Mask), and the query itself says whether its class is in the image.",
         limits=(
-            "Scores are sums over all queries of what is in the image, times masks: they rank the classes of a pixel, but "
-            "are no probabilities and not bounded by 1.",
-            "A class that the query takes to be absent is suppressed in the whole image (in the whole window, where it slides).",
+            "A class's score is a sum over all queries: it ranks the classes of a pixel, but is no probability and not bounded "
+            "by 1.",
+            "Where a query says that its class is not in the image (or window), the class is suppressed everywhere in it.",
         ),
         citation="""\
 @inproceedings{zhang2022segvit,
@@ -90,8 +90,8 @@ METHODS = {
         summary="Early layers of a vision transformer say how much each pixel belongs to the tokens around it, which makes every "
         "token a region of free shape; the last layer says what each region is.",
         limits=(
-            "A pixel gets its class from the 3x3 tokens around it, so two classes that share a region cannot be told apart "
-            "there.",
+            "Each token has one set of class scores, and a pixel mixes those of the 3x3 tokens around it: what is smaller than "
+            "a region is lost.",
             "Where `forward` merges windows, its outputs hold no regions; those belong to one window or the whole image.",
         ),
         citation="""\

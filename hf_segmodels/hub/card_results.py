@@ -177,7 +177,9 @@ def _read(result: str | Path | Mapping[str, Any], config: Any) -> Measurement:
         flip=bool(protocol.get("flip", False)),
         precision=result.get("dtype") or {"bf16": "bfloat16", "fp16": "float16"}.get(recipe.get("mixed_precision", "")),
         source=source,
-        run={key: result[key] for key in ("hf_segmodels", "torch", "transformers", "device", "commit") if key in result},
+        run={
+            key: result[key] for key in ("hf_segmodels", "torch", "transformers", "device", "commit") if key in result
+        },
         recipe=dict(recipe),
         step=result.get("step"),
     )
@@ -192,7 +194,11 @@ def _score(result: Mapping[str, Any], name: str, origin: str) -> float:
     if not isinstance(score, (int, float)) or not 0 <= score <= 1:
         raise ValueError(
             f"`{name}` in {origin} is {score}, but scores are numbers from 0 to 1. "
-            + ("Nothing was counted: check the labels of the data set (`hf-segmodels check-data`)." if score != score else _MADE_BY)
+            + (
+                "Nothing was counted: check the labels of the data set (`hf-segmodels check-data`)."
+                if score != score
+                else _MADE_BY
+            )
         )
     return float(score)
 
@@ -201,7 +207,10 @@ def _check_model(result: Mapping[str, Any], recipe: Mapping[str, Any], config: A
     class_scores = result.get("per_category_iou")
     if not isinstance(class_scores, list) or "mean_iou" not in result:
         raise ValueError(f"{origin} holds no `mean_iou` and `per_category_iou`. {_MADE_BY}")
-    if any(iou is not None and (not isinstance(iou, (int, float)) or not (0 <= iou <= 1 or iou != iou)) for iou in class_scores):
+    if any(
+        iou is not None and (not isinstance(iou, (int, float)) or not (0 <= iou <= 1 or iou != iou))
+        for iou in class_scores
+    ):
         raise ValueError(f"`per_category_iou` in {origin} holds something that is no score from 0 to 1. {_MADE_BY}")
     if len(class_scores) != config.num_labels:
         raise ValueError(
@@ -210,7 +219,9 @@ def _check_model(result: Mapping[str, Any], recipe: Mapping[str, Any], config: A
         )
     method = (recipe.get("model") or {}).get("model_type", config.model_type)
     if method != config.model_type:
-        raise ValueError(f"{origin} is of a {method!r} model, this is {config.model_type!r}: give the results of this model.")
+        raise ValueError(
+            f"{origin} is of a {method!r} model, this is {config.model_type!r}: give the results of this model."
+        )
 
 
 def _dataset_key(dataset: Any, layout: str | None) -> str:

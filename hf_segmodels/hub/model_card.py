@@ -27,6 +27,8 @@ _SMALL_IMAGES = {
     "pad": "; smaller images are padded with zeros",
     "none": "",
 }
+# owner/name on the Hub
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def create_model_card(
@@ -127,7 +129,7 @@ def create_model_card(
         data,
         template_path=str(TEMPLATE),
         title=title,
-        description=description,
+        description=description and description.strip(),
         method=method,
         repo=repo_id or "path/to/model",
         remote_code=remote_code,
@@ -152,15 +154,15 @@ def create_model_card(
         runs=[_describe_run(measurement) for measurement in measurements],
         reported=reported,
         training=_describe_training(trained) if trained else None,
-        sections=sections or {},
+        sections={heading: text.strip() for heading, text in (sections or {}).items()},
     )
 
 
 def _check_license(license: str | None, name: str | None, link: str | None) -> None:
     if license == "other" and not name:
-        raise ValueError("The licence \"other\" needs a name: set `license_name`, and `license_link` to its text.")
+        raise ValueError('The licence "other" needs a name: set `license_name`, and `license_link` to its text.')
     if license != "other" and (name or link):
-        raise ValueError(f"`license_name` and `license_link` belong to `license=\"other\"`, the licence is {license!r}.")
+        raise ValueError(f'`license_name` and `license_link` belong to `license="other"`, the licence is {license!r}.')
 
 
 def _known_dataset(dataset: str | None, num_labels: int) -> Dataset | None:
@@ -175,7 +177,7 @@ def _known_dataset(dataset: str | None, num_labels: int) -> Dataset | None:
 def _hub_datasets(dataset: str | None, known: Dataset | None) -> list[str] | None:
     if known is not None:
         return [known.hub_id] if known.hub_id else None
-    is_repository = dataset is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not Path(dataset).exists()
+    is_repository = dataset is not None and _REPOSITORY.fullmatch(dataset) and not Path(dataset).exists()
     return [str(dataset)] if is_repository else None
 
 
@@ -218,7 +220,9 @@ def describe_decoder(config: Any) -> str:
         return f"{kind} {stages} feature {'map' if stages == 1 else 'maps'}, {layers} layers each, width {config.decoder_hidden_size}"
     if config.model_type == "regproxy":
         height, width = config.cell_size
-        return f"regions from layer {config.token_head_depth}, {height}x{width} predictions for each token"
+        depth = config.token_head_depth
+        start = f"layer {depth}" if depth else "the embeddings"
+        return f"regions from {start}, {height}x{width} predictions for each token"
     refined = "refined along predicted boundaries" if config.refine_at_inference else "not refined at inference"
     return (
         f"{config.encoder_num_hidden_layers} encoder and {config.decoder_num_hidden_layers} decoder layers over "
@@ -259,7 +263,8 @@ def _measured(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for each in measurements for name in each.scores))
     return [
         {
-            "data": f"{_cell(each.dataset_name)}, {_cell(each.split)}" + (f" ({each.images} images)" if each.images else ""),
+            "data": f"{_cell(each.dataset_name)}, {_cell(each.split)}"
+            + (f" ({each.images} images)" if each.images else ""),
             "protocol": each.protocol,
             "scores": [f"{100 * each.scores[name]:.2f}" if name in each.scores else "" for name in names],
         }
@@ -280,7 +285,11 @@ def _class_rows(names: Sequence[str], measurements: Sequence[Measurement]) -> li
 
 def _describe_run(measurement: Measurement) -> str:
     parts = [f"`{measurement.source}`"] if measurement.source else []
-    parts += [f"{name} {measurement.run[name]}" for name in ("hf_segmodels", "torch", "transformers") if name in measurement.run]
+    parts += [
+        f"{name} {measurement.run[name]}"
+        for name in ("hf_segmodels", "torch", "transformers")
+        if name in measurement.run
+    ]
     parts += [str(measurement.run["device"])] if "device" in measurement.run else []
     parts += [f"commit {measurement.run['commit']}"] if measurement.run.get("commit") else []
     return f"{_cell(measurement.dataset_name)}, {_cell(measurement.split)}: {', '.join(parts)}" if parts else ""
@@ -291,7 +300,9 @@ def _describe_training(measurement: Measurement) -> list[str]:
     recipe = measurement.recipe
     lines = []
     start = recipe.get("pretrained") or recipe.get("pretrained_backbone")
-    lines.append(f"Starts from `{Path(start).name}`." if start else "Trained from scratch, without pre-trained weights.")
+    if start and not _REPOSITORY.fullmatch(start):
+        start = Path(start).name
+    lines.append(f"Starts from `{start}`." if start else "Trained from scratch, without pre-trained weights.")
     if measurement.step and recipe.get("batch_size"):
         crop = recipe.get("crop_size")
         batch = recipe["batch_size"] * recipe.get("gradient_accumulation_steps", 1)
@@ -316,7 +327,8 @@ def _describe_training(measurement: Measurement) -> list[str]:
     if "seed" in recipe:
         extras.append(f"seed {recipe['seed']}")
     if extras:
-        lines.append(f"{', '.join(extras)}."[0].upper() + f"{', '.join(extras)}."[1:])
+        text = ", ".join(extras)
+        lines.append(f"{text[0].upper()}{text[1:]}.")
     return lines
 
 
