@@ -106,7 +106,9 @@ def create_model_card(
     if dataset is None and trained is not None:
         dataset = trained.dataset
     known = _known_dataset(dataset, config.num_labels)
-    dataset_name = known.name if known else dataset and Path(dataset).name
+    hub_datasets = _hub_datasets(dataset, known)
+    # of a folder only its name: where it lies is nobody's business
+    dataset_name = known.name if known else dataset if hub_datasets else dataset and Path(dataset).name
     title = title or (f"{method.name} trained on {dataset_name}" if dataset_name else method.name)
 
     data = ModelCardData(
@@ -116,7 +118,7 @@ def create_model_card(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["semantic-segmentation", "vision", config.model_type, *tags],
-        datasets=_hub_datasets(dataset, known),
+        datasets=hub_datasets,
         base_model=base_model,
         metrics=["mean_iou"] if measurements else None,
         # what `model-index` is called after
@@ -147,7 +149,7 @@ def create_model_card(
         classes=[_cell(name) for name in names],
         has_names=names != [f"LABEL_{index}" for index in range(config.num_labels)],
         license=f"[{license_name or license}]({license_link})" if license_link else license_name or license,
-        limits=[*method.limits, *limits],
+        limits=[*method.limits, *_limits_of(config), *limits],
         measurements=_measured(measurements),
         metric_columns=_metric_columns(measurements),
         class_rows=_class_rows(names, measurements),
@@ -202,7 +204,7 @@ def describe_encoder(config: Any) -> str:
     if config.use_distillation_token:
         parts.append("class and distillation token (DeiT)")
     if config.query_downsampling_layer is not None:
-        parts.append(f"grid halved in layer {config.query_downsampling_layer + 1}")
+        parts.append(f"grid halved behind layer {config.query_downsampling_layer}")
     return ", ".join(parts) + f"; position embeddings for {width}x{height} pixels"
 
 
@@ -229,6 +231,16 @@ def describe_decoder(config: Any) -> str:
         f"{config.num_feature_levels} feature maps, {config.num_points} sampled points each; self-attention "
         f"`{config.decoder_self_attention}`; scores {refined}"
     )
+
+
+def _limits_of(config: Any) -> list[str]:
+    """What a model does badly because of its configuration."""
+    if getattr(config, "decoder_self_attention", None) == "released":
+        return [
+            "As in the released code, the images of a batch influence each other (`decoder_self_attention`): segment them one "
+            "by one where that matters."
+        ]
+    return []
 
 
 def _describe_input(processor: Any) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from common.original_regproxy import regproxy_shapes
 from common.original_segmenter import segmenter_shapes
 from common.original_segvit import segvit_shapes
+from common.segmentation_folders import label_map, write_folders
 from hf_segmodels import (
     PlainViTConfig,
     RegProxyConfig,
@@ -35,6 +36,7 @@ from hf_segmodels import (
     UNEPTForSemanticSegmentation,
     UNEPTImageProcessor,
 )
+from hf_segmodels.cli import main
 from hf_segmodels.conversion.command import _parser as convert_parser
 from hf_segmodels.conversion.regproxy import RELEASES as REGPROXY
 from hf_segmodels.conversion.segvit import RELEASES as SEGVIT
@@ -195,6 +197,29 @@ def test_metadata_and_figures_are_those_of_the_file(segmenter, tmp_path: Path):
     assert "somewhere" not in str(card)
 
 
+def test_what_the_command_writes_is_read(segmenter, tmp_path: Path):
+    pytest.importorskip("accelerate", reason="part of the `train` and `dev` extras")
+    write_folders(tmp_path / "streets" / "validation", {"a": label_map(0, 1, 2, size=(32, 40))})
+    for part in segmenter:
+        part.save_pretrained(tmp_path / "model")
+    options = [
+        "--layout",
+        "folder",
+        "--device",
+        "cpu",
+        "--window",
+        "24",
+        "--flip",
+        "--output",
+        str(tmp_path / "scores.json"),
+    ]
+    assert main(["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "streets"), *options]) == 0
+    card = create_model_card(*segmenter, results=tmp_path / "scores.json")
+    row = "| streets, validation (1 images) | windows of 24x24 pixels every 24, with mirrored copies, in float32 |"
+    score = 100 * json.loads((tmp_path / "scores.json").read_text())["mean_iou"]
+    assert f"{row} {score:.2f} |" in card.text
+
+
 def test_results_of_a_training_script(segmenter):
     plain = {key: value for key, value in results().items() if key not in ("dataset", "layout", "protocol", "dtype")}
     card = create_model_card(*segmenter, results=[{**plain, "recipe": RECIPE | {"dataset": "x/my_set"}, "step": 1200}])
@@ -277,6 +302,28 @@ def test_what_nobody_said_is_unknown(segmenter):
     assert "| Trained on | not stated |" in card.text
     assert "Data: the terms of the data set are not known here" in card.text
     assert "Not measured." in card.text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shown", "on_the_hub"),
+    [
+        ("me/streets", "me/streets", ["me/streets"]),
+        ("/data/sets/streets", "streets", None),
+        ("streets", "streets", None),
+    ],
+)
+def test_names_of_data_sets(segmenter, dataset: str, shown: str, on_the_hub: list[str] | None):
+    card = create_model_card(*segmenter, dataset=dataset)
+    assert f"| Trained on | {shown} |" in card.text
+    assert card.data.datasets == on_the_hub
+    assert "/data" not in str(card)
+
+
+def test_released_self_attention_is_a_limit():
+    model, processor = tiny_model("unept", decoder_self_attention="released")
+    warning = "the images of a batch influence each other"
+    assert warning in create_model_card(model, processor).text
+    assert warning not in create_model_card(*tiny_model("unept")).text
 
 
 def test_names_cannot_break_tables(segmenter):
