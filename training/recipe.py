@@ -118,6 +118,9 @@ class Recipe:
         "class_weighting": ("none", "median_frequency", "sqrt_median_frequency"),
         "mixed_precision": ("no", "bf16", "fp16"),
     }
+    lowest = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_steps"), 1)
+    lowest |= dict.fromkeys(("log_steps", "eval_steps", "checkpoint_steps"), 1)
+    lowest |= dict.fromkeys(("warmup_steps", "num_workers"), 0)
 
     def __post_init__(self):
         if not self.dataset:
@@ -126,21 +129,40 @@ class Recipe:
             raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
         if self.pretrained and self.pretrained_backbone:
             raise ValueError("`pretrained` has an encoder already: give `model` and `pretrained_backbone` instead.")
+        # YAML reads a bare no as false
+        self.mixed_precision = self.mixed_precision or "no"
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # YAML reads 1e-3 (without a point) as a string
-            if field.type is float and isinstance(value, (int, str)):
+            if field.type is float:
                 setattr(self, field.name, _number(field.name, value))
             elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
+            elif field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"`{field.name}` must be true or false, got {value!r}.")
+            elif field.type == dict[str, Any] and not isinstance(value, dict):
+                raise ValueError(f"`{field.name}` must hold fields of its own, `{{name: value}}`, got {value!r}.")
+        for name, lowest in self.lowest.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be from 0 to less than 1, got {self.ema_decay}.")
+        for name in ("base_size", "crop_size"):
+            edges = getattr(self, name)
+            if not _is_pair(edges) or not all(type(edge) is int and edge > 0 for edge in edges):
+                raise ValueError(f"`{name}` must be two whole numbers of pixels, got {edges!r}.")
+        if not _is_pair(self.scale_range):
+            raise ValueError(f"`scale_range` must be [lowest, highest], got {self.scale_range!r}.")
+        self.scale_range = tuple(_number("scale_range", scale) for scale in self.scale_range)
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"`scale_range` must be [lowest, highest], above 0, got {list(self.scale_range)}.")
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
@@ -153,9 +175,9 @@ class Recipe:
                 into a field.
 
         Raises:
-            ValueError: for an unknown key (names the nearest one) or a value that cannot be.
+            ValueError: for a file that is no YAML, an unknown key (names the nearest one) or a value that cannot be.
         """
-        fields = yaml.safe_load(Path(path).read_text()) or {}
+        fields = _read_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(fields, dict):
             raise ValueError(f"{path} is no recipe: a YAML file of `key: value` lines is needed.")
         for override in overrides:
@@ -168,7 +190,7 @@ class Recipe:
                 target = target.setdefault(parent, {})
                 if not isinstance(target, dict):
                     raise ValueError(f"Override {override!r}: `{parent}` has no fields of its own.")
-            target[last] = yaml.safe_load(value)
+            target[last] = _read_yaml(value, f"Override {override!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in fields:
             if key not in known:
@@ -197,8 +219,19 @@ def run_script(train: Callable[[Recipe], Any], description: str, argv: Sequence[
     return 0
 
 
-def _number(name: str, value: int | str) -> float:
+def _read_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no YAML: {error}") from error
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be a number, got {value!r}.") from None

@@ -271,6 +271,16 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
         ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
         ({"dataset": "x", "pretrained": "y"}, ["batch_size=0"], "at least 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["learning_rate=[1]"], "must be a number"),
+        ({"dataset": "x", "pretrained": "y"}, ["log_steps=0"], "`log_steps` must be at least 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["num_workers=-1"], "`num_workers` must be at least 0"),
+        ({"dataset": "x", "pretrained": "y"}, ["ema_decay=1"], "less than 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["streaming=maybe"], "true or false"),
+        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "fields of its own"),
+        ({"dataset": "x", "pretrained": "y"}, ["crop_size=512"], "`crop_size` must be two whole numbers"),
+        ({"dataset": "x", "pretrained": "y"}, ["base_size=[512, 0]"], "`base_size` must be two whole numbers"),
+        ({"dataset": "x", "pretrained": "y"}, ["scale_range=[2, 0.5]"], "[lowest, highest]"),
+        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is no YAML"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
         (["dataset"], [], "no recipe"),
     ],
@@ -280,6 +290,19 @@ def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     path.write_text(yaml.safe_dump(fields))
     assert run_script(train, "", [str(path), *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("dataset: [")
+    assert run_script(train, "", [str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml is no YAML" in capsys.readouterr().err
+
+
+def test_values_are_what_yaml_makes_of_them(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset: x\nmodel: {model_type: segmenter}\nscale_range: [5e-1, 2]\n")
+    recipe = Recipe.read(path, ["mixed_precision=no", "report_to=tensorboard"])
+    assert (recipe.mixed_precision, recipe.report_to, recipe.scale_range) == ("no", ["tensorboard"], (0.5, 2.0))
 
 
 def test_overrides_reach_into_fields(tmp_path):
