@@ -28,7 +28,7 @@ class Recipe:
             repository) or a file of AugReg (`.npz`), DeiT or timm, or a `ResNetV1cBackbone` or mmsegmentation's file of
             one. `image_processor` has to have its mean and deviation.
         image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
-            its `do_reduce_labels` and `ignore_index` say.
+            its `do_reduce_labels` and `ignore_index` say; the loss ignores the same.
         train_split, eval_split (`str`): Names of the splits.
         image_column, label_column (`str`): Names of the columns.
         label_mapping (`dict` or `str`, *optional*): Class of each value in the label maps, null for values that do not
@@ -59,7 +59,8 @@ class Recipe:
         max_grad_norm (`float`): Limit of the gradient's norm; 0 for none.
         ema_decay (`float`): Decay of the moving average of weights that is evaluated and saved; 0 for none.
         class_weighting (`"none"`, `"median_frequency"` or `"sqrt_median_frequency"`): Weights of the loss.
-        label_smoothing (`float`): Of the loss.
+        label_smoothing (`float`): Of the loss. With weights or smoothing, the loss is cross-entropy on the model's scores
+            instead of the method's own; not for UN-EPT, whose own trains more than scores.
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
         seed (`int`): Of initialisation, order and augmentation.
         num_workers (`int`): Processes that load data.

@@ -44,11 +44,21 @@ def assert_equal_weights(first, second):
         assert torch.equal(values, second[name]), name
 
 
+UNEPT = {
+    "model_type": "unept",
+    "backbone_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    | {"image_size": 32},
+    "spatial_hidden_sizes": [8, 8],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_points": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+}
+
+
 def test_boundary_targets_are_made_on_the_way(recipe):
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_points": 2, "intermediate_size": 32, "image_size": 32}
-    backbone = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
-    model = {"model_type": "unept", "backbone_config": backbone, "spatial_hidden_sizes": [8, 8], **sizes}
-    scores = train(recipe(model=model, max_steps=20))
+    scores = train(recipe(model=UNEPT, max_steps=20))
     assert sum(scores["losses"][-5:]) < 0.85 * sum(scores["losses"][:5])
     assert scores["mean_iou"] > 0.6
 
@@ -126,6 +136,11 @@ def test_accumulated_gradients_equal_those_of_a_large_batch(recipe):
         torch.testing.assert_close(values, second[name], rtol=1e-4, atol=1e-6)
 
 
+def test_weights_do_not_replace_a_loss_that_trains_more_than_scores(recipe):
+    with pytest.raises(ValueError, match="learn from angle_maps and distance_maps"):
+        train(recipe(model=UNEPT, label_smoothing=0.1))
+
+
 def test_class_weights_and_smoothing_train_too(recipe):
     run = recipe(max_steps=20, class_weighting="median_frequency", label_smoothing=0.1)
     losses = train(run)["losses"]
@@ -190,6 +205,16 @@ def test_evaluation_refuses_labels_of_another_meaning(recipe):
     processor.do_reduce_labels = True
     with pytest.raises(ValueError, match="processor=image_processor"):
         evaluate_model(model, processor, SegmentationData(recipe().dataset, "validation"))
+
+
+def test_the_loss_ignores_what_the_labels_are_read_with(recipe):
+    run = recipe(image_processor={"ignore_index": 0})
+    model, processor = build_model(run)
+    assert model.config.semantic_loss_ignore_index == processor.ignore_index == 0
+    images, labels = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
+    assert model(images, labels=labels).loss == 0
+    with pytest.raises(ValueError, match=r"set `image_processor.ignore_index` only"):
+        build_model(recipe(model=run.model | {"semantic_loss_ignore_index": 254}))
 
 
 def test_pretrained_model_gets_a_new_set_of_classes(recipe):
