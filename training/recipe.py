@@ -67,7 +67,8 @@ class Recipe:
         report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
             Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
-        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
+        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`. A run that is not to do so refuses a
+            folder with checkpoints, since its own would replace them.
     """
 
     dataset: str = ""

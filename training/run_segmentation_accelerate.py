@@ -39,7 +39,7 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
-from training.checkpoints import newest_checkpoint, step_of
+from training.checkpoints import checkpoint_to_resume, step_of
 from training.recipe import Recipe, run_script
 from training.records import History, write_records
 
@@ -80,8 +80,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
+        ValueError: if the folder holds checkpoints and the recipe is not to resume.
     """
     output_dir = Path(recipe.output_dir)
+    checkpoint = checkpoint_to_resume(output_dir, recipe.resume)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -111,7 +113,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
     accelerator.register_for_checkpointing(scheduler, history)
 
     step = 0
-    checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
         step = step_of(checkpoint)

@@ -34,7 +34,7 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
-from training.checkpoints import newest_checkpoint
+from training.checkpoints import checkpoint_to_resume
 from training.recipe import Recipe, run_script
 from training.records import losses_of, write_records
 
@@ -130,13 +130,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
-        ValueError: for a recipe with `ema_decay`.
+        ValueError: for a recipe with `ema_decay`, or if the folder holds checkpoints and the recipe is not to resume.
     """
     if recipe.ema_decay:
         raise ValueError(
             "The Trainer keeps no moving average of the weights: set `ema_decay=0`, or run the recipe with "
             "training/run_segmentation_accelerate.py."
         )
+    checkpoint = checkpoint_to_resume(Path(recipe.output_dir), recipe.resume, is_complete)
     set_seed(recipe.seed)
     arguments = training_arguments(recipe)
     model, processor = build_model(recipe)
@@ -150,7 +151,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
         args=arguments,
         processing_class=processor,
     )
-    checkpoint = newest_checkpoint(Path(recipe.output_dir), is_complete) if recipe.resume else None
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.scored_step != trainer.state.global_step:
