@@ -2,6 +2,7 @@
 """Scores of a model on a data set by the papers' protocol: sliding window, scales and flip, labels at their own size."""
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -157,8 +158,21 @@ def evaluate(
     if accelerator.is_main_process:
         _print_scores(scores, predictor.id2label)
         if output is not None:
-            output.write_text(json.dumps(results, indent=1) + "\n")
+            output.write_text(results_as_json(results))
     return results
+
+
+def results_as_json(results: dict[str, Any]) -> str:
+    """The text of a results file, with null for scores that do not exist: JSON has no nan."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: written(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return list(map(written, value))
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(written(results), indent=1) + "\n"
 
 
 def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
@@ -205,4 +219,4 @@ def _commit() -> str | None:
         return None
 
 
-__all__ = ["describe_run", "evaluate", "evaluate_model"]
+__all__ = ["describe_run", "evaluate", "evaluate_model", "results_as_json"]

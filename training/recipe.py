@@ -67,6 +67,8 @@ class Recipe:
         report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
             Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
+        evaluation (`dict`): Options of [`~hf_segmodels.evaluation.evaluate_model`] at each evaluation: `window_size`,
+            `window_stride`, `scales`, `flip`, `boundary_iou`, `object_sizes`.
         resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`. A run that is not to do so refuses a
             folder with checkpoints, since its own would replace them.
     """
@@ -112,6 +114,7 @@ class Recipe:
     log_steps: int = 10
     eval_steps: int = 500
     checkpoint_steps: int = 250
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     resume: bool = False
 
     choices = {
@@ -123,6 +126,8 @@ class Recipe:
     lowest = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_steps"), 1)
     lowest |= dict.fromkeys(("log_steps", "eval_steps", "checkpoint_steps"), 1)
     lowest |= dict.fromkeys(("warmup_steps", "num_workers"), 0)
+
+    evaluation_options = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
 
     def __post_init__(self):
         if not self.dataset:
@@ -149,6 +154,10 @@ class Recipe:
                 raise ValueError(f"`{field.name}` must be true or false, got {value!r}.")
             elif field.type == dict[str, Any] and not isinstance(value, dict):
                 raise ValueError(f"`{field.name}` must hold fields of its own, `{{name: value}}`, got {value!r}.")
+        if unknown := sorted(self.evaluation.keys() - {*self.evaluation_options}):
+            raise ValueError(
+                f"`evaluation` has no option {unknown[0]!r}: it takes {', '.join(self.evaluation_options)}."
+            )
         for name, lowest in self.lowest.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")

@@ -2,7 +2,6 @@
 """What a run leaves to look at: results, learning curves and pictures of predictions."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run
+from hf_segmodels.evaluation import describe_run, results_as_json
 from hf_segmodels.visualization import overlay, palette_for
 from training.recipe import Recipe
 
@@ -72,7 +71,7 @@ def write_records(
     results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
     results |= {"final_loss": next(reversed(losses_of(entries)), None), "seconds": round(seconds)}
     results |= describe_run(model.device, recipe.seed)
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output_dir / "results.json").write_text(results_as_json(results))
     draw_curves(entries, output_dir / "curves.png")
     draw_predictions(model, processor, data, output_dir / "predictions.png")
 

@@ -136,7 +136,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     def evaluate_and_save() -> dict[str, Any]:
         evaluated_model().eval()
-        scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator)
+        scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator, **recipe.evaluation)
         log(**{name: score for name, score in scores.items() if isinstance(score, float)})
         if accelerator.is_main_process:
             evaluated_model().save_pretrained(output_dir)

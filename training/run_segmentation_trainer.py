@@ -73,10 +73,15 @@ class SegmentationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores as the papers count them: sliding window, labels at their own size, no scores of pixels kept."""
+        """
+        Scores as the papers count them, with the recipe's options: sliding window, labels at their own size, no scores of
+        pixels kept.
+        """
         model = self.accelerator.unwrap_model(self.model)
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores = evaluate_model(model, self.processing_class, data, accelerator=self.accelerator)
+        scores = evaluate_model(
+            model, self.processing_class, data, accelerator=self.accelerator, **self.recipe.evaluation
+        )
         metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items() if isinstance(score, float)}
         self.log(metrics)
         self.scores, self.scored_step = scores, self.state.global_step

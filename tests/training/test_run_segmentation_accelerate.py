@@ -302,6 +302,7 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y"}, ["ema_decay=1"], "less than 1"),
         ({"dataset": "x", "pretrained": "y"}, ["streaming=maybe"], "true or false"),
         ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "fields of its own"),
+        ({"dataset": "x", "pretrained": "y"}, ["evaluation.flop=true"], "`evaluation` has no option 'flop'"),
         ({"dataset": "x", "pretrained": "y"}, ["crop_size=512"], "`crop_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["base_size=[512, 0]"], "`base_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["scale_range=[2, 0.5]"], "[lowest, highest]"),
