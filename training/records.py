@@ -54,6 +54,7 @@ def write_records(
     scores: dict[str, Any],
     entries: Sequence[dict[str, float]],
     seconds: float,
+    first_step: int = 0,
 ) -> None:
     """
     Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder.
@@ -66,10 +67,12 @@ def write_records(
         scores (`dict`): Of the model on `data`.
         entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
         seconds (`float`): How long it took.
+        first_step (`int`, *optional*, defaults to 0): Updates before these seconds, of a run that was resumed.
     """
     output_dir = Path(recipe.output_dir)
     results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
     results |= {"final_loss": next(reversed(losses_of(entries)), None), "seconds": round(seconds)}
+    results["seconds_since_step"] = first_step
     results |= describe_run(model.device, recipe.seed)
     (output_dir / "results.json").write_text(results_as_json(results))
     draw_curves(entries, output_dir / "curves.png")

@@ -118,6 +118,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         step = step_of(checkpoint)
         accelerator.print(f"Going on after {step} updates from {checkpoint}")
 
+    first_step = step
     loader = build_loader(
         train_data,
         processor,
@@ -142,7 +143,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
             seconds = time.monotonic() - started
-            write_records(recipe, evaluated_model(), processor, eval_data, step, scores, history.entries, seconds)
+            write_records(
+                recipe, evaluated_model(), processor, eval_data, step, scores, history.entries, seconds, first_step
+            )
             tqdm.write(f"step {step}: mIoU {100 * scores['mean_iou']:.2f} on {recipe.eval_split}")
         return scores
 

@@ -34,7 +34,7 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
-from training.checkpoints import checkpoint_to_resume
+from training.checkpoints import checkpoint_to_resume, step_of
 from training.recipe import Recipe, run_script
 from training.records import losses_of, write_records
 
@@ -166,7 +166,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
             {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
         ]
         step, seconds = trainer.state.global_step, time.monotonic() - started
-        write_records(recipe, trainer.model, processor, eval_data, step, trainer.scores, history, seconds)
+        first_step = 0 if checkpoint is None else step_of(checkpoint)
+        write_records(recipe, trainer.model, processor, eval_data, step, trainer.scores, history, seconds, first_step)
     return {**trainer.scores, "losses": losses_of(trainer.state.log_history)}
 
 

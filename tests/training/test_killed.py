@@ -53,6 +53,8 @@ def test_a_new_run_does_not_replace_the_checkpoints_of_another(recipe, script):
         script.train(recipe(max_steps=1))
     assert [path.name for path in Path(recipe().output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
     assert len(script.train(recipe(max_steps=3, resume=True))["losses"]) == 3
+    # the time is that of the last update
+    assert json.loads(Path(recipe().output_dir, "results.json").read_text())["seconds_since_step"] == 2
 
 
 @pytest.mark.slow
