@@ -2,6 +2,7 @@
 """What a run leaves to look at: results, learning curves and pictures of predictions."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, results_as_json
+from hf_segmodels.evaluation import describe_protocol, describe_run, results_as_json
 from hf_segmodels.visualization import overlay, palette_for
 from training.recipe import Recipe
 
@@ -57,7 +58,8 @@ def write_records(
     first_step: int = 0,
 ) -> None:
     """
-    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder.
+    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder. `seconds` and `cpu_seconds` in
+    the first are the time on the clock and that of this process' CPU cores.
 
     Args:
         recipe (`Recipe`): What was run.
@@ -66,13 +68,17 @@ def write_records(
         step (`int`): Updates so far.
         scores (`dict`): Of the model on `data`.
         entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
-        seconds (`float`): How long it took.
-        first_step (`int`, *optional*, defaults to 0): Updates before these seconds, of a run that was resumed.
+        seconds (`float`): How long it took since it started, or was last resumed.
+        first_step (`int`, *optional*, defaults to 0): Updates before that.
     """
     output_dir = Path(recipe.output_dir)
     results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-    results |= {"final_loss": next(reversed(losses_of(entries)), None), "seconds": round(seconds)}
-    results["seconds_since_step"] = first_step
+    protocol = {
+        name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
+    }
+    results["protocol"] = describe_protocol(model.config, protocol)
+    results |= {"final_loss": next(reversed(losses_of(entries)), None), "history": list(entries)}
+    results |= {"seconds": round(seconds), "cpu_seconds": round(time.process_time()), "seconds_since_step": first_step}
     results |= describe_run(model.device, recipe.seed)
     (output_dir / "results.json").write_text(results_as_json(results))
     draw_curves(entries, output_dir / "curves.png")

@@ -42,7 +42,8 @@ def test_evaluation_is_as_the_recipe_says(recipe, script, monkeypatch):
     assert asked[0] == {name: options[name] for name in asked[0]}
     results = json.loads(Path(recipe().output_dir, "results.json").read_text())
     assert 0 <= results["mean_boundary_iou"] == scores["mean_boundary_iou"] <= 1
-    assert results["recipe"]["evaluation"] == options
+    windows = {"window_size": [16, 16], "window_stride": [8, 8]}
+    assert results["protocol"] == {"scales": [0.5, 1.0], "flip": True} | windows
 
 
 def test_curves_show_what_was_measured(tmp_path):
