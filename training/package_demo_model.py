@@ -11,7 +11,6 @@ from that file and the model that is there.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
