@@ -230,6 +230,7 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
 
     # streamed rows may not know their columns
     columns = rows.column_names or list(next(iter(rows)))
+    images = [column for column, feature in (rows.features or {}).items() if isinstance(feature, Image)]
     wanted = list(dict.fromkeys([image_column, *keep_columns]))
     if missing := [column for column in wanted if column not in columns]:
         raise ValueError(
@@ -243,7 +244,6 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
         features = Features.from_arrow_schema(pyarrow.Table.from_pylist(list(rows.take(100))).schema)
     features = features or {}
     if image_column in features and not _can_hold_images(features[image_column]):
-        images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
         raise ValueError(
             f"The column {image_column!r} of {source} holds {features[image_column]}, not images: set --image-column"
             f"{f' to {images[0]}' if images else ''}."
