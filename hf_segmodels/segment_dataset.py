@@ -102,16 +102,16 @@ def segment_dataset(
     results.open(overwrite, process_index, num_processes)
     if process_index == 0 and len(data.shards) < num_processes:
         print(
-            f"only {len(data.shards)} shards for {num_processes} processes: the others have nothing to do",
+            f"only {_number(len(data.shards), 'shard')} for {num_processes} processes: the others have nothing to do",
             file=sys.stderr,
         )
     try:
         mine = range(process_index, len(data.shards), num_processes)
         todo = [index for index in mine if not results.is_complete(index)]
         _segment_shards(todo, data, predictor, results, batch_size, num_workers, is_shown=process_index == 0)
-        done = f"{len(todo)} shards done" + (
-            f", {len(mine) - len(todo)} skipped (already there)" if len(todo) < len(mine) else ""
-        )
+        done = f"{_number(len(todo), 'shard')} done"
+        if len(todo) < len(mine):
+            done += f", {len(mine) - len(todo)} skipped (already there)"
         print(f"process {process_index + 1} of {num_processes}: {done}" if num_processes > 1 else done)
         return _finish(results, did_something=bool(todo), is_first=process_index == 0)
     except OSError as error:
@@ -339,6 +339,10 @@ def _segment_batch(items: Sequence[_PreparedImage], predictor: Predictor) -> lis
     return [SegmentedImage(item.index, item.row.name, error=message) for item in items]
 
 
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _finish(results: DatasetResults, did_something: bool, is_first: bool) -> int:
     """Prints the totals if this is the process that came last, or the first one where nothing was left to do."""
     records = results.records()
@@ -351,7 +355,7 @@ def _finish(results: DatasetResults, did_something: bool, is_first: bool) -> int
     if pixels:
         print_totals(pixels, Counter({item["name"]: item["images"] for item in summary["classes"]}))
     print(
-        f"{summary['images']} images in {summary['shards']} shards; label maps and summary.json are in {results.folder}"
+        f"{_number(summary['images'], 'image')} in {_number(summary['shards'], 'shard')}; label maps and summary.json are in {results.folder}"
     )
     for item in summary["unreadable_shards"]:
         print(f"error: {item['shard']} could not be read: {item['error']}", file=sys.stderr)

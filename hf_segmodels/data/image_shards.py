@@ -200,8 +200,8 @@ def _open_tables(
         def read() -> Iterator[ImageRow]:
             for row in rows.shard(num_shards=num_shards, index=index):
                 value = row[image_column]
-                name = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-                yield ImageRow(name, value, {column: row[column] for column in keep_columns})
+                kept = {column: row[column] for column in keep_columns}
+                yield ImageRow(_name_of_image(value, path), value, kept)
 
         return ImageShard(shard_names[index], read)
 
@@ -214,6 +214,13 @@ def _metadata(files: Any) -> Sequence[Sequence[Any]]:
     # a filtered list keeps the metadata of all its files
     known = getattr(files, "origin_metadata", ())
     return known if len(known) == len(files) and any("://" in file for file in files) else [()] * len(files)
+
+
+def _name_of_image(value: Any, root: Path) -> str | None:
+    name = value.get("path") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return None
+    return _place(name, root) if "://" in name or Path(name).is_absolute() else name
 
 
 def _place(file: str, root: Path) -> str:

@@ -194,6 +194,28 @@ class TestResults:
         assert [shard.num_images for shard in opened.shards] == [3, 3, 1]
         assert sorted(row.name for shard in opened.shards for row in shard.read()) == [f"{i}.png" for i in range(7)]
 
+    def test_folder_with_a_table_of_its_images(self, tmp_path, model_folder, output):
+        folder = make_folder(tmp_path / "in")
+        lines = [json.dumps({"file_name": name, "caption": f"of {name}"}) for name in ("0.png", "x/1.png", "2.png")]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        options = ["--keep-columns", "caption", "image"]
+        assert segment(folder, "--model", model_folder, "--output", output, *options) == 0
+        rows = {row["name"]: row for row in read_back(output)}
+        assert {"0.png", "x/1.png", "2.png"} <= set(rows)
+        assert rows["x/1.png"]["caption"] == "of x/1.png"
+        assert (np.array(rows["x/1.png"]["image"]) == np.array(Image.open(folder / "x" / "1.png"))).all()
+
+    def test_columns_of_unknown_types(self, tmp_path, model_folder, output, monkeypatch):
+        # as streams of CSV files are
+        folder = make_folder(tmp_path / "in")
+        (tmp_path / "rows.csv").write_text(f"image,note\n{folder / '0.png'},\n{folder / 'x' / '1.png'},late\n")
+        builder = datasets.load_dataset_builder("csv", data_files=str(tmp_path / "rows.csv"))
+        assert builder.as_streaming_dataset(split="train").features is None
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda source: builder)
+        arguments = ["--model", model_folder, "--output", output, "--keep-columns", "note"]
+        assert segment("user/notes", *arguments) == 0
+        assert [row["note"] for row in read_back(output)] == [None, "late"]
+
     def test_options_reach_predict(self, tmp_path, model_folder, output):
         path = make_image(tmp_path / "in" / "a.png", (70, 90))
         options = ["--window", "32x48", "--stride", "16", "--scales", "0.5", "1", "--flip"]
@@ -538,7 +560,7 @@ class TestProcesses:
         monkeypatch.setenv("RANK", "1")
         assert segment(*arguments, output) == 0
         assert {name[:11] for name in names(output)} == {"manifest.js", "shard-00001"}
-        assert capsys.readouterr().out == "process 2 of 2: 1 shards done\n"
+        assert capsys.readouterr().out == "process 2 of 2: 1 shard done\n"
         monkeypatch.setenv("RANK", "0")
         # a launcher would end the others, were it not the last
         assert segment(*arguments, output) == 1
@@ -559,8 +581,8 @@ class TestProcesses:
             monkeypatch.setenv("RANK", rank)
             assert segment(*arguments) == 0
             captured = capsys.readouterr()
-            assert ("7 images in 1 shards" in captured.out) == shown
-            assert ("only 1 shards for 3 processes" in captured.err) == shown
+            assert ("7 images in 1 shard;" in captured.out) == shown
+            assert ("only 1 shard for 3 processes" in captured.err) == shown
 
     @pytest.mark.slow
     def test_two_write_what_one_writes(self, tmp_path, model_folder, output):
