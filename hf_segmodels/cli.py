@@ -225,7 +225,7 @@ def _add_segment_dataset(commands: Any) -> None:
         "of label maps once it is complete; a run that was interrupted goes on where it was when it is started again. On "
         "several GPUs or machines: accelerate launch -m hf_segmodels.cli segment-dataset ...",
         epilog="Exit code: 0 if all went well, 1 if some images could not be segmented (the others were), 2 for a mistake "
-        "in the arguments.",
+        "in the arguments. Of several processes, the one that finishes last has it; the others end with 0.",
     )
     segment.set_defaults(run=_segment_dataset)
     segment.add_argument(

@@ -202,16 +202,17 @@ class DatasetResults:
             path = self.folder / MANIFEST
             if overwrite:
                 self._remove_results(process_index, num_processes)
-            elif path.exists():
-                self._compare(path)
-                return
-            elif strange := next(
-                (entry.name for entry in self.folder.iterdir() if _SHARD_NAME.fullmatch(entry.name)), ""
-            ):
-                raise UserError(
-                    f"{self.folder} has {strange} but no {MANIFEST}: choose another --output, or add --overwrite to "
-                    "replace what is there."
-                )
+            else:
+                strange = [entry.name for entry in self.folder.iterdir() if _SHARD_NAME.fullmatch(entry.name)]
+                # asked last: another process may just have begun
+                if path.exists():
+                    self._compare(path)
+                    return
+                if strange:
+                    raise UserError(
+                        f"{self.folder} has {strange[0]} but no {MANIFEST}: choose another --output, or add --overwrite to "
+                        "replace what is there."
+                    )
             text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
             replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         except OSError as error:
@@ -340,7 +341,12 @@ class ShardResults:
 
     def record(self) -> dict[str, Any]:
         classes = [
-            {"index": index, "name": self.id2label[index], "pixels": count, "images": self.images[index]}
+            {
+                "index": index,
+                "name": self.id2label.get(index, f"class {index}"),
+                "pixels": count,
+                "images": self.images[index],
+            }
             for index, count in sorted(self.pixels.items())
         ]
         return {"images": self.num_images, "failed": self.failed, "classes": classes}
