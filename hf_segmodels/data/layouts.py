@@ -2,6 +2,7 @@
 """How benchmarks lie on disk: which label map belongs to which image, and which class a value in it is."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -452,9 +453,12 @@ def _names(path: Path) -> list[str]:
 def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
     """Image files in `folder` and below, with their names there, less `ending` or, where that is unset, their suffix."""
     found = []
-    for path in sorted(folder.rglob(f"*{ending}")):
+    # not `rglob`, which passes over links to folders
+    paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    for path in sorted(paths):
         place = path.relative_to(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in place.parts):
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if path.name.endswith(ending) and path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
             found.append((place.as_posix().removesuffix(ending or path.suffix), path))
     return found
 
