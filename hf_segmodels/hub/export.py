@@ -187,7 +187,8 @@ def export_for_hub(
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
     with written_at_once(folder, _artefacts) as partial:
-        model.save_pretrained(partial)
+        # names of weights that an encoder of transformers has had in all its versions
+        model.save_pretrained(partial, save_original_format=True)
         # a copy: the model itself stays one whose folders need this package
         config.architectures, config.dtype = model.config.architectures, model.config.dtype
         code.name_in(config, image_processor)

@@ -51,6 +51,7 @@ def check_outputs(source: str, expected: dict, image: Image.Image) -> None:
         inputs = image_processor(image, return_tensors="pt")
         for name, values in inputs.items():
             np.testing.assert_allclose(values, expected[f"input_{name}"], rtol=0, atol=1e-6)
+    inputs = {name: torch.tensor(expected[f"input_{name}"]) for name in inputs}
     with torch.no_grad():
         np.testing.assert_allclose(model(**inputs).logits, expected["logits"], rtol=0, atol=1e-6)
         labels = model.predict(**inputs, target_sizes=[(51, 77)])[0]
