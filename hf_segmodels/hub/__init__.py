@@ -10,10 +10,12 @@ from transformers.utils import _LazyModule
 _import_structure = {
     "export": ["RemoteCode", "RemoteCodeCallback", "export_for_hub"],
     "remote_code": ["RemoteCodeError", "flatten"],
+    "upload": ["Publication", "publish"],
 }
 
 if TYPE_CHECKING:
     from .export import RemoteCode, RemoteCodeCallback, export_for_hub
     from .remote_code import RemoteCodeError, flatten
+    from .upload import Publication, publish
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)
