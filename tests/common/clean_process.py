@@ -91,6 +91,16 @@ def check_saved_again(source: str, expected: dict, image: Image.Image) -> None:
         assert sorted(config["auto_map"]["AutoImageProcessor"]) == ["pil", "torchvision"]
 
 
+def push(source: str, repo_id: str) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(folder, push_to_hub=True, hub_model_id=repo_id, use_cpu=True, report_to=[])
+        model = AutoModelForSemanticSegmentation.from_pretrained(source, **TRUST)
+        image_processor = AutoImageProcessor.from_pretrained(source, **TRUST)
+        Trainer(model, arguments, processing_class=image_processor).push_to_hub()
+
+
 for name, (source, expected_folder) in sorted(ARGUMENTS["cases"].items()):
     with np.load(Path(expected_folder, "expected.npz")) as arrays:
         expected = dict(arrays)
@@ -99,4 +109,6 @@ for name, (source, expected_folder) in sorted(ARGUMENTS["cases"].items()):
     check_pipeline(source, expected, image)
     check_backbone(source)
     check_saved_again(source, expected, image)
+    if name in ARGUMENTS["push"]:
+        push(source, ARGUMENTS["push"][name])
     print(name)

@@ -122,7 +122,11 @@ def write_expected(model: PreTrainedModel, image_processor: BaseImageProcessor, 
 
 
 def run_clean_process(
-    cases: Mapping[str, tuple[str | Path, Path]], cache: Path, blocked: tuple[str, ...] = (), **environment: str
+    cases: Mapping[str, tuple[str | Path, Path]],
+    cache: Path,
+    blocked: tuple[str, ...] = (),
+    push: Mapping[str, str] | None = None,
+    **environment: str,
 ) -> str:
     """
     Loads models in a process that can import neither `hf_segmodels` nor `blocked`, and compares what it gets.
@@ -130,6 +134,9 @@ def run_clean_process(
     Args:
         cases: By name: folder or repository of a model, and the folder of [`write_expected`].
         cache: Folder for transformers' caches.
+        blocked: Packages.
+        push: Repositories that a `Trainer` pushes models to afterwards, by the models' names.
+        environment: Variables of the process.
 
     Returns:
         What the process said, logs too.
@@ -138,6 +145,7 @@ def run_clean_process(
     arguments = {
         "blocked": ["hf_segmodels", *blocked],
         "cases": {name: [str(model), str(expected)] for name, (model, expected) in cases.items()},
+        "push": dict(push or {}),
     }
     variables = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     process = subprocess.run(

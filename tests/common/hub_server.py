@@ -230,6 +230,7 @@ def use_hub(url: str, monkeypatch: pytest.MonkeyPatch, token: str | None = TOKEN
         monkeypatch.delenv("HF_TOKEN", raising=False)
     else:
         monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps its address
     huggingface_hub.close_session()
 
 
