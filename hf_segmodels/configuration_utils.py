@@ -82,7 +82,7 @@ class SegmentationConfig(PreTrainedConfig):
         `AutoBackbone.from_config` looks for code from the Hub there.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         config.backbone_config.name_or_path = pretrained_model_name_or_path
         return loaded
 

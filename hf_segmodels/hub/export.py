@@ -30,7 +30,14 @@ from .remote_code import MARK, PACKAGE, flat_name, flatten
 _REQUIREMENTS = ("numpy>=2.1", "pillow>=11.0", "torch>=2.11", "torchvision>=0.26", "transformers>=5.17,<6")
 _MORE_REQUIREMENTS = {"superpixel_vit": "scikit-image>=0.25", "timm_backbone": "timm>=1.0.20"}
 # What an export, an earlier one too, may have left in a folder, beside its code.
-_ARTEFACTS = ("README.md", "config.json", "handler.py", "model*.safetensors*", "preprocessor_config.json", "requirements.txt")
+_ARTEFACTS = (
+    "README.md",
+    "config.json",
+    "handler.py",
+    "model*.safetensors*",
+    "preprocessor_config.json",
+    "requirements.txt",
+)
 
 _SAVED_WITH = """
 
@@ -77,7 +84,9 @@ class RemoteCode:
             UserError: for models, encoders and image processors that are neither this package's nor transformers'.
         """
         if not isinstance(model, SegmentationPreTrainedModel) or not _is_own(model):
-            raise UserError(f"{_describe(model)} is no model of {PACKAGE}, whose code would be exported: {_advice(model)}.")
+            raise UserError(
+                f"{_describe(model)} is no model of {PACKAGE}, whose code would be exported: {_advice(model)}."
+            )
         modules, footers = [type(model).__module__, type(model.config).__module__], {}
         footers[_within_package(type(model))] = _PIPELINE_NAMES.format(
             model_type=model.config.model_type, name=type(model).__name__
@@ -94,12 +103,14 @@ class RemoteCode:
                 "AutoBackbone": _reference(type(backbone)),
             }
         elif not type(backbone).__module__.startswith("transformers."):
-            raise UserError(f"the encoder {_describe(backbone)} is neither {PACKAGE}'s nor transformers': nothing would load it.")
+            raise UserError(
+                f"the encoder {_describe(backbone)} is neither {PACKAGE}'s nor transformers': nothing would load it."
+            )
         processor_auto_map = None
         if image_processor is not None and not type(image_processor).__module__.startswith("transformers."):
-            if not isinstance(image_processor, (SegmentationImageProcessor, SegmentationImageProcessorPil)) or not _is_own(
-                image_processor
-            ):
+            if not isinstance(
+                image_processor, (SegmentationImageProcessor, SegmentationImageProcessorPil)
+            ) or not _is_own(image_processor):
                 raise UserError(
                     f"{_describe(image_processor)} is neither {PACKAGE}'s nor transformers': use an image processor of "
                     "theirs."
@@ -274,7 +285,9 @@ def _advice(model: Any) -> str:
     if type(model).__module__.startswith("transformers_modules."):
         return f"it was loaded with code from the Hub; `import {PACKAGE}` first and load it again"
     if isinstance(model, SegmentationPreTrainedModel):
-        return "a class of your own has code of your own; publish it by hand, or export the class that it is derived from"
+        return (
+            "a class of your own has code of your own; publish it by hand, or export the class that it is derived from"
+        )
     if hasattr(model, "merge_and_unload"):
         return "merge the adapter into it first (`model.merge_and_unload()`)"
     if hasattr(model, "_orig_mod"):
@@ -288,7 +301,9 @@ def _check_weights(model: PreTrainedModel) -> None:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError("the model has adapters: merge them, or remove them, and export it then.")
     if any(parameter.device == torch.device("meta") for parameter in model.parameters()):
-        raise UserError("some weights are not there (they are on the device `meta`): load the model without offloading.")
+        raise UserError(
+            "some weights are not there (they are on the device `meta`): load the model without offloading."
+        )
 
 
 def _set_auto_map(part: Any, auto_map: dict | None) -> None:

@@ -69,7 +69,9 @@ def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) ->
             pending += [imported.module for _, names in needed[module] for imported in names]
     names = {module: flat_name(module) for module in sorted(needed)}
     if len(set(names.values())) < len(names):
-        raise RemoteCodeError(f"Two modules have one name in a flat folder: {sorted(names.items(), key=lambda n: n[1])}.")
+        raise RemoteCodeError(
+            f"Two modules have one name in a flat folder: {sorted(names.items(), key=lambda n: n[1])}."
+        )
     sources = {}
     for module, name in names.items():
         source = f"{MARK} from {_path(module).relative_to(ROOT.parent).as_posix()}: change it there.\n"
@@ -104,7 +106,9 @@ def _imports(module: str) -> list[tuple[ast.ImportFrom, list[_Import]]]:
     found = []
     for node in ast.walk(_parse(module)):
         if isinstance(node, ast.ImportFrom) and (source := _source(module, node)) is not None:
-            found.append((node, [_Import(*_definition(source, alias.name, module, node), alias.asname) for alias in node.names]))
+            found.append(
+                (node, [_Import(*_definition(source, alias.name, module, node), alias.asname) for alias in node.names])
+            )
         elif isinstance(node, ast.Import) and any(_is_own(alias.name) for alias in node.names):
             raise _error(module, node, "it imports a module as a whole; import what is in it")
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -201,7 +205,9 @@ def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
     }
     if named != imported or not imported <= sources.keys():
         wrong = sorted((named ^ imported) | (imported - sources.keys()))
-        raise RemoteCodeError(f"{file} names modules, perhaps in a docstring, that are not next to it: {', '.join(wrong)}.")
+        raise RemoteCodeError(
+            f"{file} names modules, perhaps in a docstring, that are not next to it: {', '.join(wrong)}."
+        )
 
 
 __all__ = ["MARK", "RemoteCodeError", "flat_name", "flatten"]

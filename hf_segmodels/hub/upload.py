@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # httpx's or httpx2's, by the version
+    HTTPError,  # httpx's or httpx2's, by the version
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
@@ -25,7 +25,12 @@ from .export import export_for_hub, is_written_here
 
 
 # Weights of an earlier upload, which a loader could take for the model's.
-_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+_WEIGHTS = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,13 @@ def publish(
         api = HfApi(token=token)
         with _explained(repo_id, api.endpoint):
             url = _upload(
-                api, files, repo_id, type(predictor.model).__name__, private=private, revision=revision, create_pr=create_pr
+                api,
+                files,
+                repo_id,
+                type(predictor.model).__name__,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
             )
     return Publication(sizes, url)
 
@@ -143,7 +154,9 @@ def _upload(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     info = api.model_info(repo_id, revision=revision)
     if private and info.private is False:
-        raise UserError(f"{repo_id} exists and is public: make it private in its settings first, or leave out --private.")
+        raise UserError(
+            f"{repo_id} exists and is public: make it private in its settings first, or leave out --private."
+        )
     # not `upload_folder`, which may make several commits: nobody is to load half of an update
     names = {path.name for path in files}
     there = [sibling.rfilename for sibling in info.siblings or []]
@@ -177,7 +190,9 @@ def _check_name(repo_id: str) -> None:
     except HFValidationError as error:
         problem = first_line(error).rstrip(".")
     if problem is not None:
-        raise UserError(f"{repo_id!r} is no name of a repository ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k.")
+        raise UserError(
+            f"{repo_id!r} is no name of a repository ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
+        )
 
 
 @contextlib.contextmanager
@@ -204,7 +219,9 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
             advice = f"{endpoint} refuses the upload"
         raise UserError(f"{advice} ({reason}).") from error
     except (HTTPError, LocalEntryNotFoundError) as error:
-        raise UserError(f"cannot reach {endpoint}: check the network, and HF_ENDPOINT if it is set ({first_line(error)}).") from error
+        raise UserError(
+            f"cannot reach {endpoint}: check the network, and HF_ENDPOINT if it is set ({first_line(error)})."
+        ) from error
     except ValueError as error:  # of the card's metadata, which the Hub checks
         raise UserError(f"the Hub does not accept the files: {' '.join(str(error).split())}") from error
 

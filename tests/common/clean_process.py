@@ -75,9 +75,7 @@ def check_backbone(source: str) -> None:
     backbone.load_state_dict(weights.state_dict())
     with torch.no_grad():
         pixel_values = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        for ours, theirs in zip(
-            weights(pixel_values).feature_maps, backbone(pixel_values).feature_maps, strict=True
-        ):
+        for ours, theirs in zip(weights(pixel_values).feature_maps, backbone(pixel_values).feature_maps, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

@@ -136,7 +136,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self.info(name, repository, action[1] if action else "main")
             case ["tree", revision, *_]:
                 files = repository.commits[repository.branches.get(revision, revision)]
-                tree = [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in sorted(files)]
+                tree = [
+                    {"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in sorted(files)
+                ]
                 return self.answer(200, tree)
             case ["branch", branch]:
                 repository.branches.setdefault(branch, repository.branches["main"])
