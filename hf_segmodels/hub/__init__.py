@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""From a model to what the Hugging Face Hub and its Inference Endpoints serve."""
+"""A model for the Hub: what people who have never heard of this package need to use it."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -9,13 +9,19 @@ from transformers.utils import _LazyModule
 
 _import_structure = {
     "export": ["RemoteCode", "RemoteCodeCallback", "export_for_hub"],
+    "model_card": ["create_model_card"],
     "remote_code": ["RemoteCodeError", "flatten"],
     "upload": ["Publication", "publish"],
 }
 
 if TYPE_CHECKING:
-    from .export import RemoteCode, RemoteCodeCallback, export_for_hub
-    from .remote_code import RemoteCodeError, flatten
-    from .upload import Publication, publish
+    from .export import RemoteCode as RemoteCode
+    from .export import RemoteCodeCallback as RemoteCodeCallback
+    from .export import export_for_hub as export_for_hub
+    from .model_card import create_model_card as create_model_card
+    from .remote_code import RemoteCodeError as RemoteCodeError
+    from .remote_code import flatten as flatten
+    from .upload import Publication as Publication
+    from .upload import publish as publish
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

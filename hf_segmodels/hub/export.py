@@ -2,7 +2,6 @@
 """A model as a folder that loads anywhere: weights, configuration, image processor, and the code of all three."""
 
 import copy
-import importlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from ..image_processing.segmentation_image_processor import (
     both_backends,
 )
 from ..modeling_utils import SegmentationPreTrainedModel
+from .card_facts import METHODS
+from .model_card import create_model_card
 from .remote_code import MARK, PACKAGE, flat_name, flatten
 
 
@@ -168,7 +169,8 @@ def export_for_hub(
         repo_id (`str`, *optional*):
             Name of the repository that it is for, for the card.
         card (`str`, *optional*):
-            Text of the model card, `README.md`. If unset, one is made from the model.
+            Text of the model card, `README.md`. If unset, one is made from the model ([`create_model_card`]); SuperpixelViT
+            has none.
 
     Returns:
         `Path`: The folder.
@@ -193,8 +195,8 @@ def export_for_hub(
     if is_occupied(folder) and not (folder / "config.json").is_file():
         what = "holds files that are no model" if folder.is_dir() else "is a file"
         raise UserError(f"{folder} {what}: choose another folder.")
-    if card is None:
-        card = _make_card(model, image_processor, repo_id)
+    if card is None and model.config.model_type in METHODS:
+        card = str(create_model_card(model, image_processor, repo_id=repo_id, remote_code=True))
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
     with written_at_once(folder, _artefacts) as partial:
@@ -317,14 +319,6 @@ def _set_auto_map(part: Any, auto_map: dict | None) -> None:
 def _requirements(config: PreTrainedConfig) -> list[str]:
     model_types = (config.model_type, config.backbone_config.model_type)
     return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])
-
-
-def _make_card(model: PreTrainedModel, image_processor: ImageProcessingMixin, repo_id: str | None) -> str | None:
-    try:
-        module = importlib.import_module(f"{__package__}.model_card")
-    except ModuleNotFoundError:
-        return None
-    return str(module.create_model_card(model, image_processor, repo_id=repo_id))
 
 
 __all__ = ["RemoteCode", "RemoteCodeCallback", "export_for_hub", "is_written_here"]
