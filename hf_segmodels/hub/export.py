@@ -196,7 +196,8 @@ def export_for_hub(
         what = "holds files that are no model" if folder.is_dir() else "is a file"
         raise UserError(f"{folder} {what}: choose another folder.")
     if card is None and model.config.model_type in METHODS:
-        card = str(create_model_card(model, image_processor, repo_id=repo_id, remote_code=True))
+        parts: tuple[Any, Any] = (model, image_processor)
+        card = str(create_model_card(*parts, repo_id=repo_id, remote_code=True))
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
     with written_at_once(folder, _artefacts) as partial:

@@ -16,6 +16,7 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
+import hf_segmodels
 from common.exported_models import MODELS, make_model, run_clean_process, write_expected
 from hf_segmodels import SegmenterForSemanticSegmentation, SegmenterImageProcessor, SegmenterImageProcessorPil
 from hf_segmodels.errors import UserError
@@ -55,6 +56,8 @@ class TestFolder:
         }
         assert (exported / "README.md").read_text() == "A card."
         assert (exported / "model.safetensors").is_file()
+        handler = Path(hf_segmodels.__file__).parent / "hub" / "handler.py"
+        assert read(exported).get("handler.py") == (handler.read_bytes() if handler.exists() else None)
 
     def test_model_is_left_alone(self, parts, exported: Path, tmp_path: Path):
         model, image_processor = parts
@@ -196,5 +199,5 @@ def test_without_packages_that_may_be_absent(tmp_path: Path):
         write_expected(model, image_processor, tmp_path / "expected" / name)
         folder = export_for_hub(model, image_processor, tmp_path / "exported" / name)
         cases[name] = (folder, tmp_path / "expected" / name)
-    absent = ("torchvision", "kernels", "scipy", "skimage", "datasets", "matplotlib", "timm", "yaml")
+    absent = ("torchvision", "kernels", "scipy", "skimage", "datasets", "matplotlib", "timm")
     run_clean_process(cases, tmp_path, blocked=absent)

@@ -57,6 +57,8 @@ class TestUpload:
         assert {"config.json", "model.safetensors", "modeling_segmenter.py", "preprocessor_config.json"} <= set(
             repository.files
         )
+        card = repository.files["README.md"].decode()
+        assert f'pipeline("image-segmentation", model="{REPOSITORY}", trust_remote_code=True)' in card
 
     def test_again(self, hub: Hub, folder: Path):
         repository = hub.repositories[REPOSITORY] = Repository()
