@@ -19,6 +19,7 @@ _import_structure = {
     "auto": [],
     "conversion": [],
     "data": [],
+    "hub": [],
     "image_processing": [],
     "inference": [],
     "labels": [],

@@ -7,6 +7,7 @@ The command `hf-segmodels`.
     hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
+    hf-segmodels publish FOLDER --repo-id OWNER/NAME
 
 torch and the models are only imported once a command runs, so that help and mistakes in the arguments show at once.
 """
@@ -127,6 +128,25 @@ def _check_data(arguments: argparse.Namespace) -> int:
     return check_data_command(**options)
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    from .hub import publish
+
+    published = publish(
+        arguments.folder,
+        arguments.repo_id,
+        dry_run=arguments.dry_run,
+        output=arguments.output,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+    )
+    for name, size in published.files.items():
+        print(f"{size:>13,}  {name}")
+    print(f"{sum(published.files.values()):>13,}  bytes in {len(published.files)} files")
+    print(published.url or f"nothing was sent to {arguments.repo_id}")
+    return 0
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(f"{message} (see `{self.prog} --help`)")
@@ -189,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prediction_options(evaluate)
     _add_segment_dataset(commands)
     _add_check_data(commands)
+    _add_publish(commands)
     # only for the list of commands: `main` hands its arguments on unread
     commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
     return parser
@@ -306,6 +327,26 @@ def _add_check_data(commands: Any) -> None:
         "--allow", dest="allowed", nargs="+", default=(), metavar="FAULT", help="faults that do not count, by name"
     )
     check.add_argument("--strict", action="store_true", help="warnings count as faults")
+
+
+def _add_publish(commands: Any) -> None:
+    publish = commands.add_parser(
+        "publish",
+        help="put a model on the Hugging Face Hub, with its code",
+        description="Exports the model in FOLDER as one that loads without this package "
+        "(`from_pretrained(..., trust_remote_code=True)`) and uploads it in one commit: weights, configuration, image "
+        "processor, code, handler.py for Inference Endpoints, requirements.txt and the model card (FOLDER/README.md if there "
+        "is one). The access token is that of `hf auth login` or HF_TOKEN.",
+        epilog="Exit code: 0 if all went well, 2 for a mistake in the arguments or an upload that was refused.",
+    )
+    publish.set_defaults(run=_publish)
+    publish.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a trained or converted model")
+    publish.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; created if there is none")
+    publish.add_argument("--dry-run", action="store_true", help="only write and list the files, without network")
+    publish.add_argument("--output", type=Path, metavar="DIR", help="also keep what is uploaded there")
+    publish.add_argument("--private", action="store_true", help="create the repository as a private one")
+    publish.add_argument("--revision", metavar="BRANCH", help="commit to this branch, created if there is none")
+    publish.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
 
 def _count(text: str) -> int:

@@ -22,6 +22,11 @@ from transformers.utils import auto_docstring
 
 from .inference.sliding_window import check_windows
 from .plain_vit.configuration_plain_vit import PlainViTConfig
+from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
+
+
+# known without transformers' mapping: code from the Hub registers nothing
+_OWN_BACKBONES = {config_class.model_type: config_class for config_class in (PlainViTConfig, ResNetV1cConfig)}
 
 
 @auto_docstring(
@@ -60,19 +65,35 @@ class SegmentationConfig(PreTrainedConfig):
         elif isinstance(self.backbone_config, dict):
             fields = dict(self.backbone_config)
             model_type = fields.pop("model_type", PlainViTConfig.model_type)
-            if model_type != PlainViTConfig.model_type and model_type not in CONFIG_MAPPING:
+            if model_type not in _OWN_BACKBONES and model_type not in CONFIG_MAPPING:
                 raise ValueError(
                     f"`backbone_config` has `model_type` {model_type!r}, which transformers does not know."
                 )
-            config_class = PlainViTConfig if model_type == PlainViTConfig.model_type else CONFIG_MAPPING[model_type]
+            config_class = _OWN_BACKBONES.get(model_type) or CONFIG_MAPPING[model_type]
             self.backbone_config = config_class(**fields)
         if self.id2label is None:
             kwargs.setdefault("num_labels", 150)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        See `PreTrainedConfig.from_pretrained`. The encoder's configuration is told as well where it is from:
+        `AutoBackbone.from_config` looks for code from the Hub there.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.backbone_config.name_or_path = pretrained_model_name_or_path
+        return loaded
+
     def to_diff_dict(self) -> dict[str, Any]:
-        """As in the base class, which leaves out two classes with default names: they are not the default here."""
-        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+        """
+        As in the base class, which leaves out two classes with default names: they are not the default here. It also leaves
+        out where the model, but not where the encoder is from.
+        """
+        fields = super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+        fields["backbone_config"].pop("_name_or_path", None)
+        return fields
 
     @staticmethod
     def _default_backbone_config() -> PlainViTConfig:

@@ -25,14 +25,18 @@ from transformers.utils import auto_docstring
 
 from .inference import DensePredictionMixin
 from .losses import check_labels
-from .plain_vit.configuration_plain_vit import PlainViTConfig
+from .plain_vit.configuration_plain_vit import is_plain_vit
 from .plain_vit.modeling_plain_vit import PlainViTBackbone, pad_to_multiple
+from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
+from .resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
 
 
 def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
     """The encoder of `backbone_config`, with random weights: a [`PlainViTBackbone`] or any transformers backbone."""
-    if isinstance(backbone_config, PlainViTConfig):
+    if is_plain_vit(backbone_config):
         return PlainViTBackbone(backbone_config)
+    if backbone_config.model_type == ResNetV1cConfig.model_type:
+        return ResNetV1cBackbone(backbone_config)
     if not getattr(backbone_config, "reshape_hidden_states", True):
         raise ValueError("The decoder needs feature maps with rows and columns: set `reshape_hidden_states=True`.")
     return AutoBackbone.from_config(backbone_config)
@@ -44,7 +48,7 @@ def get_size_divisor(backbone_config: PreTrainedConfig) -> int:
     the patch size of a plain ViT (twice that where a layer halves its grid), the total stride of a hierarchical encoder
     (one that has `depths`), which a dilated one states itself.
     """
-    if isinstance(backbone_config, PlainViTConfig):
+    if is_plain_vit(backbone_config):
         return max(backbone_config.feature_strides)
     output_stride = getattr(backbone_config, "output_stride", None)
     if output_stride is not None:
@@ -108,7 +112,7 @@ class SegmentationPreTrainedModel(DensePredictionMixin, PreTrainedModel):
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
-        pads_itself = isinstance(backbone_config, PlainViTConfig) and backbone_config.stem_type == "patch"
+        pads_itself = is_plain_vit(backbone_config) and backbone_config.stem_type == "patch"
         if not pads_itself or backbone_config.patch_size != self.size_divisor:
             pixel_values = pad_to_multiple(pixel_values, self.size_divisor)
         return pixel_values, padded_size

@@ -98,7 +98,8 @@ def load_predictor(
     Args:
         model (`str`): Folder, or name of a repository on the Hub.
         device (`str`, *optional*): Where it runs; CUDA where there is one if unset, otherwise the CPU.
-        dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation.
+        dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation; `"auto"` for
+            the one that they are saved in.
         attention (`str`, *optional*): `attn_implementation`; transformers' choice if unset.
         options: For `predict`. Models of transformers itself, which have no `predict`, take none.
 
@@ -121,7 +122,7 @@ def load_predictor(
         raise UserError(f"there is no folder {model}: give the folder of a model, or the name of a repository.")
 
     transformers.utils.logging.disable_progress_bar()
-    load_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    load_options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if attention is not None:
         load_options["attn_implementation"] = attention
     source = model if path.is_dir() else f"the repository {model} (there is no such folder here)"

@@ -1,8 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """What a conversion gives, and writing it in one piece or not at all."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ import torch
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
+from .. import folders
 from .checkpoints import ConversionError
 
 
@@ -49,13 +48,13 @@ def full_size_logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torc
     return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def is_occupied(folder: Path) -> bool:
-    """Whether there is something that writing to `folder` could replace."""
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
 # What a conversion, an earlier one too, may have left in a folder.
 _ARTEFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
+
+
+def _artefacts(folder: Path) -> Iterator[Path]:
+    for pattern in _ARTEFACTS:
+        yield from folder.glob(pattern)
 
 
 @contextmanager
@@ -71,32 +70,13 @@ def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ConversionError: if it holds something and `overwrite` is not set.
     """
-    if is_occupied(folder) and (not overwrite or not folder.is_dir()):
+    if folders.is_occupied(folder) and (not overwrite or not folder.is_dir()):
         advice = (
             "choose another --output_dir, or pass --overwrite" if folder.is_dir() else "choose another --output_dir"
         )
         raise ConversionError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: {advice}.")
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with folders.written_at_once(folder, _artefacts) as partial:
         yield partial
-        for file in partial.iterdir():
-            # safetensors lets only the owner read what it writes; the new folder's mode knows the umask
-            file.chmod(partial.stat().st_mode & 0o666)
-        if not is_occupied(folder):
-            if folder.is_dir():
-                folder.rmdir()
-            partial.rename(folder)
-            return
-        for pattern in _ARTEFACTS:
-            for stale in folder.glob(pattern):
-                stale.unlink()
-        for file in partial.iterdir():
-            file.rename(folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-__all__ = ["Conversion", "full_size_logits", "is_occupied", "written_at_once"]
+__all__ = ["Conversion", "full_size_logits", "written_at_once"]

@@ -119,6 +119,19 @@ def _compose_on_white(image: torch.Tensor, white: int) -> torch.Tensor:
     return composed.round().to(torch.uint8) if image.dtype == torch.uint8 else composed
 
 
+def both_backends(reference: str) -> dict[str, str]:
+    """
+    What `auto_map` says of an image processor, from the `MODULE.CLASS` of either backend's: their names differ as those of
+    [`SegmenterImageProcessor`] and [`SegmenterImageProcessorPil`] do.
+    """
+    module, _, name = reference.partition(".")
+    method, name = module.removeprefix("image_processing_").removeprefix("pil_"), name.removesuffix("Pil")
+    return {
+        "torchvision": f"image_processing_{method}.{name}",
+        "pil": f"image_processing_pil_{method}.{name}Pil",
+    }
+
+
 class _SegmentationImageProcessorBase(BaseImageProcessor):
     """
     What both backends do alike: everything but rescaling, normalising and padding pixels, which the backend of
@@ -226,6 +239,18 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         if len(set(sizes)) == 1:
             return list(upsample_argmax(logits, sizes[0]))
         return [upsample_argmax(image_logits[None], size)[0] for image_logits, size in zip(logits, sizes, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        As in the base class. Code from the Hub (that is where this module and the class's lie in one folder) is saved for both
+        backends, which transformers alone would do for the one in use.
+        """
+        fields = super().to_dict()
+        auto_map = fields.get("auto_map") or {}
+        reference = auto_map.get("AutoImageProcessor")
+        if isinstance(reference, str) and type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]:
+            auto_map["AutoImageProcessor"] = both_backends(reference)
+        return fields
 
     # What follows overrides steps of transformers' `BaseImageProcessor`, in the order in which it takes them.
 

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Configuration of the plain vision transformer that all four methods stand on."""
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -220,4 +220,12 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
 
-__all__ = ["PlainViTConfig"]
+def is_plain_vit(config: PreTrainedConfig) -> TypeGuard[PlainViTConfig]:
+    """
+    Whether `config` is a [`PlainViTConfig`], by its `model_type`: transformers loads a model's code from the Hub once for
+    each of its parts, which gives classes of the same name that are not the same.
+    """
+    return config.model_type == PlainViTConfig.model_type
+
+
+__all__ = ["PlainViTConfig", "is_plain_vit"]

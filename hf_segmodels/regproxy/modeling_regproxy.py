@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 from ..inference import slide_when_configured
 from ..losses import semantic_cross_entropy
 from ..modeling_utils import SegmentationPreTrainedModel
-from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from ..plain_vit.configuration_plain_vit import is_plain_vit
 from ..tracing import is_exporting
 from .configuration_regproxy import RegProxyConfig
 from .loss_regproxy import homogeneity_loss
@@ -177,7 +177,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         if self.config.odd_size_mode == "squeeze":
             covered_size = (height, width)
             # CODEPATH: all released checkpoints; other encoders leave out what is no whole patch
-            if isinstance(self.config.backbone_config, PlainViTConfig):
+            if is_plain_vit(self.config.backbone_config):
                 padded = pixel_values  # a hybrid stem pads inside, and on all sides
         for name in ("output_attentions", "output_hidden_states"):
             kwargs.setdefault(name, getattr(self.config, name))

@@ -19,7 +19,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
 from ..configuration_utils import SegmentationConfig
-from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from ..plain_vit.configuration_plain_vit import PlainViTConfig, is_plain_vit
 
 
 @auto_docstring(
@@ -108,7 +108,7 @@ class SegmenterConfig(SegmentationConfig):
             "decoder_intermediate_size",
         )
         width = self.decoder_hidden_size
-        if width is None and isinstance(self.backbone_config, PlainViTConfig):
+        if width is None and is_plain_vit(self.backbone_config):
             width = self.backbone_config.hidden_size
         if width is not None and self.decoder_type == "mask_transformer":
             self.decoder_size(width)

@@ -119,22 +119,26 @@ def _sources(requested: str) -> Iterator[tuple[str, bool, Callable[[], ModuleTyp
         yield str(_asked_for), True, functools.partial(_load_from_hub, _asked_for)
 
 
-def _load_local(folder: Path) -> ModuleType:
-    from kernels import get_local_kernel
-
+def _kernels() -> ModuleType:
     try:
-        return get_local_kernel(folder)
+        import kernels
+    except ImportError as error:
+        raise ImportError("the package `kernels` is not installed: `pip install kernels`") from error
+    return kernels
+
+
+def _load_local(folder: Path) -> ModuleType:
+    try:
+        return _kernels().get_local_kernel(folder)
     except FileNotFoundError:
         # a build of torch with CUDA can use a build of the kernel for CPUs only
-        return get_local_kernel(folder, backend="cpu")
+        return _kernels().get_local_kernel(folder, backend="cpu")
 
 
 def _load_from_hub(kernel: HubKernel) -> ModuleType:
     if not kernel.revision and kernel.version is None:
         raise ValueError(f"{kernel.repo_id} names no revision: write {ENVIRONMENT_VARIABLE}=OWNER/NAME@REVISION.")
-    from kernels import get_kernel
-
-    return get_kernel(
+    return _kernels().get_kernel(
         kernel.repo_id,
         revision=kernel.revision,
         version=kernel.version,
@@ -174,10 +178,8 @@ def register_kernel_mapping() -> bool:
     if kernel is None:
         logger.warning("`use_kernels=True` has no effect: there is no kernel for sparse attention. See README.md.")
         return False
-    from kernels import register_kernel_mapping as register
-
     mapping: dict[str, Any] = {device: _ResolvedLayer() for device in ("cpu", "cuda") if kernel.supports(device)}
-    register({LAYER_NAME: mapping})
+    _kernels().register_kernel_mapping({LAYER_NAME: mapping})
     return True
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
 from ..configuration_utils import SegmentationConfig
-from ..plain_vit.configuration_plain_vit import PlainViTConfig
+from ..plain_vit.configuration_plain_vit import PlainViTConfig, is_plain_vit
 
 
 @auto_docstring(
@@ -84,7 +84,7 @@ class SuperpixelViTConfig(SegmentationConfig):
                 "there is no sliding window over superpixels."
             )
         backbone_config = self.backbone_config
-        if not isinstance(backbone_config, PlainViTConfig) or backbone_config.stem_type != "patch":
+        if not is_plain_vit(backbone_config) or backbone_config.stem_type != "patch":
             raise ValueError(
                 "Superpixels are embedded by a linear patch projection: `backbone_config` must be a `PlainViTConfig` with "
                 f"`stem_type='patch'`, got {type(backbone_config).__name__}."

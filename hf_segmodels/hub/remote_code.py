@@ -1,0 +1,213 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+A model's code as one flat folder, for transformers' `trust_remote_code=True`.
+
+transformers copies the files of a repository that a module names by `from .x import y`, which it looks for with a regular
+expression: it knows neither folders nor `from . import x`, and demands each package that a module imports, wherever it does
+so, unless within `try`. [`flatten`] collects the modules that some modules of this package need, gives them names of one
+folder and rewrites their imports.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+PACKAGE = __name__.partition(".")[0]
+ROOT = Path(__file__).resolve().parents[1]
+MARK = f"# Written by {PACKAGE}"
+"""How each file begins that [`flatten`] made."""
+
+# what is there wherever transformers runs a model on images
+_REQUIRED = {"PIL", "huggingface_hub", "numpy", "torch", "transformers"}
+_KEPT_NAMES = ("configuration_", "image_processing_", "loss_", "modeling_")
+_LINE_LENGTH = 120
+# as in transformers' `get_relative_imports`
+_RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\S+)\s*$|from\s+\.(\S+)\s+import)", flags=re.MULTILINE)
+
+
+class RemoteCodeError(Exception):
+    """Code that cannot be put into one folder; says which line."""
+
+
+@dataclass(frozen=True)
+class _Import:
+    """`name` of the module `module` (dotted, within the package), under the name that follows `as` if there is one."""
+
+    module: str
+    name: str
+    as_name: str | None
+
+    def __str__(self) -> str:
+        return self.name if self.as_name is None else f"{self.name} as {self.as_name}"
+
+
+def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) -> dict[str, str]:
+    """
+    The source code of modules of this package, and of all that they need of it, for one folder.
+
+    Args:
+        modules (`Iterable[str]`): Dotted names within the package, such as `"segmenter.modeling_segmenter"`.
+        footers (`Mapping[str, str]`, *optional*): Code to add at the end of modules, by the modules' names.
+
+    Returns:
+        `dict[str, str]`: Source code by file name, sorted; the same for the same package.
+
+    Raises:
+        RemoteCodeError: if a module cannot travel, because it imports a module as a whole, by name or under a condition of
+            packages that may be absent.
+    """
+    pending, needed = sorted(modules), dict[str, list[tuple[ast.ImportFrom, list[_Import]]]]()
+    while pending:
+        module = pending.pop()
+        if module not in needed:
+            needed[module] = _imports(module)
+            pending += [imported.module for _, names in needed[module] for imported in names]
+    names = {module: flat_name(module) for module in sorted(needed)}
+    if len(set(names.values())) < len(names):
+        raise RemoteCodeError(
+            f"Two modules have one name in a flat folder: {sorted(names.items(), key=lambda n: n[1])}."
+        )
+    sources = {}
+    for module, name in names.items():
+        source = f"{MARK} from {_path(module).relative_to(ROOT.parent).as_posix()}: change it there.\n"
+        sources[f"{name}.py"] = source + _rewrite(module, needed[module], names) + (footers or {}).get(module, "")
+    for file, source in sources.items():
+        _check(file, source, sources)
+    return dict(sorted(sources.items()))
+
+
+def flat_name(module: str) -> str:
+    """
+    `"inference.label_search"` -> `"inference_label_search"`; modules that transformers finds by their names
+    (`modeling_X`) keep them.
+    """
+    leaf = module.rpartition(".")[2]
+    return leaf if leaf.startswith(_KEPT_NAMES) else module.replace(".", "_")
+
+
+def _path(module: str) -> Path:
+    """File of a module or, for a package, of its `__init__`."""
+    path = ROOT.joinpath(*module.split(".")) if module else ROOT
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _parse(module: str) -> ast.Module:
+    return ast.parse(_path(module).read_text(encoding="utf-8"), filename=str(_path(module)))
+
+
+def _imports(module: str) -> list[tuple[ast.ImportFrom, list[_Import]]]:
+    """Each import of something of this package in a module, at whatever depth, and where that is defined."""
+    found = []
+    for node in ast.walk(_parse(module)):
+        if isinstance(node, ast.ImportFrom) and (source := _source(module, node)) is not None:
+            found.append(
+                (node, [_Import(*_definition(source, alias.name, module, node), alias.asname) for alias in node.names])
+            )
+        elif isinstance(node, ast.Import) and any(_is_own(alias.name) for alias in node.names):
+            raise _error(module, node, "it imports a module as a whole; import what is in it")
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            packages = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            if "importlib" in packages:
+                raise _error(module, node, "modules that are imported by name cannot be followed")
+    _check_packages(module, _parse(module))
+    return sorted(found, key=lambda item: item[0].lineno)
+
+
+def _check_packages(module: str, node: ast.AST) -> None:
+    """transformers looks for the packages of all imports but those in `try` when it loads the code."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Try):
+            continue
+        names = [alias.name for alias in child.names] if isinstance(child, ast.Import) else []
+        if isinstance(child, ast.ImportFrom) and child.level == 0:
+            names = [child.module or ""]
+        for name in (name.partition(".")[0] for name in names):
+            if name not in _REQUIRED | {PACKAGE} and name not in sys.stdlib_module_names:
+                raise _error(module, child, f"{name} may be absent; import it in `try`, and say there what to install")
+        _check_packages(module, child)
+
+
+def _is_own(name: str) -> bool:
+    return name.partition(".")[0] == PACKAGE
+
+
+def _source(module: str, node: ast.ImportFrom) -> str | None:
+    """The module of this package that a `from ... import` names; `None` for another package's."""
+    if node.level == 0:
+        return (node.module or "").partition(".")[2] if _is_own(node.module or "") else None
+    # the package that holds the module; an `__init__` is its own
+    package = module.split(".") if _path(module).name == "__init__.py" else module.split(".")[:-1]
+    kept = package[: len(package) - (node.level - 1)]
+    return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def _definition(source: str, name: str, module: str, node: ast.ImportFrom) -> tuple[str, str]:
+    """Module and name where what `source` gives as `name` is defined: through the imports of an `__init__`."""
+    if name == "*":
+        raise _error(module, node, "import names, not all there are")
+    if _path(source).name != "__init__.py":
+        return source, name
+    if _path(f"{source}.{name}" if source else name).exists():
+        raise _error(module, node, "it imports a module as a whole; import what is in it")
+    for inner in ast.walk(_parse(source)):
+        if isinstance(inner, ast.ImportFrom) and (inner_source := _source(source, inner)) is not None:
+            for alias in inner.names:
+                if (alias.asname or alias.name) == name:
+                    return _definition(inner_source, alias.name, source, inner)
+    raise _error(module, node, f"`{name}` is defined in an `__init__`, which does not travel; move it to a module")
+
+
+def _error(module: str, node: ast.AST, reason: str) -> RemoteCodeError:
+    path = _path(module).relative_to(ROOT.parent).as_posix()
+    return RemoteCodeError(f"{path}:{getattr(node, 'lineno', 0)} cannot be part of a model's repository: {reason}.")
+
+
+def _rewrite(module: str, imports: list[tuple[ast.ImportFrom, list[_Import]]], names: Mapping[str, str]) -> str:
+    """The source code of a module, with same-folder imports where the package's own are."""
+    lines = _path(module).read_text(encoding="utf-8").splitlines(keepends=True)
+    for node, imported in reversed(imports):
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        # columns count bytes
+        before = lines[first].encode()[: node.col_offset].decode()
+        after = lines[last].encode()[node.end_col_offset :].decode().strip()
+        if before.strip() or (after and not after.startswith("#")):
+            raise _error(module, node, "the import shares its line with other code")
+        by_module: dict[str, list[str]] = {}
+        for item in imported:
+            by_module.setdefault(names[item.module], []).append(str(item))
+        lines[first : last + 1] = [
+            line for name in sorted(by_module) for line in _import_lines(name, sorted(by_module[name]), before)
+        ]
+    return "".join(lines)
+
+
+def _import_lines(module: str, names: list[str], indentation: str) -> list[str]:
+    line = f"{indentation}from .{module} import {', '.join(names)}\n"
+    if len(line) <= _LINE_LENGTH + 1:
+        return [line]
+    inner = [f"{indentation}    {name},\n" for name in names]
+    return [f"{indentation}from .{module} import (\n", *inner, f"{indentation})\n"]
+
+
+def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
+    """That transformers will find each file, and look for none that is not there."""
+    named = {f"{first or second}.py" for first, second in _RELATIVE_IMPORT.findall(source)}
+    imported = {
+        f"{node.module}.py"
+        for node in ast.walk(ast.parse(source, filename=file))
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    }
+    if named != imported or not imported <= sources.keys():
+        wrong = sorted((named ^ imported) | (imported - sources.keys()))
+        raise RemoteCodeError(
+            f"{file} names modules, perhaps in a docstring, that are not next to it: {', '.join(wrong)}."
+        )
+
+
+__all__ = ["MARK", "RemoteCodeError", "flat_name", "flatten"]
