@@ -43,12 +43,16 @@ class Predictor:
     def id2label(self) -> dict[int, str]:
         return self.model.config.id2label
 
+    def preprocess(self, image: Image.Image) -> Any:
+        """What the image processor makes of an RGB image, a batch of one, where the model is and in its data type."""
+        inputs = self.image_processor(images=[image], return_tensors="pt")
+        return inputs.to(self.model.device, self.model.dtype)
+
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The label map `(height, width)`, int64, of an RGB image of that size."""
         target_sizes = [(image.height, image.width)]
-        inputs = self.image_processor(images=[image], return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = self.preprocess(image)
         if hasattr(self.model, "predict"):
             # all that the processor gives: some models take more than pixels
             label_map = self.model.predict(**inputs, target_sizes=target_sizes, **self.options)[0]
