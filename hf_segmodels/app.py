@@ -40,7 +40,7 @@ from .visualization import add_legend, class_shares, overlay, palette_for
 try:
     import gradio as gr
 
-    from .label_map_viewer import OPACITY_JAVASCRIPT, LabelMapViewer, SegmentedImage
+    from .label_map_viewer import OPACITY_JAVASCRIPT, SegmentedImage, label_map_viewer, viewer_value
 except ImportError as error:
     raise UserError(
         f"the demo needs Gradio, which cannot be imported ({error}): `pip install 'hf_segmodels[app]'`."
@@ -333,12 +333,14 @@ def licence_note(source: str) -> str:
 
 _TITLE = "Semantic segmentation"
 _INTRODUCTION = (
-    "Give it a photograph, and every pixel gets a class. Point at the result for names; change the opacity; pick a class "
-    "from the legend; look into the model."
+    "Upload a photograph, and the model names the class of every pixel. Point at the result to read the names, pick a class "
+    "from the legend, or look inside the model."
 )
 _FIRST_SEGMENT = "Segment an image first; then choose what to look at."
 _CSS = """
 .gradio-container { max-width: 1280px !important; }
+#viewer .html-container { padding: 0; }
+#classes th, #classes td { font-family: var(--font); }
 #status p { color: var(--body-text-color-subdued); font-size: 0.85rem; }
 #licence p, #credit p { color: var(--body-text-color-subdued); font-size: 0.8rem; }
 """
@@ -353,7 +355,7 @@ class SegmentationDemo(gr.Blocks):
         fonts = [gr.themes.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
         mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
         defaults = {
-            "theme": gr.themes.Soft(
+            "theme": gr.themes.Default(
                 primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono
             ),
             "css": _CSS,
@@ -365,13 +367,8 @@ class SegmentationDemo(gr.Blocks):
         return super().launch(*arguments, **(defaults | options))
 
 
-class Photograph(gr.Image):
-    """An image whose file reaches us as it is, so that we read it, and say what is wrong with it."""
-
-    is_template = True  # drawn as gradio.Image
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def _uploaded_file(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def _show_errors(function: Callable) -> Callable:
@@ -418,10 +415,18 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
         gr.Markdown(f"# {_TITLE}\n{_INTRODUCTION}")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                photo = Photograph(
-                    label="Photograph", sources=["upload", "clipboard"], height=280, elem_id="photo", buttons=[]
+                photo = gr.Image(
+                    label="Photograph",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=280,
+                    buttons=[],
+                    elem_id="photo",
                 )
+                # Gradio would open the file, and have nothing of use to say where it cannot
+                photo.preprocess = _uploaded_file
                 model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+                licence = gr.Markdown(elem_id="licence")
                 with gr.Accordion("Windows, scales, flip", open=False):
                     with gr.Row():
                         window = gr.Textbox(
@@ -435,9 +440,8 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
                     flip = gr.Checkbox(label="Flip", info="Average over the image and its mirror image.")
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
                 example = _add_example(photo)
-                licence = gr.Markdown(elem_id="licence")
             with gr.Column(scale=3, min_width=320):
-                viewer = LabelMapViewer(elem_id="viewer")
+                viewer = label_map_viewer(elem_id="viewer")
                 status = gr.Markdown(elem_id="status")
                 opacity = gr.Slider(0, 100, value=_DEFAULT_OPACITY, step=1, label="Opacity", elem_id="opacity")
                 with gr.Row():
@@ -482,7 +486,7 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
             chosen = view if view in view_names else None
             return [
                 result,
-                result,
+                viewer_value(result, viewer.GRADIO_CACHE),
                 " · ".join(result.notes),
                 [[share.name, share.percent, share.pixels] for share in result.shares],
                 gr.DownloadButton(value=_save(labels, f"{stem}_labels", labels_file), interactive=True),
@@ -510,7 +514,7 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
                 sentence,
                 gr.Dropdown(classes, value=found[0], visible=chosen.needs == "class"),
                 gr.Dropdown(list(chosen.layers), value=max(chosen.layers, default=None), visible=bool(chosen.layers)),
-                gr.Image(visible=True),
+                gr.Image(label=chosen.name, visible=True),
             ]
 
         @_show_errors
@@ -573,7 +577,7 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
     return page.queue(max_size=_QUEUE_LENGTH)
 
 
-def _add_example(photo: Photograph) -> Any:
+def _add_example(photo: gr.Image) -> Any:
     """The photograph of `make demo`, where scikit-learn is installed: the event of its click, otherwise nothing."""
     try:
         photograph = sample_photograph()
@@ -587,6 +591,7 @@ def _add_example(photo: Photograph) -> Any:
 
 def _save(image: Image.Image, name: str, component: gr.components.Component, suffix: str = ".png") -> str:
     """Writes an image where Gradio serves the component's files from, and removes them in time."""
+    Path(component.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=component.GRADIO_CACHE))
     # visitors' file names may hold anything
     path = folder / (re.sub(r"[^\w.-]+", "_", name)[:80] + suffix)

@@ -33,39 +33,38 @@ class SegmentedImage:
     palette: np.ndarray
 
 
-class LabelMapViewer(gr.HTML):
+def label_map_viewer(**options: Any) -> gr.HTML:
     """
-    Shows a [`SegmentedImage`]. The event `select` has `index`, the `(x, y)` of a click in units of width and height.
+    The component. Its value is what [`viewer_value`] gives; its event `select` has as `index` the `(x, y)` of a click in
+    units of width and height. It is no class of its own: Gradio writes a file beside the source of each.
     """
+    return gr.HTML(html_template=_HTML, css_template=_CSS, js_on_load=_JAVASCRIPT, apply_default_css=False, **options)
 
-    def __init__(self, **options: Any):
-        super().__init__(html_template=_HTML, css_template=_CSS, js_on_load=_JAVASCRIPT, **options)
 
-    def postprocess(self, value: SegmentedImage | None) -> Any:
-        if value is None:
-            return None
-        cache = self.GRADIO_CACHE
-        labels = value.label_map.astype(np.uint16)
-        # low byte, high byte, nothing: a browser gives 8 bits a channel
-        channels = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=-1).astype(np.uint8)
-        return {
-            "image": gr.FileData(path=save_pil_to_cache(value.image, cache, format="jpeg")).model_dump(),
-            "labels": gr.FileData(path=save_pil_to_cache(Image.fromarray(channels), cache, format="png")).model_dump(),
-            "width": value.image.width,
-            "height": value.image.height,
-            "classes": [
-                {
-                    "index": share.index,
-                    "name": share.name,
-                    "percent": share.percent,
-                    "color": [int(part) for part in value.palette[share.index]],
-                }
-                for share in value.shares
-            ],
-        }
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+def viewer_value(segmented: SegmentedImage, cache: str) -> dict[str, Any]:
+    """
+    Args:
+        segmented ([`SegmentedImage`]): What to show.
+        cache (`str`): Folder that Gradio serves files from, the component's `GRADIO_CACHE`.
+    """
+    labels = segmented.label_map.astype(np.uint16)
+    # low byte, high byte, nothing: a browser gives 8 bits a channel
+    channels = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=-1).astype(np.uint8)
+    return {
+        "image": gr.FileData(path=save_pil_to_cache(segmented.image, cache, format="jpeg")).model_dump(),
+        "labels": gr.FileData(path=save_pil_to_cache(Image.fromarray(channels), cache, format="png")).model_dump(),
+        "width": segmented.image.width,
+        "height": segmented.image.height,
+        "classes": [
+            {
+                "index": share.index,
+                "name": share.name,
+                "percent": share.percent,
+                "color": [int(part) for part in segmented.palette[share.index]],
+            }
+            for share in segmented.shares
+        ],
+    }
 
 
 _HTML = """
@@ -107,10 +106,10 @@ _CSS = """
   position: absolute; z-index: 1; width: 14px; height: 14px; margin: -7px 0 0 -7px; border-radius: 50%;
   border: 2px solid #fff; box-shadow: 0 0 0 1.5px #000, inset 0 0 0 1px #000; pointer-events: none;
 }
-.legend { display: flex; flex-wrap: wrap; gap: 0.4rem; margin-top: 0.75rem; max-height: 11rem; overflow-y: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.4rem; margin-top: 0.75rem; max-height: 16rem; overflow-y: auto; }
 .legend button {
   display: inline-flex; align-items: center; gap: 0.45rem; padding: 0.25rem 0.65rem; font-size: 0.85rem;
-  line-height: 1.3; color: var(--body-text-color); background: var(--background-fill-secondary);
+  line-height: 1.3; color: var(--body-text-color); background: var(--block-background-fill);
   border: 1px solid var(--border-color-primary); border-radius: 999px; cursor: pointer;
 }
 .legend button:hover, .legend button.under { border-color: var(--body-text-color-subdued); }
@@ -197,6 +196,8 @@ const show = async () => {
   press(null);
   viewer.classList.remove('empty');
   viewer.dataset.shown = wanted.labels.url;
+  // on a phone it is below the fold
+  if (matchMedia('(max-width: 768px)').matches) stage.scrollIntoView({behavior: 'smooth', block: 'nearest'});
 };
 
 const place = (event) => {
@@ -253,4 +254,4 @@ OPACITY_JAVASCRIPT = "(percent) => { document.documentElement.style.setProperty(
 """For a slider from 0 to 100: sets the opacity of the colours without asking the server."""
 
 
-__all__ = ["OPACITY_JAVASCRIPT", "LabelMapViewer", "SegmentedImage"]
+__all__ = ["OPACITY_JAVASCRIPT", "SegmentedImage", "label_map_viewer", "viewer_value"]
