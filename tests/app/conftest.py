@@ -3,17 +3,19 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
 from hf_segmodels import (
     PlainViTConfig,
     RegProxyConfig,
     RegProxyForSemanticSegmentation,
     RegProxyImageProcessor,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterImageProcessor,
     SegViTConfig,
     SegViTForSemanticSegmentation,
     SegViTImageProcessor,
@@ -23,16 +25,9 @@ from hf_segmodels import (
 )
 
 
-def make_photo(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save_options) -> Path:
-    """A smooth random image: blobs of colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path, **save_options)
-    return path
-
-
 @pytest.fixture
 def photo(tmp_path) -> Path:
-    return make_photo(tmp_path / "photo.png")
+    return make_image(tmp_path / "photo.png", 60, 40)
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +46,6 @@ def mask_folder(tmp_path_factory) -> Path:
 
 
 def save_tiny_mask_transformer(folder: Path) -> Path:
-    from hf_segmodels import SegmenterConfig, SegmenterForSemanticSegmentation, SegmenterImageProcessor
-
     config = SegmenterConfig(
         backbone_config=tiny_encoder(), decoder_num_attention_heads=2, id2label=dict(enumerate(CLASS_NAMES))
     )

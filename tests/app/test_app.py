@@ -2,7 +2,7 @@
 """The demo page's functions, without a browser; test_browser.py has one."""
 
 import gc
-import io
+import importlib
 import sys
 import threading
 import weakref
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.conftest import make_photo
+from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES
 from hf_segmodels.cli import main
 from hf_segmodels.demo import DEMO_MODEL
@@ -27,9 +27,11 @@ from hf_segmodels.visualization import palette_for
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio")
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[app]'")
 
-from hf_segmodels import app as app_module
-from hf_segmodels.app import ModelShelf, Options, Segmenter, create_app, licence_note, name_models
-from hf_segmodels.label_map_viewer import viewer_value
+# only now: without Gradio they cannot be imported
+app_module = importlib.import_module("hf_segmodels.app")
+viewer_value = importlib.import_module("hf_segmodels.label_map_viewer").viewer_value
+ModelShelf, Options, Segmenter = app_module.ModelShelf, app_module.Options, app_module.Segmenter
+create_app, licence_note, name_models = app_module.create_app, app_module.licence_note, app_module.name_models
 
 
 @pytest.fixture
@@ -126,9 +128,7 @@ class TestImages:
     @pytest.mark.parametrize("content", [b"", b"no image at all", "truncated"])
     def test_broken_files(self, segmenter, tmp_path, content):
         if content == "truncated":
-            buffer = io.BytesIO()
-            make_photo(buffer, 300, 200, format="JPEG")
-            content = buffer.getvalue()[:-500]
+            content = make_image(tmp_path / "whole.jpg", 300, 200).read_bytes()[:-500]
         path = tmp_path / "broken.jpg"
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as an image") as caught:
@@ -141,25 +141,25 @@ class TestImages:
 
     def test_large_images_are_scaled_down_with_a_note(self, segmenter_folder, tmp_path):
         segmenter = Segmenter(ModelShelf(name_models([str(segmenter_folder)])), long_edge=100)
-        path = make_photo(tmp_path / "large.jpg", 400, 200)
+        path = make_image(tmp_path / "large.jpg", 400, 200)
         result = segmenter.segment(str(path), "tiny_segmenter")
         assert result.image.size == (100, 50)
         assert result.label_map.shape == (50, 100)
         assert result.notes[-1] == "scaled down from 400 x 200"
 
     def test_decompression_bombs_and_strips(self, segmenter, tmp_path, monkeypatch):
-        path = make_photo(tmp_path / "strip.png", 600, 20)
+        path = make_image(tmp_path / "strip.png", 600, 20)
         with pytest.raises(UserError, match="crop it to at most 12 times"):
             segmenter.segment(str(path), "tiny_segmenter")
         monkeypatch.setattr(app_module, "_MAX_PIXELS", 10_000)
         with pytest.raises(UserError, match="scale it down"):
-            segmenter.segment(str(make_photo(tmp_path / "large.png", 300, 200)), "tiny_segmenter")
+            segmenter.segment(str(make_image(tmp_path / "large.png", 300, 200)), "tiny_segmenter")
 
     def test_orientation_is_followed_and_metadata_dropped(self, segmenter, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
         exif[0x010E] = "taken at home"
-        path = make_photo(tmp_path / "a.jpg", exif=exif)
+        path = make_image(tmp_path / "a.jpg", 60, 40, exif=exif)
         result = segmenter.segment(str(path), "tiny_segmenter")
         assert result.image.size == (40, 60)
         written = Path(viewer_value(result, str(tmp_path))["image"]["path"]).read_bytes()
@@ -307,7 +307,7 @@ class TestServed:
 
     def test_two_visitors_get_their_own_results(self, url, segmenter_folder, tmp_path):
         predictor = load_predictor(str(segmenter_folder))
-        paths = [make_photo(tmp_path / f"{seed}.png", 50 + 10 * seed, 40, seed) for seed in range(2)]
+        paths = [make_image(tmp_path / f"{seed}.png", 50 + 10 * seed, 40, seed) for seed in range(2)]
         clients = [self.visit(url) for _ in paths]
         answers: dict[int, list] = {0: [], 1: []}
 
@@ -350,7 +350,7 @@ class TestServed:
             self.segment(client, broken)
         assert "Traceback" not in capfd.readouterr().err
         # and the page goes on
-        self.segment(client, make_photo(tmp_path / "good.png"))
+        self.segment(client, make_image(tmp_path / "good.png"))
 
     def test_twenty_images_do_not_pile_up(self, url, tmp_path, monkeypatch):
         results, segment = [], Segmenter.segment
@@ -363,7 +363,7 @@ class TestServed:
         monkeypatch.setattr(Segmenter, "segment", remember)
         client = self.visit(url)
         for seed in range(20):
-            self.segment(client, make_photo(tmp_path / f"{seed}.png", 70, 50, seed))
+            self.segment(client, make_image(tmp_path / f"{seed}.png", 70, 50, seed))
         gc.collect()
         alive = [number for number, reference in enumerate(results) if reference() is not None]
         assert alive == [19]
