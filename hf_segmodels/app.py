@@ -4,7 +4,8 @@ A web page to try models on photographs: `hf-segmodels demo`, or a Space on the 
 
     from hf_segmodels.app import demo
 
-    demo.launch()
+    if __name__ == "__main__":
+        demo.launch()
 
 and whose variable HF_SEGMODELS_MODELS names the models (docs/demo.md).
 """
