@@ -185,8 +185,9 @@ class Result(SegmentedImage):
     notes: tuple[str, ...]
 
 
-class Segmenter:
-    """What the page does, without the page.
+class Workbench:
+    """
+    What the page does, without the page.
 
     Args:
         models (`ModelShelf`): The models on offer.
@@ -403,12 +404,12 @@ def create_app(
         dtype (`str`, *optional*, defaults to `"float32"`): See [`load_predictor`].
         long_edge (`int`, *optional*, defaults to 2048): Larger images are scaled down to this.
     """
-    segmenter = Segmenter(ModelShelf(name_models(models), device, dtype), long_edge)
-    return _build_page(segmenter)
+    workbench = Workbench(ModelShelf(name_models(models), device, dtype), long_edge)
+    return _build_page(workbench)
 
 
-def _build_page(segmenter: Segmenter) -> SegmentationDemo:
-    names = list(segmenter.models.sources)
+def _build_page(workbench: Workbench) -> SegmentationDemo:
+    names = list(workbench.models.sources)
     # telemetry is off, and uploads do not stay
     page = SegmentationDemo(title=_TITLE, analytics_enabled=False, delete_cache=(_SECONDS_KEPT, _SECONDS_KEPT))
     with page:
@@ -477,7 +478,7 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
         def segment(
             path: str | None, model: str, window: str, stride: str, scales: list[float], flip: bool, view: str | None
         ) -> list[Any]:
-            result = segmenter.segment(path, model, Options(window, stride, tuple(scales), flip))
+            result = workbench.segment(path, model, Options(window, stride, tuple(scales), flip))
             for note in result.notes:
                 if note.startswith("scaled"):
                     gr.Info(f"The image was {note}, so that nobody has to wait long.")
@@ -529,12 +530,12 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
             if result is None or name is None:
                 return gr.skip()
             choice = Choice(tuple(point or (0.5, 0.5)), class_index or 0, layer)
-            return segmenter.view(result, name, choice)
+            return workbench.view(result, name, choice)
 
         def draw_picture(result: Result | None, opacity: float) -> Any:
             if result is None:
                 return gr.skip()
-            path = _save(segmenter.picture(result, opacity), "overlay", picture_file)
+            path = _save(workbench.picture(result, opacity), "overlay", picture_file)
             return gr.DownloadButton(value=path, interactive=True)
 
         def choose_point(event: gr.SelectData) -> tuple[float, float]:
@@ -542,7 +543,7 @@ def _build_page(segmenter: Segmenter) -> SegmentationDemo:
             return x, y
 
         def note_licence(model: str) -> str:
-            return licence_note(segmenter.models.sources[model])
+            return licence_note(workbench.models.sources[model])
 
         # one at a time: the models share memory and processor
         on_model = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -624,7 +625,7 @@ def run_demo(
     """
     shelf = ModelShelf(name_models(models), device, dtype)
     shelf.get(next(iter(shelf.sources)))
-    page = _build_page(Segmenter(shelf, long_edge))
+    page = _build_page(Workbench(shelf, long_edge))
     try:
         page.launch(server_name=host, server_port=port, share=share)
     except OSError as error:
@@ -644,4 +645,4 @@ if __name__ == "__main__":
     __getattr__("demo").launch()
 
 
-__all__ = ["ModelShelf", "Options", "Result", "Segmenter", "create_app", "licence_note", "name_models", "run_demo"]
+__all__ = ["ModelShelf", "Options", "Result", "Workbench", "create_app", "licence_note", "name_models", "run_demo"]

@@ -167,8 +167,11 @@ def _encoder_attention(predictor: Predictor, image: Image.Image, choice: Choice)
     config = model.config.backbone_config
     layers = dict(_encoder_layers(model))
     number = choice.layer or max(layers)
+    padded = pixel_values
+    if getattr(model.config, "odd_size_mode", None) != "squeeze" or model.config.model_type != "regproxy":
+        padded, _ = model.pad_to_whole_patches(pixel_values)  # as `forward` does
     with _attention_weights(layers[number].attention) as weights:
-        model.backbone(pixel_values)
+        model.backbone(padded)
     patch_size = config.patch_size
     if config.query_downsampling_layer is not None and number > config.query_downsampling_layer:
         patch_size *= 2  # behind the layer that halves the grid

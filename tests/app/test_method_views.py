@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from hf_segmodels.demo import DEMO_MODEL
 from hf_segmodels.method_views import Choice, _pixel_values, method_views
 from hf_segmodels.segment_images import load_predictor
 from hf_segmodels.visualization import attention_map, overlay_heat_map
@@ -74,6 +75,22 @@ def test_attention_is_that_of_the_chosen_layer(method_folders, image):
     expected = np.asarray(overlay_heat_map(image, heat_map, coverage=coverage)).astype(int)
     found = np.asarray(class_view.draw(predictor, image, Choice(class_index=2))).astype(int)
     assert np.abs(found - expected).max() <= 1
+
+
+def test_attention_of_an_encoder_that_pads_inside(monkeypatch):
+    monkeypatch.setattr("hf_segmodels.method_views._MAX_PATCHES", 4000)
+    image = Image.radial_gradient("L").convert("RGB").resize((50, 33))
+    predictor = load_predictor(str(DEMO_MODEL))
+    pixel_values = predictor.preprocess(image)["pixel_values"]
+    assert pixel_values.shape[-2:] == (360, 545)
+    with torch.no_grad():
+        eager = load_predictor(str(DEMO_MODEL), attention="eager").model
+        attention = eager(pixel_values, output_attentions=True).attentions[-1][0]
+    heat_map = attention_map(attention, (45, 69), patch=(44, 0))
+    expected = np.asarray(overlay_heat_map(image, heat_map, coverage=(1, 69 * 8 / 545))).astype(int)
+    view = next(view for view in method_views(predictor.model) if view.needs == "point")
+    found = np.asarray(view.draw(predictor, image, Choice(point=(0, 0.999)))).astype(int)
+    assert np.abs(found - expected)[:20].max() <= 1
 
 
 def test_shrunk_encoders_have_maps_of_both_grids(method_folders, image):
