@@ -68,11 +68,12 @@ benchmark: setup  ## times what is fast here against the plain way, after checki
 benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results file
 	$(BIN)/python benchmarks/sparse_attention.py --device cuda --output benchmarks/results
 
-quality: setup  ## lint, format check, types, transformers' rules for model code
+quality: setup  ## lint, format check, types, transformers' rules for model code, stale model cards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mlinter --no-progress hf_segmodels
+	$(BIN)/python model_cards/make_cards.py --check
 
 format: setup  ## formats and fixes what can be fixed
 	$(BIN)/ruff check --fix .

@@ -276,25 +276,25 @@ class Workbench:
 
 
 def _predict(predictor: Predictor, image: Image.Image) -> np.ndarray:
+    inputs = predictor.prepare(image)
     if hasattr(predictor.model, "predict"):
-        _check_number_of_windows(predictor, image)
+        _check_number_of_windows(predictor, inputs["pixel_values"])
     elif predictor.options:
         raise UserError("this model takes no window, stride, scales or flip: leave them as they were.")
-    return predictor(image)
+    return predictor.predict([inputs], [(image.height, image.width)])[0]
 
 
-def _check_number_of_windows(predictor: Predictor, image: Image.Image) -> None:
+def _check_number_of_windows(predictor: Predictor, pixel_values: torch.Tensor) -> None:
     """A visitor's tiny stride must not keep all others waiting for hours."""
     options = predictor.options
     windows = choose_windows(predictor.model.config, options.get("window_size"), options.get("window_stride"))
     if windows is None:
         return
-    height, width = predictor.preprocess(image)["pixel_values"].shape[-2:]
     total = 0
     for scale in options.get("scales", (1.0,)):
         steps = [
             max(0, -(-(round(side * scale) - window) // stride)) + 1
-            for side, window, stride in zip((height, width), *windows, strict=True)
+            for side, window, stride in zip(pixel_values.shape[-2:], *windows, strict=True)
         ]
         total += steps[0] * steps[1] * (2 if options.get("flip") else 1)
     if total > _MAX_WINDOWS:
@@ -529,7 +529,7 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
         ) -> Any:
             if result is None or name is None:
                 return gr.skip()
-            choice = Choice(tuple(point or (0.5, 0.5)), class_index or 0, layer)
+            choice = Choice(point or (0.5, 0.5), class_index or 0, layer)
             return workbench.view(result, name, choice)
 
         def draw_picture(result: Result | None, opacity: float) -> Any:

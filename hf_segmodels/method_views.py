@@ -98,7 +98,7 @@ def method_views(model: Any) -> list[MethodView]:
     return views
 
 
-def _encoder_layers(model: Any) -> list[tuple[int, nn.Module]]:
+def _encoder_layers(model: Any) -> list[tuple[int, Any]]:
     """The encoder's layers in which as many tokens look as are looked at, by number from 1."""
     layers = enumerate(model.backbone.encoder.layers, start=1)
     return [(number, layer) for number, layer in layers if layer.downsampling is None]
@@ -106,10 +106,11 @@ def _encoder_layers(model: Any) -> list[tuple[int, nn.Module]]:
 
 def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
     """The image for the network `(1, num_channels, height, width)`, scaled down where it would take too much memory."""
-    pixel_values = predictor.preprocess(image)["pixel_values"]
+    model = predictor.model
+    pixel_values = predictor.prepare(image)["pixel_values"].to(model.device, model.dtype)
     height, width = pixel_values.shape[-2:]
     limit = _MAX_PIXELS
-    backbone_config = predictor.model.config.backbone_config
+    backbone_config = model.config.backbone_config
     if isinstance(backbone_config, PlainViTConfig):
         limit = min(limit, _MAX_PATCHES * backbone_config.patch_size**2)
     if height * width <= limit:
@@ -131,7 +132,7 @@ def _pixel(choice: Choice, height: int, width: int) -> tuple[float, float]:
 
 
 @contextmanager
-def _attention_weights(attention: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _attention_weights(attention: Any) -> Iterator[list[torch.Tensor]]:
     """
     Collects what one attention module gives `(batch_size, num_heads, num_tokens, num_tokens)`. The other layers keep
     their fast implementation, so that the weights of a single layer are held at a time.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES
@@ -42,13 +43,13 @@ def workbench(segmenter_folder) -> Workbench:
 @pytest.fixture
 def model_calls(monkeypatch) -> list:
     """Images that a model was asked to segment."""
-    calls, original = [], Predictor.__call__
+    calls, original = [], Predictor.predict
 
-    def count(self, image):
-        calls.append(image)
-        return original(self, image)
+    def count(self, inputs, target_sizes):
+        calls.extend(inputs)
+        return original(self, inputs, target_sizes)
 
-    monkeypatch.setattr(Predictor, "__call__", count)
+    monkeypatch.setattr(Predictor, "predict", count)
     return calls
 
 
@@ -212,11 +213,24 @@ class TestModels:
         def run_out(*arguments, **options):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-        monkeypatch.setattr(Predictor, "__call__", run_out)
+        monkeypatch.setattr(Predictor, "predict", run_out)
         with pytest.raises(UserError, match="out of memory: try a smaller window"):
             workbench.segment(str(photo), "tiny_segmenter")
         with pytest.raises(UserError, match="has no view 'Regions'"):
             workbench.view(result, "Regions", Choice())
+
+    def test_models_of_transformers_itself(self, photo, tmp_path):
+        config = SegformerConfig(
+            num_labels=3, depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
+        )
+        SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+        SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "segformer")
+        workbench = Workbench(ModelShelf(name_models([str(tmp_path / "segformer")])))
+        result = workbench.segment(str(photo), "segformer")
+        assert result.label_map.shape == (40, 60)
+        assert result.views == ()
+        with pytest.raises(UserError, match="takes no window, stride, scales or flip"):
+            workbench.segment(str(photo), "segformer", Options(flip=True))
 
     def test_views_are_of_the_model_that_segmented(self, method_folders, photo):
         workbench = Workbench(ModelShelf({name: str(folder) for name, folder in method_folders.items()}))

@@ -57,7 +57,7 @@ def test_views_of_each_method(method_folders, image, method, dtype):
 def test_attention_is_that_of_the_chosen_layer(method_folders, image):
     predictor = load_predictor(str(method_folders["segmenter"]))
     eager = load_predictor(str(method_folders["segmenter"]), attention="eager").model
-    pixel_values = predictor.preprocess(image)["pixel_values"]
+    pixel_values = predictor.prepare(image)["pixel_values"]
     height, width = pixel_values.shape[-2:]
     rows, columns = -(-height // 8), -(-width // 8)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_attention_of_an_encoder_that_pads_inside(monkeypatch):
     monkeypatch.setattr("hf_segmodels.method_views._MAX_PATCHES", 4000)
     image = Image.radial_gradient("L").convert("RGB").resize((50, 33))
     predictor = load_predictor(str(DEMO_MODEL))
-    pixel_values = predictor.preprocess(image)["pixel_values"]
+    pixel_values = predictor.prepare(image)["pixel_values"]
     assert pixel_values.shape[-2:] == (360, 545)
     with torch.no_grad():
         eager = load_predictor(str(DEMO_MODEL), attention="eager").model
