@@ -570,7 +570,7 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
         model.change(note_licence, model, licence, api_visibility="private", show_progress="hidden")
         page.load(note_licence, model, licence, api_visibility="private", show_progress="hidden")
         view.input(view_controls, [result_state, view], view_outputs, api_visibility="private").then(
-            **draw_options, api_name="view"
+            **draw_options, api_visibility="private"
         )
         gr.on([class_index.input, layer.input], **draw_options, api_visibility="private")
         viewer.select(choose_point, None, point_state, api_visibility="private").then(
