@@ -356,7 +356,7 @@ class SegmentationDemo(gr.Blocks):
         # no fonts from elsewhere
         fonts = [gr.themes.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
         mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-        defaults = {
+        defaults: dict[str, Any] = {
             "theme": gr.themes.Default(
                 primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono
             ),
@@ -417,7 +417,7 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
         gr.Markdown(f"# {_TITLE}\n{_INTRODUCTION}")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                photo = gr.Image(
+                photo: Any = gr.Image(
                     label="Photograph",
                     type="filepath",
                     sources=["upload", "clipboard"],
@@ -546,18 +546,22 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
             return licence_note(workbench.models.sources[model])
 
         # one at a time: the models share memory and processor
-        on_model = {"concurrency_limit": 1, "concurrency_id": "model"}
+        on_model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         view_outputs = [hint, class_index, layer, view_picture]
         view_inputs = [result_state, view, point_state, class_index, layer]
-        segment_options = {
+        segment_options: dict[str, Any] = {
             "fn": segment,
             "inputs": [photo, model, window, stride, scales, flip, view],
             "outputs": [result_state, viewer, status, table, labels_file, view, point_state, *view_outputs],
             "show_progress_on": [viewer],
             **on_model,
         }
-        draw_options = {"fn": draw_view, "inputs": view_inputs, "outputs": view_picture, **on_model}
-        picture_options = {"fn": draw_picture, "inputs": [result_state, opacity], "outputs": picture_file}
+        draw_options: dict[str, Any] = {"fn": draw_view, "inputs": view_inputs, "outputs": view_picture, **on_model}
+        picture_options: dict[str, Any] = {
+            "fn": draw_picture,
+            "inputs": [result_state, opacity],
+            "outputs": picture_file,
+        }
 
         runs = [gr.on([button.click, photo.upload], **segment_options, api_name="segment")]
         if example is not None:
