@@ -8,6 +8,7 @@ The command `hf-segmodels`.
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
     hf-segmodels publish FOLDER --repo-id OWNER/NAME
+    hf-segmodels demo --model FOLDER_OR_REPO
 
 torch and the models are only imported once a command runs, so that help and mistakes in the arguments show at once.
 """
@@ -104,6 +105,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         boundary_iou=arguments.boundary_iou,
         object_sizes=arguments.object_sizes,
         **_prediction_options(arguments),
+    )
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .app import run_demo
+
+    run_demo(
+        arguments.models,
+        host=arguments.host,
+        port=arguments.port,
+        share=arguments.share,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        long_edge=arguments.long_edge,
     )
     return 0
 
@@ -210,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment_dataset(commands)
     _add_check_data(commands)
     _add_publish(commands)
+    _add_demo(commands)
     # only for the list of commands: `main` hands its arguments on unread
     commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
     return parser
@@ -232,6 +249,10 @@ def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
         help="average over the image at these sizes, 0.1 to 10 times its own (default: 1.0)",
     )
     parser.add_argument("--flip", action="store_true", help="average over the image and its mirror image")
+    _add_device_options(parser)
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
@@ -347,6 +368,42 @@ def _add_publish(commands: Any) -> None:
     publish.add_argument("--private", action="store_true", help="create the repository as a private one")
     publish.add_argument("--revision", metavar="BRANCH", help="commit to this branch, created if there is none")
     publish.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="a web page to try models on photographs",
+        description="Serves a web page to try models on photographs: upload, overlay, classes, and views into the model. "
+        "Needs Gradio: pip install 'hf_segmodels[app]'.",
+        epilog="Exit code: 0 when stopped, 2 for a mistake in the arguments or a missing package.",
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument(
+        "--model",
+        dest="models",
+        nargs="+",
+        default=(),
+        metavar="FOLDER_OR_REPO",
+        help="models to choose from: folders, or names of repositories on the Hub (default: the one in the package)",
+    )
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: for other machines too")
+    demo.add_argument("--port", type=_port, metavar="N", help="(default: the first free one from 7860 on)")
+    demo.add_argument("--share", action="store_true", help="a public link for 72 hours, through Gradio's servers")
+    demo.add_argument(
+        "--long-edge",
+        type=_count,
+        default=2048,
+        metavar="N",
+        help="larger images are scaled down to this (default: 2048)",
+    )
+    _add_device_options(demo)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return int(text)
 
 
 def _count(text: str) -> int:

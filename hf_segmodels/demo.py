@@ -60,7 +60,7 @@ def run(image_path: Path | None, output: Path | None, model: str) -> None:
     output = output or Path("demo_output") / f"{name}_overlay.png"
     if image_path and output.resolve() == image_path.resolve():
         raise UserError(f"--output is the image itself, {image_path}: choose another path.")
-    image = _read(image_path) if image_path else _sample_photograph()
+    image = _read(image_path) if image_path else sample_photograph()
     predictor = load_predictor(model)
     label_map = predictor(image)
 
@@ -93,7 +93,13 @@ def _read(path: Path) -> "Image.Image":
         raise UserError(f"cannot read {path} ({first_line(error)}): give an image file.") from error
 
 
-def _sample_photograph() -> "Image.Image":
+def sample_photograph() -> "Image.Image":
+    """
+    The photograph that the demo segments, RGB.
+
+    Raises:
+        UserError: without scikit-learn, which ships it.
+    """
     try:
         from sklearn.datasets import load_sample_image
     except ImportError as error:

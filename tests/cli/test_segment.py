@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
+from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
 from hf_segmodels.cli import main
 from hf_segmodels.image_processing import read_image
@@ -26,14 +27,6 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def output(tmp_path) -> Path:
     return tmp_path / "results"
-
-
-def make_image(path: Path, width: int = 50, height: int = 40, seed: int = 0, **save_options) -> Path:
-    """A smooth random image: blobs of colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path, **save_options)
-    return path
 
 
 def segment(*arguments: str | Path) -> int:
