@@ -25,7 +25,14 @@ $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 		|| (sleep 10 && $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable '.[$*]')
 	@touch $@ $(VENV)/.installed-demo
 
-setup: $(VENV)/.installed-dev  ## an environment with everything for development
+# Chromium, for the test of the app in a browser, which is skipped without it
+$(VENV)/.installed-chromium: | $(BIN)/python
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| (test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null 2>&1) \
+		|| echo "Chromium is not installed: the test of the app in a browser will be skipped"
+	@touch $@
+
+setup: $(VENV)/.installed-dev $(VENV)/.installed-chromium  ## an environment with everything for development
 
 demo: $(VENV)/.installed-demo  ## segments a photograph with the model in the package
 	$(BIN)/python -m hf_segmodels.demo

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -57,7 +58,8 @@ def write_records(
     seconds: float,
 ) -> None:
     """
-    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder.
+    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder. `seconds` and `cpu_seconds` in
+    the first are the time on the clock and that of this process' CPU cores.
 
     Args:
         recipe (`Recipe`): What was run.
@@ -66,11 +68,12 @@ def write_records(
         step (`int`): Updates so far.
         scores (`dict`): Of the model on `data`.
         entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
-        seconds (`float`): How long it took.
+        seconds (`float`): How long it took since it started, or was last resumed.
     """
     output_dir = Path(recipe.output_dir)
     results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-    results |= {"final_loss": next(reversed(losses_of(entries)), None), "seconds": round(seconds)}
+    results |= {"final_loss": next(reversed(losses_of(entries)), None), "history": list(entries)}
+    results |= {"seconds": round(seconds), "cpu_seconds": round(time.process_time())}
     results |= describe_run(model.device, recipe.seed)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     draw_curves(entries, output_dir / "curves.png")

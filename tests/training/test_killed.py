@@ -92,3 +92,4 @@ def test_killed_run_ends_like_one_that_was_not(recipe, repository, tmp_path, scr
     first, second = (json.loads(Path(tmp_path, name, "results.json").read_text()) for name in ("whole", "killed"))
     assert first["per_category_iou"] == second["per_category_iou"]
     assert first["final_loss"] == second["final_loss"]
+    assert first["history"] == second["history"]

@@ -40,6 +40,8 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
     assert not AutoImageProcessor.from_pretrained(run.output_dir).do_resize
     results = json.loads(Path(run.output_dir, "results.json").read_text())
     assert results["mean_iou"] == scores["mean_iou"]
+    assert [entry["loss"] for entry in results["history"] if "loss" in entry] == scores["losses"]
+    assert results["cpu_seconds"] >= 1
     assert results["torch"] == torch.__version__.partition("+")[0] or results["torch"] == torch.__version__
 
 
