@@ -72,11 +72,12 @@ benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results f
 docs: setup  ## the pages in docs/ and the API as a site, in build/docs; fails on any warning
 	$(BIN)/mkdocs build --strict
 
-quality: setup  ## lint, format check, types, transformers' rules for model code
+quality: setup  ## lint, format check, types, transformers' rules for model code, stale model cards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mlinter --no-progress hf_segmodels
+	$(BIN)/python model_cards/make_cards.py --check
 
 format: setup  ## formats and fixes what can be fixed
 	$(BIN)/ruff check --fix .

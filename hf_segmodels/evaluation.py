@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .errors import UserError, first_line
+from .inference import choose_windows
 from .metrics import SegmentationScores, sum_over_processes
 from .segment_images import load_predictor
 
@@ -151,8 +152,10 @@ def evaluate(
             )
     except (ValueError, OSError) as error:
         raise UserError(f"cannot evaluate on {dataset}: {first_line(error)}") from error
-    protocol = {name: getattr(predictor.model.config, name) for name in ("window_size", "window_stride")} | options
-    results = {"model": model, "dataset": dataset, "split": split, "protocol": protocol, **scores}
+    windows = choose_windows(predictor.model.config, options.get("window_size"), options.get("window_stride"))
+    window_size, window_stride = windows or (None, None)
+    protocol = options | {"window_size": window_size, "window_stride": window_stride}
+    results = {"model": model, "dataset": dataset, "layout": layout, "split": split, "protocol": protocol, **scores}
     results |= {"dtype": dtype, "processes": accelerator.num_processes, **describe_run(predictor.model.device)}
     if accelerator.is_main_process:
         _print_scores(scores, predictor.id2label)

@@ -1,11 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Turns the output of the demo recipe into the model that the package ships.
+Turns the output of a recipe into the model that the package ships.
 
-    python training/package_demo_model.py RUN_FOLDER [--dataset FOLDER] [--split test] [--minutes MINUTES]
+    python training/package_demo_model.py RUN_FOLDER --recipe training/recipes/segmenter_camvid_demo.yaml [--minutes MINUTES]
+    python training/package_demo_model.py --card-only
 
 Writes the weights in half precision, the processor and a model card to hf_segmodels/demo_model/, and the scores that the
-card quotes, measured on what was written, to benchmarks/results/demo_model_camvid.json.
+card quotes, measured on what was written, to benchmarks/results/demo_model_camvid.json. With --card-only the card alone,
+from that file and the model that is there.
 """
 
 import argparse
@@ -17,69 +19,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model
+from hf_segmodels.hub import create_model_card
+from hf_segmodels.hub.card_facts import METHODS
+from hf_segmodels.hub.card_results import load_results
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPE = "training/recipes/segmenter_camvid_demo.yaml"
 MODEL_FOLDER = REPOSITORY / "hf_segmodels" / "demo_model"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "demo_model_camvid.json"
 
-CARD = """\
----
-license: other
-license_name: research-use
-library_name: transformers
-pipeline_tag: image-segmentation
-tags: [semantic-segmentation, segmenter, camvid]
----
-# Segmenter, demo size, trained on CamVid
+DESCRIPTION = (
+    "A small model for street scenes, to try the package with. It saw the 367 images of CamVid's training split only."
+)
+# what was seen of the model that is there: to be looked at again with another one
+LIMITS = (
+    "It knows the streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and "
+    "sky, and takes the rest for something it knows (hazy sky or water for road).",
+)
+PROTOCOL = """\
+CamVid in the SegNet split, 480x360 pixels, through `model.predict`; labels 255 (void) were not trained on and do not count.
+Nothing was chosen on the test split. The validation scores are those at the end of training. All figures are from
+`{results}`.
 
-A small [Segmenter](https://huggingface.co/papers/2105.05633) ({parameters:.2f} M parameters) for street scenes in {num_labels} classes. It
-is there to try the package with: it was trained from scratch, without any pre-trained weights, on 367 images. It knows the
-streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and sky, and takes
-the rest for something it knows (hazy sky or water for road).
+Trained by
 
-- Encoder: a convolutional ResNetV2 stem ({depths} bottlenecks, stride {stride}), then {layers} transformer layers of width
-  {width}. Decoder: mask transformer, {decoder_layers} layer.
-- Input: RGB, shorter edge {edge}. Output: one class per pixel; labels 255 (void) were not trained on.
-- Licence: code Apache-2.0; **weights trained on CamVid: research use**.
-
-```python
-import hf_segmodels
-from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="PATH_TO/hf_segmodels/demo_model")
-segment("street.jpg")
-```
-
-## Scores
-
-CamVid in the SegNet split, 480x360 pixels, whole images through `model.predict`, totals over the split, void left out
-(`{results}`). Nothing was chosen on the test split.
-
-| | mIoU | mean accuracy | pixel accuracy |
-|---|---|---|---|
-| test ({test_images} images) | **{miou:.1f}** | {macc:.1f} | {acc:.1f} |
-| validation, at the end of training in bfloat16 | {val_miou:.1f} | {val_macc:.1f} | {val_acc:.1f} |
-
-| class | test IoU |
-|---|---|
-{classes}
-
-## Training
-
-    accelerate launch {recipe}
-
-{steps} updates with {batch} crops of {crop} pixels each{minutes}: AdamW, cosine schedule,
-random scale, crop, flip and colours, loss weighted by class frequency, moving average of the weights, bfloat16.
+    accelerate launch training/run_segmentation_accelerate.py {command}
 """
 
 
@@ -103,59 +76,68 @@ def write_model(run: Path) -> None:
     AutoImageProcessor.from_pretrained(run).save_pretrained(MODEL_FOLDER)
 
 
-def write_card(results: dict[str, Any], minutes: float | None) -> None:
-    """The model card, every figure in it from `results` and the configuration."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(MODEL_FOLDER)
-    config, encoder = model.config, model.config.backbone_config
-    recipe = results["recipe"]
-    overrides = {"max_steps": recipe["max_steps"]} if recipe["max_steps"] != results["recipe_file"]["max_steps"] else {}
-    command = f"training/run_segmentation_accelerate.py {RECIPE}"
-    plain, validation = results["test"], results["validation"]
-    rows = [f"| {config.id2label[i]} | {100 * iou:.1f} |" for i, iou in enumerate(plain["per_category_iou"])]
-    card = CARD.format(
-        parameters=model.num_parameters() / 1e6,
-        num_labels=config.num_labels,
-        depths=" + ".join(map(str, encoder.stem_depths)),
-        stride=encoder.patch_size,
-        layers=encoder.num_hidden_layers,
-        width=encoder.hidden_size,
-        decoder_layers=config.decoder_num_hidden_layers,
-        edge=AutoImageProcessor.from_pretrained(MODEL_FOLDER).size["shortest_edge"],
-        results=RESULTS.relative_to(REPOSITORY),
-        test_images=plain["images"],
-        **{
-            prefix + key: 100 * scores[name]
-            for prefix, scores in (("", plain), ("val_", validation))
-            for key, name in (("miou", "mean_iou"), ("macc", "mean_accuracy"), ("acc", "overall_accuracy"))
+def demo_card(results: Path) -> ModelCard:
+    """The model card: every figure in it from `results` and the configuration; the weights are not needed."""
+    measured = load_results(results)
+    with torch.device("meta"):
+        model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(MODEL_FOLDER))
+    trained = {"recipe": measured["recipe"], "step": measured["step"]}
+    minutes = measured.get("training_minutes")
+    protocol = PROTOCOL.format(results=results.relative_to(REPOSITORY), command=measured["command"])
+    return create_model_card(
+        model,
+        AutoImageProcessor.from_pretrained(MODEL_FOLDER),
+        repo_id="hf_segmodels/demo_model",
+        # `measure` computes in float32
+        results=[{**measured["test"], **trained, "dtype": "float32"}, {**measured["validation"], **trained}],
+        license="other",
+        license_name="research-use",
+        title=f"{METHODS[model.config.model_type].name}, demo size, trained on CamVid",
+        description=DESCRIPTION,
+        limits=LIMITS,
+        sections={
+            "How it was trained and measured": protocol
+            + (f"\nin {minutes:.0f} minutes on two CPU cores." if minutes else "")
         },
-        classes="\n".join(rows),
-        recipe=" ".join([command, *(f"{key}={value}" for key, value in overrides.items())]),
-        steps=results["step"],
-        batch=recipe["batch_size"] * recipe["gradient_accumulation_steps"],
-        crop="x".join(map(str, reversed(recipe["crop_size"]))),
-        minutes=f" in {minutes:.0f} minutes on two CPU cores" if minutes else "",
     )
-    (MODEL_FOLDER / "README.md").write_text(card)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Packages the demo model.")
-    parser.add_argument("run", type=Path, help="output_dir of the recipe")
+    parser.add_argument("run", type=Path, nargs="?", help="output_dir of the recipe")
+    parser.add_argument("--recipe", type=Path, help="the recipe that was run")
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what was given after the recipe"
+    )
     parser.add_argument("--dataset", default="../shared/data/camvid")
-    parser.add_argument("--minutes", type=float, help="how long the training took")
+    parser.add_argument("--minutes", type=float, help="how long the training took on two CPU cores")
+    parser.add_argument("--card-only", action="store_true", help="write the card of the model that is there")
     arguments = parser.parse_args()
+    if not arguments.card_only:
+        if arguments.run is None or arguments.recipe is None:
+            parser.error("give the run's folder and its --recipe, or --card-only")
+        package(arguments)
+    (MODEL_FOLDER / "README.md").write_text(f"{demo_card(RESULTS)}\n", encoding="utf-8")
 
+
+def package(arguments: argparse.Namespace) -> None:
+    """Writes model and results."""
     write_model(arguments.run)
-    trained = json.loads((arguments.run / "results.json").read_text())
+    trained = load_results(arguments.run / "results.json")
     recipe = {key: value for key, value in trained["recipe"].items() if key != "output_dir"}
-    results: dict[str, Any] = {"step": trained["step"], "training_minutes": arguments.minutes, "recipe": recipe}
+    path = arguments.recipe.resolve().relative_to(REPOSITORY)
+    results: dict[str, Any] = {
+        "command": " ".join([path.as_posix(), *arguments.overrides]),
+        "step": trained["step"],
+        "training_minutes": arguments.minutes,
+        "recipe": recipe,
+    }
     results["validation"] = {key: value for key, value in trained.items() if key not in {"step", "recipe"}}
     results["test"] = measure(MODEL_FOLDER, arguments.dataset, "test")
     print(f"test: mIoU {100 * results['test']['mean_iou']:.2f}")
     results |= describe_run("cpu")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_card(results | {"recipe_file": yaml.safe_load((REPOSITORY / RECIPE).read_text())}, arguments.minutes)
 
 
 if __name__ == "__main__":

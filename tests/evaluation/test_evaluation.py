@@ -93,6 +93,9 @@ def test_windows_scales_and_flip_take_part(folder, model_folder, tmp_path):
         assert scores(*options)["per_category_iou"] != plain["per_category_iou"], options
     protocol = scores("--window", "16", "--stride", "8", "--flip")["protocol"]
     assert protocol == {"window_size": [16, 16], "window_stride": [8, 8], "flip": True}
+    # whatever stride the configuration has, it is that of another window
+    assert scores("--window", "16")["protocol"] == {"window_size": [16, 16], "window_stride": [16, 16]}
+    assert scores("--window", "0")["protocol"] == {"window_size": None, "window_stride": None}
 
 
 def test_boundaries_and_sizes_of_objects_count_on_demand(folder, model_folder, tmp_path, capsys):
