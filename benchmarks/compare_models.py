@@ -523,9 +523,10 @@ def plot(scales: dict[str, dict[str, Any]], path: Path) -> None:
     """Draws multiply-adds over images per second, areas as parameters, after Figure 2 of RegProxy's paper."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     matplotlib.rcParams["svg.hashsalt"] = "compare_models"  # the same figures give the same file
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     panel = figure.subplots()
     rows = [row for measured in scales.values() for row in measured["rows"] if row["mode"] == "sdpa"]
     for row in rows:
@@ -535,6 +536,10 @@ def plot(scales: dict[str, dict[str, Any]], path: Path) -> None:
         panel.annotate(row["model"], place, ha="center", va="center", fontsize=7)
     panel.set(xscale="log", yscale="log", xlabel="images per second", ylabel="multiply-adds, billions")
     panel.margins(0.15)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     for color, text in (("tab:blue", "hf_segmodels"), ("tab:gray", "transformers")):
         panel.scatter([], [], s=60, color=color, alpha=0.4, label=text)
     panel.legend()

@@ -69,7 +69,7 @@ def test_names(script):
 
 def run(repository, *options) -> str:
     command = [sys.executable, repository / "benchmarks" / "compare_models.py", *options]
-    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 @pytest.mark.slow
