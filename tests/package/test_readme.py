@@ -50,11 +50,13 @@ LINKING = [*PAGES, "CONTRIBUTING.md", "training/README.md"]
 EXTERNAL = {"cd", "curl", "git", "hf", "kernel-builder", "kernels", "nix"}
 # commands of ours that have to run for real, page by page
 RUN = {
-    "README.md": {"segment", "convert", "check-data", "evaluate"},
+    "README.md": {"segment", "convert", "check-data", "evaluate", "publish"},
     "docs/data.md": {"check-data"},
     "docs/evaluation.md": {"evaluate"},
     "docs/inference.md": {"segment"},
+    "docs/publish.md": {"publish"},
     "docs/regproxy.md": {"convert"},
+    "docs/segment_dataset.md": {"segment-dataset"},
     "docs/segmenter.md": {"convert"},
     "docs/segvit.md": {"convert"},
     "docs/unept.md": {"convert"},
@@ -229,6 +231,7 @@ def test_commands(page: str, folder: Path):
         assert json.loads((folder / "converted" / "parity_report.json").read_text())["passed"]
         for name in ("scores.json", "my_scores.json"):
             assert 0 <= json.loads((folder / name).read_text())["mean_iou"] <= 1
+        assert (folder / "exported" / "modeling_segmenter.py").is_file()
 
 
 def make_targets() -> set[str]:
