@@ -3,6 +3,7 @@
 The command `hf-segmodels`.
 
     hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
+    hf-segmodels segment-dataset DATASET --model FOLDER_OR_REPO --output results
     hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
@@ -59,6 +60,28 @@ def _segment(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         attention=arguments.attention,
+        **_prediction_options(arguments),
+    )
+
+
+def _segment_dataset(arguments: argparse.Namespace) -> int:
+    from .segment_dataset import segment_dataset
+
+    return segment_dataset(
+        arguments.dataset,
+        arguments.model,
+        arguments.output,
+        split=arguments.split,
+        layout=arguments.layout,
+        image_column=arguments.image_column,
+        keep_columns=arguments.keep_columns,
+        format=arguments.format,
+        shard_size=arguments.shard_size,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        overwrite=arguments.overwrite,
+        device=arguments.device,
+        dtype=arguments.dtype,
         **_prediction_options(arguments),
     )
 
@@ -164,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--output", type=Path, metavar="JSON", help="file for the scores")
     _add_prediction_options(evaluate)
+    _add_segment_dataset(commands)
     _add_check_data(commands)
     # only for the list of commands: `main` hands its arguments on unread
     commands.add_parser("convert", help="convert a checkpoint of an original repository", add_help=False)
@@ -191,6 +215,46 @@ def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
     )
+
+
+def _add_segment_dataset(commands: Any) -> None:
+    segment = commands.add_parser(
+        "segment-dataset",
+        help="segment a data set of any size, shard by shard, with several processes",
+        description="Segments the images of a data set shard by shard. DIR gets, for each shard, a parquet file or a folder "
+        "of label maps once it is complete; a run that was interrupted goes on where it was when it is started again. On "
+        "several GPUs or machines: accelerate launch -m hf_segmodels.cli segment-dataset ...",
+        epilog="Exit code: 0 if all went well, 1 if some images could not be segmented (the others were), 2 for a mistake "
+        "in the arguments. Of several processes, the one that finishes last has it; the others end with 0.",
+    )
+    segment.set_defaults(run=_segment_dataset)
+    segment.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="a folder of images or of parquet files, a parquet file, or a data set's repository on the Hub",
+    )
+    segment.add_argument("--model", required=True, help="folder of a model, or name of a repository on the Hub")
+    segment.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    segment.add_argument("--overwrite", action="store_true", help="start again where DIR has results")
+    segment.add_argument("--split", help="(default: the only one)")
+    segment.add_argument("--layout", help="how the folder is laid out, such as ade20k (default: images, or parquet)")
+    segment.add_argument("--image-column", default="image", metavar="NAME", help="(default: image)")
+    segment.add_argument(
+        "--keep-columns", nargs="+", default=(), metavar="NAME", help="columns of the data that the results have, too"
+    )
+    segment.add_argument(
+        "--format", choices=["parquet", "png"], default="parquet", help="of the results (default: parquet)"
+    )
+    segment.add_argument(
+        "--shard-size", type=_count, default=500, metavar="N", help="images of a shard in a folder (default: 500)"
+    )
+    segment.add_argument(
+        "--batch-size", type=_count, default=1, metavar="N", help="images, of one size, that run together (default: 1)"
+    )
+    segment.add_argument(
+        "--num-workers", type=_whole, default=0, metavar="N", help="processes that decode and preprocess (default: 0)"
+    )
+    _add_prediction_options(segment)
 
 
 def _add_check_data(commands: Any) -> None:
@@ -247,6 +311,12 @@ def _add_check_data(commands: Any) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 

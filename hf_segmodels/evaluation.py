@@ -2,9 +2,10 @@
 """Scores of a model on a data set by the papers' protocol: sliding window, scales and flip, labels at their own size."""
 
 import json
+import math
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -152,16 +153,34 @@ def evaluate(
             )
     except (ValueError, OSError) as error:
         raise UserError(f"cannot evaluate on {dataset}: {first_line(error)}") from error
-    windows = choose_windows(predictor.model.config, options.get("window_size"), options.get("window_stride"))
-    window_size, window_stride = windows or (None, None)
-    protocol = options | {"window_size": window_size, "window_stride": window_stride}
+    protocol = describe_protocol(predictor.model.config, options)
     results = {"model": model, "dataset": dataset, "layout": layout, "split": split, "protocol": protocol, **scores}
     results |= {"dtype": dtype, "processes": accelerator.num_processes, **describe_run(predictor.model.device)}
     if accelerator.is_main_process:
         _print_scores(scores, predictor.id2label)
         if output is not None:
-            output.write_text(json.dumps(results, indent=1) + "\n")
+            output.write_text(results_as_json(results))
     return results
+
+
+def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """For a results file: the options of `predict`, with the window and the stride that they come to for a model."""
+    windows = choose_windows(config, options.get("window_size"), options.get("window_stride"))
+    window_size, window_stride = windows or (None, None)
+    return {**options, "window_size": window_size, "window_stride": window_stride}
+
+
+def results_as_json(results: dict[str, Any]) -> str:
+    """The text of a results file, with null for scores that do not exist: JSON has no nan."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: written(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return list(map(written, value))
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(written(results), indent=1) + "\n"
 
 
 def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
@@ -208,4 +227,4 @@ def _commit() -> str | None:
         return None
 
 
-__all__ = ["describe_run", "evaluate", "evaluate_model"]
+__all__ = ["describe_protocol", "describe_run", "evaluate", "evaluate_model", "results_as_json"]

@@ -41,9 +41,7 @@ def label_map_to_tensor(
             f"{name} is of type {type(label_map).__name__}; give a PIL image, a numpy array or a torch tensor "
             "(`PIL.Image.open` for files, `np.array` for nested lists)."
         )
-    if label_map.ndim == 3 and 1 in (label_map.shape[0], label_map.shape[-1]):
-        # (1, height, width) or (height, width, 1) -> (height, width)
-        label_map = label_map[0] if label_map.shape[0] == 1 else label_map[..., 0]
+    label_map = drop_channel(label_map)
     if label_map.ndim != 2:
         raise ValueError(
             f"{name} has shape {tuple(label_map.shape)}; expected (height, width) with one class id per pixel. One-hot "
@@ -57,6 +55,13 @@ def label_map_to_tensor(
     if label_map.is_floating_point() or label_map.is_complex():
         raise ValueError(f"{name} has dtype {label_map.dtype}; class ids are integers (`.long()`).")
     return label_map.detach().to("cpu", torch.int64, copy=True)
+
+
+def drop_channel(label_map: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """`(1, height, width)` or `(height, width, 1)` -> `(height, width)`; anything else as it is."""
+    if label_map.ndim != 3 or 1 not in (label_map.shape[0], label_map.shape[-1]):
+        return label_map
+    return label_map[0] if label_map.shape[0] == 1 else label_map[..., 0]
 
 
 def reduce_labels(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:

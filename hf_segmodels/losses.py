@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Cross-entropy of upsampled scores without the upsampled scores, and the check of label maps."""
+"""Cross-entropy of upsampled scores without the upsampled scores where these are many, and the check of label maps."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,6 +16,9 @@ from .label_maps import check_label_map
 _CHUNK_ON_CPU, _CHUNK = 1 << 19, 1 << 25
 # Columns upsampled at a time on a CPU, where most entries of the whole matrix would be multiplied for nothing.
 _COLUMNS_ON_CPU = 64
+# On CPUs torch takes the softmax of fewer classes than this one number at a time where they lie side by side. Up to so many
+# upsampled scores (64 MiB in float32), holding them is two to four times as fast then.
+_FEW_CLASSES, _MAX_HELD = 16, 1 << 24
 
 
 def check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int = 255) -> None:
@@ -54,7 +57,8 @@ def semantic_cross_entropy(
 ) -> torch.Tensor:
     """
     Pixel-wise cross-entropy of bilinearly upsampled scores: `cross_entropy(interpolate(logits, covered_size)[..., :height,
-    :width], labels)`, value and gradient, without ever holding more than a few rows of the upsampled scores.
+    :width], labels)`, value and gradient, without holding more than a few rows of the upsampled scores (on a CPU, up to
+    16 million of fewer than 16 classes are held: that is faster there).
     `"valid_mean"` is the mean over pixels that are not ignored (Segmenter's released code), `"pixel_mean"` over all
     pixels, ignored ones counting as zero (mmsegmentation's). A batch without any valid pixel gives 0 with a gradient,
     not nan.
@@ -85,7 +89,7 @@ def semantic_cross_entropy(
     Raises:
         ValueError: for shapes that do not fit together, or an option that cannot be.
         IndexError: for a label that is no class (on CUDA devices, as they do, an assertion).
-        RuntimeError: from `backward`, for second derivatives.
+        RuntimeError: from `backward`, for second derivatives, unless the scores were held.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise ValueError(
@@ -110,17 +114,24 @@ def semantic_cross_entropy(
             f"`steps` {tuple(steps.shape)} must have the shape (batch_size, height, width, 2) of the covered size, "
             f"{(len(labels), covered_height, covered_width, 2)}."
         )
-    total, _ = _upsampled_cross_entropy(
-        logits,
-        labels,
-        weight,
-        steps,
-        [covered_height, covered_width],
-        ignore_index,
-        label_smoothing,
-        align_corners,
-        logits.requires_grad and torch.is_grad_enabled(),
-    )
+    num_scores = len(labels) * logits.shape[1] * covered_height * covered_width
+    is_small = logits.device.type == "cpu" and logits.shape[1] < _FEW_CLASSES and num_scores <= _MAX_HELD
+    if is_small and steps is None and not torch.compiler.is_compiling():
+        total = _held_cross_entropy(
+            logits, labels, weight, (covered_height, covered_width), ignore_index, label_smoothing, align_corners
+        )
+    else:
+        total, _ = _upsampled_cross_entropy(
+            logits,
+            labels,
+            weight,
+            steps,
+            [covered_height, covered_width],
+            ignore_index,
+            label_smoothing,
+            align_corners,
+            logits.requires_grad and torch.is_grad_enabled(),
+        )
     if reduction == "pixel_mean":
         return total / max(labels.numel(), 1)
     is_counted = labels != ignore_index
@@ -132,13 +143,52 @@ def semantic_cross_entropy(
     return torch.where(count > 0, total / torch.where(count > 0, count, 1), total * 0)
 
 
+def _computed_dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check_classes(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Checks labels that hold any class where they are ignored."""
+    is_class = (labels >= 0) & (labels < num_labels)
+    if labels.device.type == "cuda":
+        # without waiting for the device
+        torch._assert_async(is_class.all())
+    elif not is_class.all():
+        raise IndexError(
+            f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
+            f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
+        )
+
+
+def _held_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weight: torch.Tensor | None,
+    covered_size: tuple[int, int],
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+) -> torch.Tensor:
+    """The sum of the pixels' losses, of shape `()`, by way of all the upsampled scores."""
+    labels, dtype = labels.long(), _computed_dtype(logits)
+    _check_classes(labels.where(labels != ignore_index, 0), logits.shape[1], ignore_index)
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = nn.functional.interpolate(
+            logits.to(dtype), size=covered_size, mode="bilinear", align_corners=align_corners
+        )
+        return nn.functional.cross_entropy(
+            scores[..., : labels.shape[1], : labels.shape[2]],
+            labels,
+            None if weight is None else weight.to(dtype),
+            ignore_index=ignore_index,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+
+
 # Upsampling is linear and acts on rows and columns separately: for each class, `scores = rows @ grid @ columns.T`. So a few
 # rows of pixels are evaluated, turned into the loss and its gradient, and the gradient is carried back by the transposed
 # matrices, before the next rows take their place. An operator of its own is what compilers take as it is.
-
-
-def _computed_dtype(logits: torch.Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 @torch.library.custom_op("hf_segmodels::upsampled_cross_entropy", mutates_args=())
@@ -166,15 +216,7 @@ def _upsampled_cross_entropy(
     labels = nn.functional.pad(labels.long(), padding, value=ignore_index)
     is_valid = labels != ignore_index
     labels = labels.where(is_valid, 0)
-    is_class = (labels >= 0) & (labels < num_labels)
-    if device.type == "cuda":
-        # without waiting for the device
-        torch._assert_async(is_class.all())
-    elif not is_class.all():
-        raise IndexError(
-            f"Labels hold values from {labels.min()} to {labels.max()}, outside the {num_labels} classes, which are not "
-            f"ignored ({ignore_index}): see `hf_segmodels.losses.check_labels`."
-        )
+    _check_classes(labels, num_labels, ignore_index)
     targets = _Targets(labels, is_valid, None if weight is None else weight.to(dtype), steps, label_smoothing)
 
     is_wide = logits.shape[3] == width

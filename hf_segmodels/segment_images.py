@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from .data.layouts import IMAGE_SUFFIXES
 from .errors import UserError, first_line
@@ -43,19 +45,43 @@ class Predictor:
     def id2label(self) -> dict[int, str]:
         return self.model.config.id2label
 
-    @torch.inference_mode()
+    @property
+    def mixes_images(self) -> bool:
+        """Whether a label map depends on which other images are in the batch."""
+        return getattr(self.model.config, "decoder_self_attention", None) == "released"
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The label map `(height, width)`, int64, of an RGB image of that size."""
-        target_sizes = [(image.height, image.width)]
-        inputs = self.image_processor(images=[image], return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        return self.predict([self.prepare(image)], [(image.height, image.width)])[0]
+
+    def prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """What the model takes of an RGB image, on the CPU: a batch of one."""
+        return dict(self.image_processor(images=[image], return_tensors="pt"))
+
+    @torch.inference_mode()
+    def predict(
+        self, inputs: Sequence[dict[str, torch.Tensor]], target_sizes: Sequence[tuple[int, int]]
+    ) -> list[np.ndarray]:
+        """
+        Segments prepared images in one batch.
+
+        Args:
+            inputs (`Sequence[dict[str, torch.Tensor]]`): From `prepare`, all of the same shapes.
+            target_sizes (`Sequence[tuple[int, int]]`): For each image the `(height, width)` wanted.
+
+        Returns:
+            `list[np.ndarray]`: For each image the label map `(height, width)`, int64.
+        """
+        # each (1, ...) -> (batch_size, ...)
+        batch = BatchFeature({name: torch.cat([item[name] for item in inputs]) for name in inputs[0]})
+        batch = batch.to(self.model.device, self.model.dtype)
         if hasattr(self.model, "predict"):
             # all that the processor gives: some models take more than pixels
-            label_map = self.model.predict(**inputs, target_sizes=target_sizes, **self.options)[0]
+            label_maps = self.model.predict(**batch, target_sizes=target_sizes, **self.options)
         else:
-            outputs = self.model(pixel_values=inputs["pixel_values"])
-            label_map = self.image_processor.post_process_semantic_segmentation(outputs, target_sizes)[0]
-        return label_map.cpu().numpy()
+            outputs = self.model(pixel_values=batch["pixel_values"])
+            label_maps = self.image_processor.post_process_semantic_segmentation(outputs, target_sizes)
+        return [label_map.cpu().numpy() for label_map in label_maps]
 
 
 def load_predictor(
@@ -263,8 +289,8 @@ class Results:
         overlay_path, labels_path = self.paths(name)
         overlay_path.parent.mkdir(parents=True, exist_ok=True)
         # the default level takes four times as long to save a tenth of the bytes of a photograph
-        _replace(overlay_path, lambda temporary: picture.save(temporary, format="PNG", compress_level=2))
-        _replace(labels_path, lambda temporary: labels.save(temporary, format="PNG"))
+        replace_file(overlay_path, lambda temporary: picture.save(temporary, format="PNG", compress_level=2))
+        replace_file(labels_path, lambda temporary: labels.save(temporary, format="PNG"))
         self.images[name] = {
             "name": name,
             "image": str(path.resolve()),
@@ -282,12 +308,12 @@ class Results:
             "failed": [{"image": str(path.resolve()), "error": message} for path, message in failed],
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        _replace(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_file(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside `path` first, so that an interrupted run leaves no half file."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -368,11 +394,8 @@ def _run(
             continue
         try:
             label_map = predictor(image)
-        except torch.OutOfMemoryError:
-            failed.append((path, "out of memory: try a smaller --window, fewer --scales or --device cpu"))
-            continue
         except (ValueError, RuntimeError) as error:
-            failed.append((path, first_line(error)))
+            failed.append((path, describe_failure(error)))
             continue
         shares = class_shares(label_map, predictor.id2label, ignore_index=None)
         picture = add_legend(overlay(image, label_map, palette, alpha, ignore_index=None), shares, palette)
@@ -381,6 +404,13 @@ def _run(
         if time.monotonic() > next_summary:
             results.write_summary(failed)
             next_summary = time.monotonic() + _SECONDS_BETWEEN_SUMMARIES
+
+
+def describe_failure(error: ValueError | RuntimeError) -> str:
+    """What is said of an image that the model could not segment."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory: try a smaller --window, fewer --scales or --device cpu"
+    return first_line(error)
 
 
 def _report(
@@ -394,7 +424,11 @@ def _report(
     if len(names) > _MAX_ROWS:
         print(f"... and {len(names) - _MAX_ROWS} more images, see {SUMMARY}")
     if len(names) > 1:
-        _print_totals(list(done.values()))
+        shares = [share for shares in done.values() for share in shares]
+        pixels: Counter[str] = Counter()
+        for share in shares:
+            pixels[share.name] += share.pixels
+        print_totals(pixels, Counter(share.name for share in shares))
     counted = f"{len(names)} segmented" + (f", {num_skipped} skipped (already there)" if num_skipped else "")
     print(f"{counted}; overlays, label maps and {SUMMARY} are in {results.folder}")
     for path, message in failed:
@@ -403,12 +437,8 @@ def _report(
         print(f"error: {len(failed)} of {len(names) + len(failed)} images could not be segmented.", file=sys.stderr)
 
 
-def _print_totals(shares_of_images: list[list[ClassShare]]) -> None:
-    shares = [share for shares in shares_of_images for share in shares]
-    pixels: Counter[str] = Counter()
-    for share in shares:
-        pixels[share.name] += share.pixels
-    num_images = Counter(share.name for share in shares)
+def print_totals(pixels: Counter[str], num_images: Counter[str]) -> None:
+    """Prints, for each class, its share of all pixels and in how many images it is."""
     totals = [ClassShare(-1, name, number, number / pixels.total()) for name, number in pixels.most_common()]
     width = max(len(total.name) for total in totals[:_MAX_ROWS])
     print(f"\n{'class':<{width}}  {'share':>7}  images")

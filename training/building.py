@@ -37,8 +37,21 @@ def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     `recipe.pretrained` with a new set of classes.
 
     Raises:
-        ValueError: if the recipe names no kind of model, or its encoder does not fit the pre-trained one.
+        ValueError: if the recipe names no kind of model, its encoder does not fit the pre-trained one, or model and image
+            processor are to ignore different labels.
     """
+    model, processor = _build_parts(recipe)
+    ignore_index = recipe.model.get("semantic_loss_ignore_index", processor.ignore_index)
+    if ignore_index != processor.ignore_index:
+        raise ValueError(
+            f"`model.semantic_loss_ignore_index` is {ignore_index}, but labels are read with the `ignore_index` "
+            f"{processor.ignore_index}: set `image_processor.ignore_index` only."
+        )
+    model.config.semantic_loss_ignore_index = ignore_index
+    return model, processor
+
+
+def _build_parts(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
     fields = dict(recipe.model)
     id2label = load_id2label(recipe)
     if id2label is not None:
@@ -218,6 +231,9 @@ class Loss:
         recipe (`Recipe`): Says which.
         data (`SegmentationData`): The training split, whose classes are counted for weights.
         num_labels (`int`): Number of classes.
+
+    Calling it raises a `ValueError` where weights or smoothing are wanted of a model that learns from more than labels
+    (UN-EPT).
     """
 
     def __init__(self, recipe: Recipe, data: SegmentationData, num_labels: int):
@@ -228,9 +244,13 @@ class Loss:
     def __call__(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.is_own:
             return model(**inputs).loss
-        # targets that only a method's own loss takes stay out
-        only_images = {name: values for name, values in inputs.items() if name in ("pixel_values", "superpixels")}
-        logits = model(**only_images).logits
+        images = {name: values for name, values in inputs.items() if name in ("pixel_values", "superpixels")}
+        if others := sorted(inputs.keys() - {*images, "labels"}):
+            raise ValueError(
+                "`class_weighting` and `label_smoothing` would leave out the parts of this model's own loss that learn from "
+                f"{' and '.join(others)}, and what predicts these would stay random: set neither."
+            )
+        logits = model(**images).logits
         return semantic_cross_entropy(
             logits,
             inputs["labels"],

@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_segmodels.errors import UserError
-from hf_segmodels.evaluation import describe_run, evaluate
+from hf_segmodels.evaluation import describe_run, evaluate, results_as_json
 from hf_segmodels.image_processing import read_image
 from hf_segmodels.segment_images import load_predictor
 from hf_segmodels.visualization import add_legend, class_shares, overlay, palette_for, side_by_side
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "runs": runs,
             **describe_run(arguments.device or "cpu"),
         }
-        (arguments.output / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+        (arguments.output / "comparison.json").write_text(results_as_json(results))
         text = page(results, has_pictures=arguments.image is not None)
         (arguments.output / "comparison.md").write_text(text)
         draw_curves(runs, arguments.output / "curves.svg")

@@ -11,7 +11,6 @@ from that file and the model that is there.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, evaluate_model
+from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
 from hf_segmodels.hub import create_model_card
 from hf_segmodels.hub.card_facts import METHODS
 from hf_segmodels.hub.card_results import load_results
@@ -137,7 +136,7 @@ def package(arguments: argparse.Namespace) -> None:
     print(f"test: mIoU {100 * results['test']['mean_iou']:.2f}")
     results |= describe_run("cpu")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(results_as_json(results))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Recipe:
             repository) or a file of AugReg (`.npz`), DeiT or timm, or a `ResNetV1cBackbone` or mmsegmentation's file of
             one. `image_processor` has to have its mean and deviation.
         image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
-            its `do_reduce_labels` and `ignore_index` say.
+            its `do_reduce_labels` and `ignore_index` say; the loss ignores the same.
         train_split, eval_split (`str`): Names of the splits.
         image_column, label_column (`str`): Names of the columns.
         label_mapping (`dict` or `str`, *optional*): Class of each value in the label maps, null for values that do not
@@ -59,14 +59,18 @@ class Recipe:
         max_grad_norm (`float`): Limit of the gradient's norm; 0 for none.
         ema_decay (`float`): Decay of the moving average of weights that is evaluated and saved; 0 for none.
         class_weighting (`"none"`, `"median_frequency"` or `"sqrt_median_frequency"`): Weights of the loss.
-        label_smoothing (`float`): Of the loss.
+        label_smoothing (`float`): Of the loss. With weights or smoothing, the loss is cross-entropy on the model's scores
+            instead of the method's own; not for UN-EPT, whose own trains more than scores.
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
         seed (`int`): Of initialisation, order and augmentation.
         num_workers (`int`): Processes that load data.
         report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
             Accelerate and the Trainer know, if installed.
         log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
-        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`.
+        evaluation (`dict`): Options of [`~hf_segmodels.evaluation.evaluate_model`] at each evaluation: `window_size`,
+            `window_stride`, `scales`, `flip`, `boundary_iou`, `object_sizes`.
+        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`. A run that is not to do so refuses a
+            folder with checkpoints, since its own would replace them.
     """
 
     dataset: str = ""
@@ -110,6 +114,7 @@ class Recipe:
     log_steps: int = 10
     eval_steps: int = 500
     checkpoint_steps: int = 250
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     resume: bool = False
 
     choices = {
@@ -118,6 +123,11 @@ class Recipe:
         "class_weighting": ("none", "median_frequency", "sqrt_median_frequency"),
         "mixed_precision": ("no", "bf16", "fp16"),
     }
+    lowest = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_steps"), 1)
+    lowest |= dict.fromkeys(("log_steps", "eval_steps", "checkpoint_steps"), 1)
+    lowest |= dict.fromkeys(("warmup_steps", "num_workers"), 0)
+
+    evaluation_options = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
 
     def __post_init__(self):
         if not self.dataset:
@@ -126,21 +136,44 @@ class Recipe:
             raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
         if self.pretrained and self.pretrained_backbone:
             raise ValueError("`pretrained` has an encoder already: give `model` and `pretrained_backbone` instead.")
+        # YAML reads a bare no as false
+        self.mixed_precision = self.mixed_precision or "no"
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # YAML reads 1e-3 (without a point) as a string
-            if field.type is float and isinstance(value, (int, str)):
+            if field.type is float:
                 setattr(self, field.name, _number(field.name, value))
             elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
+            elif field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"`{field.name}` must be true or false, got {value!r}.")
+            elif field.type == dict[str, Any] and not isinstance(value, dict):
+                raise ValueError(f"`{field.name}` must hold fields of its own, `{{name: value}}`, got {value!r}.")
+        if unknown := sorted(self.evaluation.keys() - {*self.evaluation_options}):
+            raise ValueError(
+                f"`evaluation` has no option {unknown[0]!r}: it takes {', '.join(self.evaluation_options)}."
+            )
+        for name, lowest in self.lowest.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_steps", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be from 0 to less than 1, got {self.ema_decay}.")
+        for name in ("base_size", "crop_size"):
+            edges = getattr(self, name)
+            if not _is_pair(edges) or not all(type(edge) is int and edge > 0 for edge in edges):
+                raise ValueError(f"`{name}` must be two whole numbers of pixels, got {edges!r}.")
+        if not _is_pair(self.scale_range):
+            raise ValueError(f"`scale_range` must be [lowest, highest], got {self.scale_range!r}.")
+        self.scale_range = tuple(_number("scale_range", scale) for scale in self.scale_range)
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"`scale_range` must be [lowest, highest], above 0, got {list(self.scale_range)}.")
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
@@ -153,9 +186,9 @@ class Recipe:
                 into a field.
 
         Raises:
-            ValueError: for an unknown key (names the nearest one) or a value that cannot be.
+            ValueError: for a file that is no YAML, an unknown key (names the nearest one) or a value that cannot be.
         """
-        fields = yaml.safe_load(Path(path).read_text()) or {}
+        fields = _read_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(fields, dict):
             raise ValueError(f"{path} is no recipe: a YAML file of `key: value` lines is needed.")
         for override in overrides:
@@ -168,7 +201,7 @@ class Recipe:
                 target = target.setdefault(parent, {})
                 if not isinstance(target, dict):
                     raise ValueError(f"Override {override!r}: `{parent}` has no fields of its own.")
-            target[last] = yaml.safe_load(value)
+            target[last] = _read_yaml(value, f"Override {override!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in fields:
             if key not in known:
@@ -197,8 +230,19 @@ def run_script(train: Callable[[Recipe], Any], description: str, argv: Sequence[
     return 0
 
 
-def _number(name: str, value: int | str) -> float:
+def _read_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no YAML: {error}") from error
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be a number, got {value!r}.") from None

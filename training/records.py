@@ -2,7 +2,6 @@
 """What a run leaves to look at: results, learning curves and pictures of predictions."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -15,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run
+from hf_segmodels.evaluation import describe_protocol, describe_run, results_as_json
 from hf_segmodels.visualization import overlay, palette_for
 from training.recipe import Recipe
 
@@ -56,6 +55,7 @@ def write_records(
     scores: dict[str, Any],
     entries: Sequence[dict[str, float]],
     seconds: float,
+    first_step: int = 0,
 ) -> None:
     """
     Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder. `seconds` and `cpu_seconds` in
@@ -69,13 +69,18 @@ def write_records(
         scores (`dict`): Of the model on `data`.
         entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
         seconds (`float`): How long it took since it started, or was last resumed.
+        first_step (`int`, *optional*, defaults to 0): Updates before that.
     """
     output_dir = Path(recipe.output_dir)
     results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
+    protocol = {
+        name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
+    }
+    results["protocol"] = describe_protocol(model.config, protocol)
     results |= {"final_loss": next(reversed(losses_of(entries)), None), "history": list(entries)}
-    results |= {"seconds": round(seconds), "cpu_seconds": round(time.process_time())}
+    results |= {"seconds": round(seconds), "cpu_seconds": round(time.process_time()), "seconds_since_step": first_step}
     results |= describe_run(model.device, recipe.seed)
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output_dir / "results.json").write_text(results_as_json(results))
     draw_curves(entries, output_dir / "curves.png")
     draw_predictions(model, processor, data, output_dir / "predictions.png")
 

@@ -39,7 +39,7 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
-from training.checkpoints import newest_checkpoint, step_of
+from training.checkpoints import checkpoint_to_resume, step_of
 from training.recipe import Recipe, run_script
 from training.records import History, write_records
 
@@ -80,8 +80,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
+        ValueError: if the folder holds checkpoints and the recipe is not to resume.
     """
     output_dir = Path(recipe.output_dir)
+    checkpoint = checkpoint_to_resume(output_dir, recipe.resume)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -111,12 +113,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
     accelerator.register_for_checkpointing(scheduler, history)
 
     step = 0
-    checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
         step = step_of(checkpoint)
         accelerator.print(f"Going on after {step} updates from {checkpoint}")
 
+    first_step = step
     loader = build_loader(
         train_data,
         processor,
@@ -135,13 +137,15 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     def evaluate_and_save() -> dict[str, Any]:
         evaluated_model().eval()
-        scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator)
+        scores = evaluate_model(evaluated_model(), processor, eval_data, accelerator=accelerator, **recipe.evaluation)
         log(**{name: score for name, score in scores.items() if isinstance(score, float)})
         if accelerator.is_main_process:
             evaluated_model().save_pretrained(output_dir)
             processor.save_pretrained(output_dir)
             seconds = time.monotonic() - started
-            write_records(recipe, evaluated_model(), processor, eval_data, step, scores, history.entries, seconds)
+            write_records(
+                recipe, evaluated_model(), processor, eval_data, step, scores, history.entries, seconds, first_step
+            )
             tqdm.write(f"step {step}: mIoU {100 * scores['mean_iou']:.2f} on {recipe.eval_split}")
         return scores
 

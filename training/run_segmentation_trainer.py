@@ -34,7 +34,7 @@ from training.building import (
     check_finite,
     synchronize_norms,
 )
-from training.checkpoints import newest_checkpoint
+from training.checkpoints import checkpoint_to_resume, step_of
 from training.recipe import Recipe, run_script
 from training.records import losses_of, write_records
 
@@ -73,10 +73,15 @@ class SegmentationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores as the papers count them: sliding window, labels at their own size, no scores of pixels kept."""
+        """
+        Scores as the papers count them, with the recipe's options: sliding window, labels at their own size, no scores of
+        pixels kept.
+        """
         model = self.accelerator.unwrap_model(self.model)
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores = evaluate_model(model, self.processing_class, data, accelerator=self.accelerator)
+        scores = evaluate_model(
+            model, self.processing_class, data, accelerator=self.accelerator, **self.recipe.evaluation
+        )
         metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items() if isinstance(score, float)}
         self.log(metrics)
         self.scores, self.scored_step = scores, self.state.global_step
@@ -130,13 +135,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         FloatingPointError: when the loss is not finite; the newest checkpoint is from before.
-        ValueError: for a recipe with `ema_decay`.
+        ValueError: for a recipe with `ema_decay`, or if the folder holds checkpoints and the recipe is not to resume.
     """
     if recipe.ema_decay:
         raise ValueError(
             "The Trainer keeps no moving average of the weights: set `ema_decay=0`, or run the recipe with "
             "training/run_segmentation_accelerate.py."
         )
+    checkpoint = checkpoint_to_resume(Path(recipe.output_dir), recipe.resume, is_complete)
     set_seed(recipe.seed)
     arguments = training_arguments(recipe)
     model, processor = build_model(recipe)
@@ -150,7 +156,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
         args=arguments,
         processing_class=processor,
     )
-    checkpoint = newest_checkpoint(Path(recipe.output_dir), is_complete) if recipe.resume else None
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.scored_step != trainer.state.global_step:
@@ -161,7 +166,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
             {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
         ]
         step, seconds = trainer.state.global_step, time.monotonic() - started
-        write_records(recipe, trainer.model, processor, eval_data, step, trainer.scores, history, seconds)
+        first_step = 0 if checkpoint is None else step_of(checkpoint)
+        write_records(recipe, trainer.model, processor, eval_data, step, trainer.scores, history, seconds, first_step)
     return {**trainer.scores, "losses": losses_of(trainer.state.log_history)}
 
 

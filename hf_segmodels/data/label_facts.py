@@ -11,6 +11,7 @@ import PIL.Image
 import PIL.ImageChops
 
 from ..errors import first_line
+from ..label_maps import drop_channel
 from .label_reader import LabelReader, open_image
 
 
@@ -99,8 +100,11 @@ def _is_cut_off(image: PIL.Image.Image) -> bool:
 def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) -> None:
     if isinstance(label_map, np.ndarray):
         facts.label_mode = str(label_map.dtype)
-        facts.label_size = (label_map.shape[-1], label_map.shape[-2]) if label_map.ndim >= 2 else (label_map.size, 1)
-        facts.values = _count(label_map)
+        values = np.asarray(drop_channel(label_map))
+        if values.ndim != 2:
+            raise ValueError(f"an array of shape {values.shape} is no map of classes")
+        facts.label_size = (values.shape[1], values.shape[0])
+        facts.values = _count(values)
         return
     label_map.load()
     facts.label_mode, facts.label_format = label_map.mode, label_map.format or ""

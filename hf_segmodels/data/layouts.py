@@ -2,6 +2,7 @@
 """How benchmarks lie on disk: which label map belongs to which image, and which class a value in it is."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ class ADE20K(Layout):
         return _common_folders(self.root / "images", self.root / "annotations")
 
     def files(self, split: str) -> SplitFiles:
-        return _match(_files(self.root / "images" / split), _files(self.root / "annotations" / split))
+        return _match(image_files(self.root / "images" / split), image_files(self.root / "annotations" / split))
 
 
 class Cityscapes(Layout):
@@ -227,12 +228,12 @@ class Cityscapes(Layout):
         return _common_folders(self.root / "leftImg8bit", self.root / "gtFine")
 
     def files(self, split: str) -> SplitFiles:
-        images = _files(self.root / "leftImg8bit" / split, "_leftImg8bit.png")
+        images = image_files(self.root / "leftImg8bit" / split, "_leftImg8bit.png")
         labels = self.root / "gtFine" / split
-        train_ids = _files(labels, "_gtFine_labelTrainIds.png")
+        train_ids = image_files(labels, "_gtFine_labelTrainIds.png")
         if train_ids and {name for name, _ in images} <= {name for name, _ in train_ids}:
             return _match(images, train_ids)
-        return _match(images, _files(labels, "_gtFine_labelIds.png"), CITYSCAPES_TRAIN_IDS)
+        return _match(images, image_files(labels, "_gtFine_labelIds.png"), CITYSCAPES_TRAIN_IDS)
 
 
 class PascalContext60(Layout):
@@ -325,8 +326,8 @@ class CocoStuff10k(Layout):
         images, labels = self.root / "images", self.root / "annotations"
         if self._prepared(self.root):
             shifted: dict[int, int | None] = {0: None, 255: None} | {value: value - 1 for value in range(1, 172)}
-            label_files = _files(labels / f"{split}2014", "_labelTrainIds.png")
-            return _match(_files(images / f"{split}2014"), label_files, shifted)
+            label_files = image_files(labels / f"{split}2014", "_labelTrainIds.png")
+            return _match(image_files(images / f"{split}2014"), label_files, shifted)
         names = _names(self.root / "imageLists" / f"{split}.txt")
         pairs = [Pair(name, _if_there(images / f"{name}.jpg"), _if_there(labels / f"{name}.mat")) for name in names]
         return SplitFiles(pairs, _COCO_STUFF_CLASSES)
@@ -370,7 +371,7 @@ class ImageFolders(Layout):
         images, labels = folders
         if (images / split).is_dir() and (labels / split).is_dir():
             images, labels = images / split, labels / split
-        return _match(_files(images), _files(labels))
+        return _match(image_files(images), image_files(labels))
 
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -449,12 +450,15 @@ def _names(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split()
 
 
-def _files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
+def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
     """Image files in `folder` and below, with their names there, less `ending` or, where that is unset, their suffix."""
     found = []
-    for path in sorted(folder.rglob(f"*{ending}")):
+    # not `rglob`, which passes over links to folders
+    paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    for path in sorted(paths):
         place = path.relative_to(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in place.parts):
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if path.name.endswith(ending) and path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
             found.append((place.as_posix().removesuffix(ending or path.suffix), path))
     return found
 
@@ -481,6 +485,7 @@ __all__ = [
     "Pair",
     "SplitFiles",
     "find_layout",
+    "image_files",
     "read_detail",
     "recognise_layouts",
 ]

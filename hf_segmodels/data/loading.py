@@ -190,22 +190,31 @@ def find_id2label(
         None where nobody says them.
 
     Raises:
-        ValueError: if `id2label` is neither such a name nor a file.
+        ValueError: if `id2label` is neither such a name nor a file, or does not name the classes from 0 on.
     """
     if id2label in DATASETS:
         return dict(enumerate(load_labels(str(id2label))[0]))
     if id2label is None:
         beside = Path(source).expanduser() / "id2label.json"
         id2label = beside if beside.is_file() else None
-    names = id2label
+    if id2label is None:
+        labels = LAYOUTS[layout].labels if layout in LAYOUTS else None
+        return dict(enumerate(load_labels(labels)[0])) if labels else None
+    names: Any = id2label
+    where = "`id2label`"
     if isinstance(id2label, str | Path):
-        if not Path(id2label).expanduser().is_file():
+        path = Path(id2label).expanduser()
+        if not path.is_file():
             raise ValueError(f"`id2label` is {str(id2label)!r}: neither a JSON file nor one of {', '.join(DATASETS)}.")
-        names = json.loads(Path(id2label).expanduser().read_text(encoding="utf-8"))
-    if isinstance(names, Mapping) and names:
-        return {int(index): name for index, name in names.items()}
-    labels = LAYOUTS[layout].labels if layout in LAYOUTS else None
-    return dict(enumerate(load_labels(labels)[0])) if labels else None
+        where = f"{id2label}, the class names,"
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+    found = {str(index): name for index, name in names.items()} if isinstance(names, Mapping) else {}
+    if not found or found.keys() != set(map(str, range(len(found)))):
+        raise ValueError(f"{where} must name the classes from 0 on, such as {{0: 'road', 1: 'sky'}}.")
+    return {index: found[str(index)] for index in range(len(found))}
 
 
 def import_datasets() -> Any:

@@ -196,7 +196,7 @@ def _score(result: Mapping[str, Any], name: str, origin: str) -> float:
             f"`{name}` in {origin} is {score}, but scores are numbers from 0 to 1. "
             + (
                 "Nothing was counted: check the labels of the data set (`hf-segmodels check-data`)."
-                if score != score
+                if score is None or score != score
                 else _MADE_BY
             )
         )

@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """The doctor: every fault is planted in data that is otherwise clean, and has to be the only one it finds."""
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -140,6 +141,21 @@ def test_images_that_exif_data_turns(folder):
     exif[0x0112] = 6
     write_image(folder / "images" / "a.jpg", exif=exif)
     assert "6x8 and 8x6" in only_fault(check(folder), "size-mismatch", 1).message
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"), [((6, 8), []), ((6, 8, 1), []), ((1, 6, 8), []), ((6, 8, 3), ["unreadable-label"])]
+)
+def test_arrays(tmp_path, shape, found):
+    array = datasets.Array2D(shape, "int64") if len(shape) == 2 else datasets.Array3D(shape, "int64")
+    features = datasets.Features({"image": datasets.Image(), "label": array})
+    rows = {"image": [Image.new("RGB", (8, 6))], "label": [np.arange(np.prod(shape)).reshape(shape) % 3]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    report = check(tmp_path, layout=None)
+    assert faults(report) == found
+    if not found:
+        assert report.label_sizes == {"8x6": 1}
+        assert report.pixels == [16, 16, 16]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

@@ -163,6 +163,15 @@ def test_own_folders(tmp_path, kind):
         assert len(load_segmentation_dataset(tmp_path, "validation", layout="folder")) == 1
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    write_folders(tmp_path / "elsewhere", {"a": label_map(1)})
+    root = write_folders(tmp_path / "own", {"b": label_map(0)})
+    for kind in ("images", "labels"):
+        (root / kind / "more").symlink_to(tmp_path / "elsewhere" / kind)
+    dataset = load_segmentation_dataset(root, "train", layout="folder")
+    assert [np.unique(labels_of(dataset, index)).tolist() for index in range(len(dataset))] == [[0], [1]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -168,3 +168,16 @@ def test_class_names(tmp_path):
     assert find_id2label(tmp_path, layout="cityscapes") == {0: "dark", 1: "bright"}
     assert find_id2label("elsewhere", str(tmp_path / "id2label.json")) == {0: "dark", 1: "bright"}
     assert find_id2label(tmp_path, {"0": "a"}) == {0: "a"}
+
+
+@pytest.mark.parametrize("names", [["a", "b"], {1: "a", 2: "b"}, {"a": 0}, {}])
+def test_class_names_that_are_none(tmp_path, names):
+    for layout in (None, "cityscapes"):
+        with pytest.raises(ValueError, match="`id2label` must name the classes from 0 on"):
+            find_id2label(tmp_path, names, layout)
+    (tmp_path / "id2label.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=r"id2label.json, the class names, must name the classes from 0 on"):
+        find_id2label(tmp_path, layout="cityscapes")
+    (tmp_path / "id2label.json").write_text("road, sky")
+    with pytest.raises(ValueError, match=r"id2label.json, the class names, cannot be read"):
+        find_id2label(tmp_path)

@@ -14,7 +14,7 @@ from PIL import Image
 from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessor
 from hf_segmodels.cli import main
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, evaluate_model
+from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
 
 
 SIZES = ((32, 40), (24, 32), (40, 24), (32, 32), (16, 48))
@@ -106,6 +106,16 @@ def test_boundaries_and_sizes_of_objects_count_on_demand(folder, model_folder, t
         assert 0 < results[name] < 1
         assert f"{100 * results[name]:5.2f}" in printed
     assert results["mean_boundary_iou"] != results["mean_iou"]
+
+
+def test_files_hold_null_where_there_is_no_score():
+    text = results_as_json({"mean_iou": 0.5, "per_category_iou": [0.5, float("nan")], "protocol": {"scales": (1.0,)}})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    expected = {"mean_iou": 0.5, "per_category_iou": [0.5, None], "protocol": {"scales": [1.0]}}
+    assert json.loads(text, parse_constant=refuse) == expected
 
 
 def test_labels_read_for_another_processor_are_refused(folder, model_folder):

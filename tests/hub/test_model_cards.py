@@ -242,6 +242,7 @@ def test_results_of_a_training_script(segmenter):
     [
         ({"per_category_iou": [0.5] * 4}, "the results is of a model with 4 classes, this one has 3"),
         ({"mean_iou": math.nan}, "`mean_iou` in the results is nan.*Nothing was counted"),
+        ({"mean_iou": None}, "`mean_iou` in the results is None.*Nothing was counted"),
         ({"mean_iou": 45.67}, "`mean_iou` in the results is 45.67, but scores are numbers from 0 to 1"),
         ({"overall_accuracy": None}, "`overall_accuracy` in the results is None"),
         ({"mean_boundary_iou": math.inf}, "`mean_boundary_iou` in the results is inf"),

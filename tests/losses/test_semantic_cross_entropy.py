@@ -43,15 +43,21 @@ def assert_same(found, expected, tolerance=1e-6):
 
 
 @pytest.fixture(autouse=True)
-def several_bands(monkeypatch):
-    # bands of a few rows, as in images of real size
+def way(request, monkeypatch):
+    """Bands of a few rows, as in images of real size; or all the upsampled scores at once."""
+    if getattr(request, "param", "bands") == "bands":
+        monkeypatch.setattr(losses, "_MAX_HELD", 0)
     monkeypatch.setattr(losses, "_CHUNK_ON_CPU", 5 * 40 * 7)
     monkeypatch.setattr(losses, "_COLUMNS_ON_CPU", 16)
+
+
+both_ways = pytest.mark.parametrize("way", ["bands", "held"], indirect=True)
 
 
 # The value and the gradient
 
 
+@both_ways
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("grid", "size"),
@@ -89,6 +95,7 @@ def test_size_of_the_papers():
     )
 
 
+@both_ways
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignore_index", [255, -100, 2])
@@ -108,6 +115,7 @@ def test_pixel_mean_of_weighted_pixels_counts_all_pixels():
     torch.testing.assert_close(semantic_cross_entropy(logits, labels, 255, "pixel_mean", weight=weight), each.mean())
 
 
+@both_ways
 def test_scores_that_cover_more_than_the_labels():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 41, 33)
     full = upsample(logits, (48, 40))[..., :41, :33]
@@ -130,6 +138,7 @@ def test_scores_one_step_away(grid):
     assert_same(value_and_gradient(found, logits), value_and_gradient(expected, logits))
 
 
+@both_ways
 def test_numerical_gradient_in_float64():
     logits, labels = random_logits(1, 3, 3, 2, dtype=torch.float64), random_labels(3, 1, 9, 5)
     steps = torch.randint(-1, 2, (1, 9, 5, 2), generator=torch.Generator().manual_seed(1))
@@ -172,6 +181,7 @@ def test_any_layout_of_the_scores(layout):
 # Special labels
 
 
+@both_ways
 @pytest.mark.parametrize("reduction", ["valid_mean", "pixel_mean"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
@@ -182,6 +192,7 @@ def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
     assert torch.equal(gradient, torch.zeros_like(logits))
 
 
+@both_ways
 def test_classes_without_weight_give_zero_with_a_gradient():
     logits, labels = random_logits(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)
     weight = torch.tensor([0.0, 1.0, 1.0])
@@ -201,6 +212,7 @@ def test_one_ignored_image_adds_nothing():
     assert found[1][1].abs().max() == 0
 
 
+@both_ways
 def test_empty_batch_and_labels_of_small_integers():
     assert semantic_cross_entropy(torch.zeros(0, 7, 6, 5), torch.zeros(0, 48, 40, dtype=torch.long)) == 0
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
@@ -212,6 +224,7 @@ def test_empty_batch_and_labels_of_small_integers():
 # Precision
 
 
+@both_ways
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, labels = random_logits(2, 7, 6, 5, dtype=dtype), random_labels(7, 2, 48, 40)
@@ -223,6 +236,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(gradient, expected[1].to(dtype))
 
 
+@both_ways
 def test_autocast_changes_nothing():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 48, 40)
     expected = value_and_gradient(semantic_cross_entropy(logits, labels), logits)
@@ -231,6 +245,7 @@ def test_autocast_changes_nothing():
     assert_same(value_and_gradient(loss, logits), expected, tolerance=0)
 
 
+@both_ways
 def test_scaled_losses_keep_gradients_that_float16_would_lose():
     logits, labels = random_logits(1, 7, 6, 5, dtype=torch.float16), random_labels(7, 1, 480, 400)
     loss = semantic_cross_entropy(logits, labels)
@@ -243,6 +258,7 @@ def test_scaled_losses_keep_gradients_that_float16_would_lose():
 # Autograd, graphs, processes
 
 
+@both_ways
 def test_gradients_only_where_they_are_wanted():
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
     expected = semantic_cross_entropy(logits, labels)
@@ -373,6 +389,28 @@ def test_on_a_gpu(deterministic):
         torch.use_deterministic_algorithms(False)
 
 
+# Which way
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "size", "options", "expected"),
+    [
+        (15, (48, 40), {}, "held"),
+        (16, (48, 40), {}, "bands"),
+        (15, (49, 40), {}, "bands"),
+        (15, (46, 40), {"covered_size": (49, 40)}, "bands"),
+        (15, (48, 40), {"steps": torch.zeros(2, 48, 40, 2, dtype=torch.long)}, "bands"),
+    ],
+)
+def test_only_few_scores_of_few_classes_are_held(monkeypatch, num_labels, size, options, expected):
+    monkeypatch.setattr(losses, "_MAX_HELD", 2 * 15 * 48 * 40)
+    taken = []
+    monkeypatch.setattr(losses, "_held_cross_entropy", lambda *_: taken.append("held") or torch.zeros(()))
+    monkeypatch.setattr(losses, "_upsampled_cross_entropy", lambda *_: taken.append("bands") or (torch.zeros(()), None))
+    semantic_cross_entropy(random_logits(2, num_labels, 6, 5), random_labels(num_labels, 2, *size), **options)
+    assert taken == [expected]
+
+
 # Memory
 
 
@@ -404,6 +442,7 @@ def test_bad_options_are_refused(options, message):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(1, 48, 40, dtype=torch.long), **options)
 
 
+@both_ways
 def test_bad_shapes_and_labels_are_refused():
     with pytest.raises(ValueError, match=r"got \(1, 7, 6, 5\) and \(2, 48, 40\)"):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(2, 48, 40, dtype=torch.long))

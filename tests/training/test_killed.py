@@ -46,6 +46,17 @@ def test_a_full_disk_costs_the_updates_since_the_last_checkpoint(recipe, script,
     assert resumed["per_category_iou"] == expected["per_category_iou"]
 
 
+@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+def test_a_new_run_does_not_replace_the_checkpoints_of_another(recipe, script):
+    script.train(recipe(max_steps=2))
+    with pytest.raises(ValueError, match="holds checkpoint-2 of an earlier run.*`resume=true`"):
+        script.train(recipe(max_steps=1))
+    assert [path.name for path in Path(recipe().output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
+    assert len(script.train(recipe(max_steps=3, resume=True))["losses"]) == 3
+    # the time is that of the last update
+    assert json.loads(Path(recipe().output_dir, "results.json").read_text())["seconds_since_step"] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_run_ends_like_one_that_was_not(recipe, repository, tmp_path, script):

@@ -1,9 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """What a run leaves to look at."""
 
+import json
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
+from hf_segmodels import SegmenterForSemanticSegmentation
 from training import run_segmentation_accelerate, run_segmentation_trainer
 from training.records import History, draw_curves
 
@@ -21,6 +25,25 @@ def test_runs_leave_curves_pictures_and_logs(recipe, tmp_path, script):
     assert image.tobytes() != labels.tobytes()
     assert image.tobytes() != prediction.tobytes()
     assert Image.open(tmp_path / "run" / "curves.png").width == 1200
+
+
+@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+def test_evaluation_is_as_the_recipe_says(recipe, script, monkeypatch):
+    options = {"scales": [0.5, 1.0], "flip": True, "window_size": 16, "window_stride": 8, "boundary_iou": True}
+    asked = []
+    predict = SegmenterForSemanticSegmentation.predict
+
+    def predict_and_watch(self, *arguments, **fields):
+        asked.append({name: fields.get(name) for name in ("scales", "flip", "window_size", "window_stride")})
+        return predict(self, *arguments, **fields)
+
+    monkeypatch.setattr(SegmenterForSemanticSegmentation, "predict", predict_and_watch)
+    scores = script.train(recipe(max_steps=1, evaluation=options))
+    assert asked[0] == {name: options[name] for name in asked[0]}
+    results = json.loads(Path(recipe().output_dir, "results.json").read_text())
+    assert 0 <= results["mean_boundary_iou"] == scores["mean_boundary_iou"] <= 1
+    windows = {"window_size": [16, 16], "window_stride": [8, 8]}
+    assert results["protocol"] == {"scales": [0.5, 1.0], "flip": True} | windows
 
 
 def test_curves_show_what_was_measured(tmp_path):

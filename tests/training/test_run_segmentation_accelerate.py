@@ -44,11 +44,21 @@ def assert_equal_weights(first, second):
         assert torch.equal(values, second[name]), name
 
 
+UNEPT = {
+    "model_type": "unept",
+    "backbone_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    | {"image_size": 32},
+    "spatial_hidden_sizes": [8, 8],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_points": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+}
+
+
 def test_boundary_targets_are_made_on_the_way(recipe):
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_points": 2, "intermediate_size": 32, "image_size": 32}
-    backbone = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
-    model = {"model_type": "unept", "backbone_config": backbone, "spatial_hidden_sizes": [8, 8], **sizes}
-    scores = train(recipe(model=model, max_steps=20))
+    scores = train(recipe(model=UNEPT, max_steps=20))
     assert sum(scores["losses"][-5:]) < 0.85 * sum(scores["losses"][:5])
     assert scores["mean_iou"] > 0.6
 
@@ -128,6 +138,11 @@ def test_accumulated_gradients_equal_those_of_a_large_batch(recipe):
         torch.testing.assert_close(values, second[name], rtol=1e-4, atol=1e-6)
 
 
+def test_weights_do_not_replace_a_loss_that_trains_more_than_scores(recipe):
+    with pytest.raises(ValueError, match="learn from angle_maps and distance_maps"):
+        train(recipe(model=UNEPT, label_smoothing=0.1))
+
+
 def test_class_weights_and_smoothing_train_too(recipe):
     run = recipe(max_steps=20, class_weighting="median_frequency", label_smoothing=0.1)
     losses = train(run)["losses"]
@@ -192,6 +207,16 @@ def test_evaluation_refuses_labels_of_another_meaning(recipe):
     processor.do_reduce_labels = True
     with pytest.raises(ValueError, match="processor=image_processor"):
         evaluate_model(model, processor, SegmentationData(recipe().dataset, "validation"))
+
+
+def test_the_loss_ignores_what_the_labels_are_read_with(recipe):
+    run = recipe(image_processor={"ignore_index": 0})
+    model, processor = build_model(run)
+    assert model.config.semantic_loss_ignore_index == processor.ignore_index == 0
+    images, labels = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
+    assert model(images, labels=labels).loss == 0
+    with pytest.raises(ValueError, match=r"set `image_processor.ignore_index` only"):
+        build_model(recipe(model=run.model | {"semantic_loss_ignore_index": 254}))
 
 
 def test_pretrained_model_gets_a_new_set_of_classes(recipe):
@@ -273,6 +298,17 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
         ({"dataset": "x", "pretrained": "y"}, ["max_steps=1.5"], "whole number"),
         ({"dataset": "x", "pretrained": "y"}, ["batch_size=0"], "at least 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["learning_rate=[1]"], "must be a number"),
+        ({"dataset": "x", "pretrained": "y"}, ["log_steps=0"], "`log_steps` must be at least 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["num_workers=-1"], "`num_workers` must be at least 0"),
+        ({"dataset": "x", "pretrained": "y"}, ["ema_decay=1"], "less than 1"),
+        ({"dataset": "x", "pretrained": "y"}, ["streaming=maybe"], "true or false"),
+        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "fields of its own"),
+        ({"dataset": "x", "pretrained": "y"}, ["evaluation.flop=true"], "`evaluation` has no option 'flop'"),
+        ({"dataset": "x", "pretrained": "y"}, ["crop_size=512"], "`crop_size` must be two whole numbers"),
+        ({"dataset": "x", "pretrained": "y"}, ["base_size=[512, 0]"], "`base_size` must be two whole numbers"),
+        ({"dataset": "x", "pretrained": "y"}, ["scale_range=[2, 0.5]"], "[lowest, highest]"),
+        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is no YAML"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
         (["dataset"], [], "no recipe"),
     ],
@@ -282,6 +318,19 @@ def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     path.write_text(yaml.safe_dump(fields))
     assert run_script(train, "", [str(path), *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("dataset: [")
+    assert run_script(train, "", [str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml is no YAML" in capsys.readouterr().err
+
+
+def test_values_are_what_yaml_makes_of_them(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset: x\nmodel: {model_type: segmenter}\nscale_range: [5e-1, 2]\n")
+    recipe = Recipe.read(path, ["mixed_precision=no", "report_to=tensorboard"])
+    assert (recipe.mixed_precision, recipe.report_to, recipe.scale_range) == ("no", ["tensorboard"], (0.5, 2.0))
 
 
 def test_overrides_reach_into_fields(tmp_path):

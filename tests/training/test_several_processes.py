@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The Accelerate script in two processes on the CPU (gloo)."""
+"""The scripts in two processes on the CPU (gloo)."""
 
 import dataclasses
 import datetime
@@ -38,7 +38,8 @@ def _start(rank, worker, store, arguments):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_their_batches_together(recipe, repository, tmp_path):
+@pytest.mark.parametrize("name", ["run_segmentation_accelerate", "run_segmentation_trainer"])
+def test_two_processes_equal_one_with_their_batches_together(recipe, repository, tmp_path, name):
     # scale 1, a crop of the image's size and flips keep the number of valid pixels equal in all samples
     fields = {
         "scale_range": [1.0, 1.0],
@@ -54,7 +55,7 @@ def test_two_processes_equal_one_with_their_batches_together(recipe, repository,
     # `accelerate launch --cpu` starts one process only
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
-        [*launch, str(repository / "training/run_segmentation_accelerate.py"), str(tmp_path / "recipe.yaml")],
+        [*launch, str(repository / f"training/{name}.py"), str(tmp_path / "recipe.yaml")],
         check=True,
         timeout=300,
         env=os.environ
@@ -62,12 +63,14 @@ def test_two_processes_equal_one_with_their_batches_together(recipe, repository,
     )
 
     states = [AutoModelForSemanticSegmentation.from_pretrained(run.output_dir).state_dict() for run in (one, two)]
-    for name, values in states[0].items():
-        torch.testing.assert_close(values, states[1][name], rtol=1e-4, atol=1e-6)
+    for key, values in states[0].items():
+        torch.testing.assert_close(values, states[1][key], rtol=1e-4, atol=1e-6)
     scores = json.loads(Path(two.output_dir, "results.json").read_text())
     assert scores["per_category_iou"] == pytest.approx(expected["per_category_iou"], abs=1e-3)
-    random_states = sorted(path.name for path in Path(two.output_dir, "checkpoint-2").glob("random_states_*"))
-    assert random_states == ["random_states_0.pkl", "random_states_1.pkl"]
+    # each process's own
+    random_states = sorted(path.stem for path in Path(two.output_dir, "checkpoint-2").glob("r*_state*_?.p*"))
+    prefix = "random_states" if name == "run_segmentation_accelerate" else "rng_state"
+    assert random_states == [f"{prefix}_0", f"{prefix}_1"]
 
 
 def _save_unevenly(rank, folder):
