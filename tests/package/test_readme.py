@@ -153,7 +153,13 @@ def folder(request: pytest.FixtureRequest, things: Path, tmp_path: Path, monkeyp
     return work
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+# what Gradio takes to import
+SLOW = {"docs/demo.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in pages_with("python")]
+)
 def test_python_examples(page: str, folder: Path, capsys: pytest.CaptureFixture):
     namespace: dict = {}
     for block in code_blocks(read(page), "python"):
@@ -211,9 +217,11 @@ def test_commands(page: str, folder: Path):
     for program, *words in command_lines(read(page)):
         if program == "accelerate":
             assert words.pop(0) == "launch"
-            program, words = (
-                ("hf-segmodels", words[2:]) if words[:2] == ["-m", "hf_segmodels.cli"] else ("python", words)
-            )
+            program = "python"
+            if "-m" in words:
+                module = words.index("-m") + 1
+                assert words[module] == "hf_segmodels.cli", words
+                program, words = "hf-segmodels", words[module + 1 :]
         if program == "hf-segmodels":
             ran.add(run_ours(words))
         elif program == "make":
