@@ -8,10 +8,12 @@ from transformers.utils import _LazyModule
 
 
 _import_structure = {
+    "handler": ["EndpointHandler"],
     "model_card": ["create_model_card"],
 }
 
 if TYPE_CHECKING:
+    from .handler import EndpointHandler as EndpointHandler
     from .model_card import create_model_card as create_model_card
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)
