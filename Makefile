@@ -10,7 +10,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-transformers test-gpu test-minimum benchmark benchmark-gpu kernel quality format clean
+.PHONY: help setup demo test test-slow test-transformers test-gpu test-minimum benchmark benchmark-gpu kernel docs quality format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-26s%s\n", $$1, $$2}'
@@ -64,9 +64,13 @@ benchmark: setup  ## times what is fast here against the plain way, after checki
 	$(BIN)/python benchmarks/check_data.py
 	$(BIN)/python benchmarks/upsampled_loss.py
 	$(BIN)/python benchmarks/mean_iou.py
+	$(BIN)/python benchmarks/compare_models.py --scale small
 
 benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results file
 	$(BIN)/python benchmarks/sparse_attention.py --device cuda --output benchmarks/results
+
+docs: setup  ## the pages in docs/ and the API as a site, in build/docs; fails on any warning
+	$(BIN)/mkdocs build --strict
 
 quality: setup  ## lint, format check, types, transformers' rules for model code, stale model cards
 	$(BIN)/ruff check .

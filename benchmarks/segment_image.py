@@ -33,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -51,6 +51,7 @@ from hf_segmodels.inference import mask_argmax, upsample_argmax
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+Name = TypeVar("Name")
 
 
 def segmenter_small(
@@ -140,10 +141,12 @@ def check_labels(name: str, labels: torch.Tensor, upsampled: torch.Tensor) -> No
     print(f"{name}: labels agree ({differing} of {labels.numel()} pixels differ, in ties of rounding)")
 
 
-def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way, called in turns after one warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
+def interleaved(
+    ways: dict[Name, Callable[[], Any]], repeats: int, device: torch.device, is_warm: bool = False
+) -> dict[Name, float]:
+    """Median seconds of each way, called in turns after one warm-up, unless they have been called before."""
+    seconds: dict[Name, list[float]] = {name: [] for name in ways}
+    for repeat in range(1 if is_warm else 0, repeats + 1):
         for name, way in ways.items():
             _synchronize(device)
             started = time.perf_counter()
