@@ -147,6 +147,8 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     from .hub import publish
 
+    names = ("results", "dataset", "license", "license_name", "license_link", "base_model")
+    card_options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     published = publish(
         arguments.folder,
         arguments.repo_id,
@@ -155,6 +157,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         private=arguments.private or None,
         revision=arguments.revision,
         create_pr=arguments.create_pr,
+        **card_options,
     )
     for name, size in published.files.items():
         print(f"{size:>13,}  {name}")
@@ -368,6 +371,21 @@ def _add_publish(commands: Any) -> None:
     publish.add_argument("--private", action="store_true", help="create the repository as a private one")
     publish.add_argument("--revision", metavar="BRANCH", help="commit to this branch, created if there is none")
     publish.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    card = publish.add_argument_group(
+        "model card", "What a card that is made says; without them it says that it is unknown."
+    )
+    card.add_argument(
+        "--results",
+        nargs="+",
+        type=Path,
+        metavar="JSON",
+        help="scores, from `hf-segmodels evaluate --output` (default: FOLDER/results.json of a training script, if any)",
+    )
+    card.add_argument("--dataset", metavar="NAME", help="what the model was trained on, such as ade20k or OWNER/NAME")
+    card.add_argument("--license", metavar="ID", help="licence of the weights, such as mit, cc-by-nc-4.0 or other")
+    card.add_argument("--license-name", metavar="NAME", help="name of the licence, where ID is other")
+    card.add_argument("--license-link", metavar="URL", help="address of the licence, where ID is other")
+    card.add_argument("--base-model", metavar="OWNER/NAME", help="repository that the weights come from")
 
 
 def _add_demo(commands: Any) -> None:

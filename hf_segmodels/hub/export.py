@@ -152,6 +152,7 @@ def export_for_hub(
     *,
     repo_id: str | None = None,
     card: str | None = None,
+    **card_options: Any,
 ) -> Path:
     """
     Writes a folder that `from_pretrained(folder, trust_remote_code=True)` of the Auto classes loads without this package:
@@ -171,12 +172,15 @@ def export_for_hub(
         card (`str`, *optional*):
             Text of the model card, `README.md`. If unset, one is made from the model ([`create_model_card`]); SuperpixelViT
             has none.
+        card_options:
+            For the card that is made, such as `results`, `dataset`, `license`; see [`create_model_card`].
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        UserError: if the model or the image processor cannot be exported, or the folder holds something that is no model.
+        UserError: if the model or the image processor cannot be exported, the card's options do not fit them or come with a
+            `card`, or the folder holds something that is no model.
 
     Example:
 
@@ -195,9 +199,14 @@ def export_for_hub(
     if is_occupied(folder) and not (folder / "config.json").is_file():
         what = "holds files that are no model" if folder.is_dir() else "is a file"
         raise UserError(f"{folder} {what}: choose another folder.")
-    if card is None and model.config.model_type in METHODS:
+    if card is not None and card_options:
+        raise UserError(f"there is a model card already: leave out {', '.join(card_options)}, or the card.")
+    if card is None and (card_options or model.config.model_type in METHODS):
         parts: tuple[Any, Any] = (model, image_processor)
-        card = str(create_model_card(*parts, repo_id=repo_id, remote_code=True))
+        try:
+            card = str(create_model_card(*parts, repo_id=repo_id, remote_code=True, **card_options))
+        except ValueError as error:
+            raise UserError(f"cannot write the model card: {error}") from error
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
     with written_at_once(folder, _artefacts) as partial:
@@ -209,9 +218,7 @@ def export_for_hub(
         config.save_pretrained(partial)
         image_processor.save_pretrained(partial)
         code.write(partial)
-        handler = Path(__file__).with_name("handler.py")
-        if handler.is_file():
-            shutil.copyfile(handler, partial / handler.name)
+        shutil.copyfile(Path(__file__).with_name("handler.py"), partial / "handler.py")
         requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
         (partial / "requirements.txt").write_text(requirements, encoding="utf-8")
         if card is not None:

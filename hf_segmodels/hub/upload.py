@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
@@ -57,6 +58,7 @@ def publish(
     revision: str | None = None,
     create_pr: bool = False,
     token: str | None = None,
+    **card_options: Any,
 ) -> Publication:
     """
     Exports the model in a folder ([`export_for_hub`]) and uploads it in one commit. Code and weights of an earlier upload
@@ -65,7 +67,7 @@ def publish(
     Args:
         folder (`str` or `Path`):
             A model and its image processor, as training, converting or `save_pretrained` writes them. Its `README.md`, if
-            there is one, becomes the model card; otherwise one is made.
+            there is one, becomes the model card; otherwise one is made, with the scores in its `results.json`, if any.
         repo_id (`str`):
             Name of the repository, `OWNER/NAME`. It is created if there is none.
         dry_run (`bool`, *optional*, defaults to `False`):
@@ -80,6 +82,8 @@ def publish(
             Whether to open a pull request instead of committing.
         token (`str`, *optional*):
             Access token; that of `hf auth login` or of the variable `HF_TOKEN` if unset.
+        card_options:
+            For the card that is made: `results`, `dataset`, `license` and others of [`create_model_card`].
 
     Returns:
         [`Publication`]: The files, and where they are.
@@ -100,7 +104,9 @@ def publish(
             "(https://huggingface.co/settings/tokens)."
         )
     predictor = load_predictor(str(folder), device="cpu", dtype="auto")
-    readme = folder / "README.md"
+    readme, own_results = folder / "README.md", folder / "results.json"
+    if own_results.is_file() and not readme.is_file():
+        card_options.setdefault("results", own_results)
     with contextlib.ExitStack() as stack:
         if output is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model")
@@ -110,6 +116,7 @@ def publish(
             output,
             repo_id=repo_id,
             card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
+            **card_options,
         )
         files = exported_files(exported)
         sizes = {path.name: path.stat().st_size for path in files}

@@ -1,10 +1,12 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """`hf-segmodels publish` against a stand-in for the Hub, and what others load from there."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from common.exported_models import make_model, run_clean_process, write_expected
 from common.hub_server import TOKEN, Hub, Repository, environment_of, running_hub, use_hub
@@ -181,3 +183,42 @@ class TestErrors:
         hub.failure = 500
         assert publish(folder) == 2
         assert "try again later" in capsys.readouterr().err
+
+
+class TestCard:
+    """Of a dry run: what a made card says."""
+
+    @pytest.fixture
+    def card(self, tmp_path: Path):
+        folder = save_tiny_segmenter(tmp_path / "model")
+        num_labels = json.loads((folder / "config.json").read_text())["id2label"].keys()
+        scores = {"mean_iou": 0.4321, "mean_accuracy": 0.5, "overall_accuracy": 0.6}
+        scores["per_category_iou"] = [0.4321] * len(num_labels)
+        (folder / "scores.json").write_text(json.dumps(scores | {"split": "test", "dataset": "somewhere/streets"}))
+
+        def make(*arguments: str) -> ModelCard | None:
+            if publish(folder, "--dry-run", "--output", str(tmp_path / "out"), *arguments) != 0:
+                return None
+            return ModelCard.load(tmp_path / "out" / "README.md")
+
+        make.folder = folder
+        return make
+
+    def test_scores_and_licence(self, card):
+        scores = str(card.folder / "scores.json")
+        made = card("--results", scores, "--dataset", "jane/streets", "--license", "mit", "--base-model", "jane/base")
+        assert (made.data.license, made.data.base_model, made.data.datasets) == ("mit", "jane/base", ["jane/streets"])
+        assert made.data.eval_results[0].metric_value == 0.4321
+        assert "43.2" in made.text
+
+    def test_scores_of_a_training_run_come_by_themselves(self, card):
+        assert not card().data.eval_results
+        (card.folder / "scores.json").rename(card.folder / "results.json")
+        assert card().data.eval_results[0].metric_value == 0.4321
+
+    def test_options_beside_a_card_or_wrong_ones(self, card, capsys):
+        assert card("--license", "mit", "--license-name", "mine") is None
+        assert "cannot write the model card" in capsys.readouterr().err
+        (card.folder / "README.md").write_text("# Mine\n")
+        assert card("--license", "mit") is None
+        assert "there is a model card already: leave out license" in capsys.readouterr().err
