@@ -28,7 +28,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from .cli import _pixels, _window
+from .cli import parse_pixels, parse_window
 from .demo import CREDIT, DEMO_MODEL, PHOTOGRAPH, sample_photograph
 from .errors import UserError, first_line
 from .image_processing import read_image
@@ -157,8 +157,8 @@ class Options:
         """
         options: dict[str, Any] = {}
         for name, text, parse in (
-            ("window_size", self.window, _window),
-            ("window_stride", self.stride, _pixels),
+            ("window_size", self.window, parse_window),
+            ("window_stride", self.stride, parse_pixels),
         ):
             if text and text.strip():
                 try:

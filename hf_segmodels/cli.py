@@ -238,12 +238,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
-        type=_window,
+        type=parse_window,
         metavar="N|HxW",
         help="sliding window, in pixels of the image as the model's processor resizes it; 0: the whole image at once "
         "(default: the model's own)",
     )
-    parser.add_argument("--stride", type=_pixels, metavar="N|HxW", help="step of the window (default: the model's own)")
+    parser.add_argument(
+        "--stride", type=parse_pixels, metavar="N|HxW", help="step of the window (default: the model's own)"
+    )
     parser.add_argument(
         "--scales",
         nargs="+",
@@ -436,7 +438,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _pixels(text: str) -> tuple[int, int]:
+def parse_pixels(text: str) -> tuple[int, int]:
     """`"512"` or `"768x1024"` -> (height, width)."""
     numbers = text.lower().split("x")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
@@ -444,8 +446,8 @@ def _pixels(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[-1])
 
 
-def _window(text: str) -> tuple[int, int] | int:
-    return 0 if text == "0" else _pixels(text)
+def parse_window(text: str) -> tuple[int, int] | int:
+    return 0 if text == "0" else parse_pixels(text)
 
 
 def _scale(text: str) -> float:
