@@ -139,10 +139,13 @@ class RemoteCode:
         if image_processor is not None:
             _set_auto_map(image_processor, self.processor_auto_map)
 
-    def write(self, folder: Path) -> None:
-        """Writes the files."""
+    def write(self, folder: Path, config: PreTrainedConfig) -> None:
+        """Writes the files, with the handler for endpoints and the requirements of a model with this configuration."""
         for name, source in self.files.items():
             (folder / name).write_text(source, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
+        requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
+        (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
 
 
 def export_for_hub(
@@ -217,10 +220,7 @@ def export_for_hub(
         code.name_in(config, image_processor)
         config.save_pretrained(partial)
         image_processor.save_pretrained(partial)
-        code.write(partial)
-        shutil.copyfile(Path(__file__).with_name("handler.py"), partial / "handler.py")
-        requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
-        (partial / "requirements.txt").write_text(requirements, encoding="utf-8")
+        code.write(partial, config)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
     return folder
@@ -251,9 +251,7 @@ class RemoteCodeCallback(TrainerCallback):
         if args.should_save:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            code.write(folder)
-            requirements = "".join(f"{requirement}\n" for requirement in _requirements(kwargs["model"].config))
-            (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+            code.write(folder, kwargs["model"].config)
 
     @staticmethod
     def _name_code(model: Any, image_processor: Any) -> RemoteCode:

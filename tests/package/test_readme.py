@@ -184,7 +184,7 @@ def has_inputs(arguments: argparse.Namespace) -> bool:
     if getattr(arguments, "filename", None):
         return Path(arguments.filename).exists()
     names = ("checkpoint", "dataset", "folder", "images", "model", "source")
-    values = [getattr(arguments, name) for name in names if hasattr(arguments, name)]
+    values = [value for name in names if (value := getattr(arguments, name, None)) is not None]
     paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
     return bool(paths) and all(Path(path).exists() for path in paths)
 
