@@ -23,6 +23,8 @@ from .separable_maps import AxisMap, AxisTiles, resize_map
 _CHUNK_ON_CPU, _CHUNK = 1 << 20, 1 << 25
 # Classes evaluated at least: smaller matrix products take a path in torch that rounds otherwise.
 _MIN_SLOTS = 8
+# Entries of a tile whose best classes are averaged for a bound, at most: where fine grids overlap there are hundreds.
+_MAX_WINNERS = 36
 
 
 class Scores(Protocol):
@@ -224,28 +226,44 @@ def bounds(
 
 def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.Tensor:
     """Which classes may be the label of a pixel of a tile: `(h, w, K)` -> `(tiles, K)`, bool."""
-    width, num_classes = grid.shape[1:]
+    width = grid.shape[1]
     # (h, w, K) -> (tile rows, tile columns, K) -> (tiles, K)
     highest, lowest = (bound.flatten(0, 1) for bound in bounds(grid, rows.support, columns.support))
     # rounding of an average is relative to the largest entry in it
     margin = torch.maximum(highest.abs(), lowest.abs()) * (16 * torch.finfo(grid.dtype).eps)
     bound = (lowest - margin).amax(dim=1)
 
-    # The best score is never below an average of scores either. Where classes meet, each is low at the other's
-    # entries; the average of the classes that win at some entry is low nowhere.
     # (tile rows, 1, support rows, 1) + (tile columns, 1, support columns) -> (tiles, support)
     entries = (rows.support[:, None, :, None] * width + columns.support[:, None, :]).flatten(2).flatten(0, 1)
-    winner = grid.argmax(dim=2).flatten()[entries]
-    # each class counts once
-    weight = (winner[:, :, None] == winner[:, None]).sum(dim=2).reciprocal()
-    weight = weight / weight.sum(dim=1, keepdim=True)
-    # (tiles, support as winners, support as entries)
-    values = grid.flatten()[entries[:, None] * num_classes + winner[:, :, None]]
-    average = (weight[:, :, None] * values).sum(dim=1).amin(dim=1)
+    winners = grid.argmax(dim=2).flatten()
+    chunk = (_CHUNK_ON_CPU if grid.device.type == "cpu" else _CHUNK) // (_MAX_WINNERS * entries.shape[1])
+    average = torch.cat([_lowest_average(grid, winners, part) for part in entries.split(max(1, chunk))])
     bound = torch.maximum(bound, average - margin.amax(dim=1))
 
     # not `>=`: NaN can always win
     return ~(highest + margin < bound[:, None])
+
+
+def _lowest_average(grid: torch.Tensor, winners: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """
+    Bounds of the best score in tiles from below, which hold where classes meet: each of these is low at the other's entries,
+    but the average of the classes that win at some entry is low nowhere, and the best score is never below an average.
+
+    Args:
+        winners (`torch.LongTensor` of shape `(h * w,)`): The best class of each entry of the grid `(h, w, K)`.
+        entries (`torch.LongTensor` of shape `(tiles, support)`): The entries that the tiles depend on.
+
+    Returns:
+        `torch.Tensor` of shape `(tiles,)`.
+    """
+    step = -(-entries.shape[1] // _MAX_WINNERS)
+    winner = winners[entries[:, ::step]]
+    # each class counts once
+    weight = (winner[:, :, None] == winner[:, None]).sum(dim=2).reciprocal()
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    # (tiles, winners, support)
+    values = grid.flatten()[entries[:, None] * grid.shape[2] + winner[:, :, None]]
+    return (weight[:, :, None] * values).sum(dim=1).amin(dim=1)
 
 
 def _evaluate(
