@@ -2,7 +2,7 @@
 """
 Turns the output of a recipe into the model that the package ships.
 
-    python training/package_demo_model.py RUN_FOLDER --recipe training/recipes/segmenter_camvid_demo.yaml [--minutes MINUTES]
+    python training/package_demo_model.py RUN_FOLDER --recipe training/recipes/segmenter_camvid.yaml [--minutes MINUTES]
     python training/package_demo_model.py --card-only
 
 Writes the weights in half precision, the processor and a model card to hf_segmodels/demo_model/, and the scores that the
@@ -49,7 +49,7 @@ CamVid in the SegNet split, 480x360 pixels, through `model.predict`; labels 255 
 Nothing was chosen on the test split. The validation scores are those at the end of training. All figures are from
 `{results}`.
 
-Trained by
+Trained by the recipe below; its head says what has changed in it since, if anything.
 
     accelerate launch training/run_segmentation_accelerate.py {command}
 """
