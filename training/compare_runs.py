@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_segmodels.errors import UserError
 from hf_segmodels.evaluation import describe_run, evaluate, results_as_json
+from hf_segmodels.hub.card_facts import METHODS
 from hf_segmodels.image_processing import read_image
 from hf_segmodels.segment_images import load_predictor
 from hf_segmodels.visualization import add_legend, class_shares, overlay, palette_for, side_by_side
@@ -64,7 +65,9 @@ def score_run(folder: Path, split: str, device: str | None) -> dict[str, Any]:
     model = load_predictor(str(folder), device="cpu").model
     return {
         "name": folder.name,
-        "method": type(model).__name__.removesuffix("ForSemanticSegmentation"),
+        "method": METHODS[model.config.model_type].name
+        if model.config.model_type in METHODS
+        else type(model).__name__.removesuffix("ForSemanticSegmentation"),
         "parameters": model.num_parameters(),
         "updates": trained["step"],
         "seconds": trained["seconds"],

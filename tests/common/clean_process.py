@@ -4,9 +4,12 @@ What a user does who has never heard of the package. Run by `exported_models.run
 nothing of the package or its tests can be imported here.
 """
 
+import base64
+import importlib.util
 import json
 import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 
@@ -79,6 +82,15 @@ def check_backbone(source: str) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+def check_handler(folder: Path, expected: dict, image: Image.Image) -> None:
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    handler = sys.modules["handler"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(handler)
+    answer = handler.EndpointHandler()({"inputs": image, "parameters": {"output": "label_map"}})
+    labels = Image.open(BytesIO(base64.b64decode(answer["label_map"])))
+    np.testing.assert_array_equal(np.asarray(labels), expected["labels"])
+
+
 def check_saved_again(source: str, expected: dict, image: Image.Image) -> None:
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForSemanticSegmentation.from_pretrained(source, **TRUST).save_pretrained(folder)
@@ -107,6 +119,8 @@ for name, (source, expected_folder) in sorted(ARGUMENTS["cases"].items()):
     check_pipeline(source, expected, image)
     check_backbone(source)
     check_saved_again(source, expected, image)
+    if Path(source).is_dir():
+        check_handler(Path(source), expected, image)
     if name in ARGUMENTS["push"]:
         push(source, ARGUMENTS["push"][name])
     print(name)
