@@ -115,7 +115,7 @@ class Visitor:
 
     def wait_for_result(self, before: str | None = None) -> None:
         self.page.wait_for_function(
-            "before => (document.querySelector('#viewer .viewer').dataset.shown ?? null) !== before", arg=before
+            "before => (document.querySelector('#viewer .viewer')?.dataset.shown ?? null) !== before", arg=before
         )
         # and for what follows it
         self.page.wait_for_selector("#picture:not([disabled])")
