@@ -15,29 +15,12 @@ from transformers import Dinov2Config, PreTrainedModel, pipeline
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_segmodels
-from common.model_tester import TINY
+from common.model_tester import TINY, TINY_RESNET_V1C, TINY_SEGVIT, TINY_UNEPT
 from hf_segmodels import PlainViTConfig, ResNetV1cConfig
 
 
 CLASS_NAMES = {0: "sky", 1: "road", 2: "tree"}
 SIZE = {"height": 64, "width": 80}
-_RESNET = {
-    "embedding_size": 8,
-    "hidden_sizes": [16, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "out_features": ["stage2", "stage3", "stage4"],
-}
-_SEGVIT = {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2}
-_UNEPT = {
-    "hidden_size": 32,
-    "encoder_num_hidden_layers": 1,
-    "decoder_num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_points": 2,
-    "intermediate_size": 64,
-    "spatial_hidden_sizes": [8, 16],
-    "image_size": 64,
-}
 
 
 def _vit(**fields) -> PlainViTConfig:
@@ -54,20 +37,26 @@ MODELS: dict[str, Callable[[], tuple[str, dict]]] = {
     ),
     "segvit": lambda: (
         "SegViT",
-        {**_SEGVIT, "backbone_config": _vit(use_cls_token=False, final_norm="none", out_indices=[1, 2])},
+        {**TINY_SEGVIT, "backbone_config": _vit(use_cls_token=False, final_norm="none", out_indices=[1, 2])},
     ),
     "segvit-shrunk": lambda: (
         "SegViT",
         {
-            **_SEGVIT,
+            **TINY_SEGVIT,
             "decoder_type": "shrunk",
             "backbone_config": _vit(
                 use_cls_token=False, final_norm="none", out_indices=[1, 2], query_downsampling_layer=1
             ),
         },
     ),
-    "unept": lambda: ("UNEPT", {**_UNEPT, "backbone_config": _vit(final_norm="none", out_indices=[1, 2])}),
-    "unept-resnet": lambda: ("UNEPT", {**_UNEPT, "backbone_config": ResNetV1cConfig(**_RESNET)}),
+    "unept": lambda: (
+        "UNEPT",
+        {**TINY_UNEPT, "image_size": 64, "backbone_config": _vit(final_norm="none", out_indices=[1, 2])},
+    ),
+    "unept-resnet": lambda: (
+        "UNEPT",
+        {**TINY_UNEPT, "image_size": 64, "backbone_config": ResNetV1cConfig(**TINY_RESNET_V1C)},
+    ),
     "regproxy": lambda: ("RegProxy", {"backbone_config": _vit(use_distillation_token=True), "token_head_depth": 1}),
     "superpixel-vit": lambda: (
         "SuperpixelViT",

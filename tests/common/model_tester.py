@@ -25,6 +25,23 @@ from hf_segmodels import PlainViTConfig
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_RESNET_V1C = {
+    "embedding_size": 8,
+    "hidden_sizes": [16, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+# what follows the encoder
+TINY_SEGVIT = {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2}
+TINY_UNEPT = {
+    "hidden_size": 32,
+    "encoder_num_hidden_layers": 1,
+    "decoder_num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_points": 2,
+    "intermediate_size": 64,
+    "spatial_hidden_sizes": [8, 16],
+}
 TRANSFORMERS_BACKBONES = {
     "dinov2": lambda: Dinov2Config(**TINY, image_size=56, patch_size=14),
     "dinov3": lambda: DINOv3ViTConfig(**TINY, intermediate_size=64, out_features=["stage2"]),

@@ -9,28 +9,21 @@ import torch
 from PIL import Image
 
 import hf_segmodels
+from common.model_tester import TINY, TINY_SEGVIT, TINY_UNEPT
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
 from hf_segmodels import PlainViTConfig
 
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+_VIT = {**TINY, "image_size": 32, "patch_size": 8}
 _FIELDS = {
-    "RegProxy": lambda: {"backbone_config": PlainViTConfig(**TINY), "token_head_depth": 1},
+    "RegProxy": lambda: {"backbone_config": PlainViTConfig(**_VIT), "token_head_depth": 1},
     "SegViT": lambda: {
-        "backbone_config": PlainViTConfig(**TINY, use_cls_token=False, final_norm="none", out_indices=[1, 2]),
-        "decoder_hidden_size": 24,
-        "decoder_num_attention_heads": 2,
-        "decoder_num_hidden_layers": 2,
+        **TINY_SEGVIT,
+        "backbone_config": PlainViTConfig(**_VIT, use_cls_token=False, final_norm="none", out_indices=[1, 2]),
     },
     "UNEPT": lambda: {
-        "backbone_config": PlainViTConfig(**TINY, final_norm="none", out_indices=[1, 2]),
-        "hidden_size": 32,
-        "encoder_num_hidden_layers": 1,
-        "decoder_num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_points": 2,
-        "intermediate_size": 64,
-        "spatial_hidden_sizes": [8, 16],
+        **TINY_UNEPT,
+        "backbone_config": PlainViTConfig(**_VIT, final_norm="none", out_indices=[1, 2]),
         "image_size": 32,
     },
 }

@@ -8,23 +8,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import ResNetConfig, SwinConfig, Trainer, TrainingArguments
 
-from common.model_tester import TINY, SegmentationModelTester, random_images, random_labels
+from common.model_tester import TINY, TINY_RESNET_V1C, TINY_UNEPT, SegmentationModelTester, random_images, random_labels
 from hf_segmodels import PlainViTConfig, ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.sparse_attention import SparseAttention
 from hf_segmodels.unept import boundary_targets, refine
 
 
-SMALL = {
-    "hidden_size": 32,
-    "encoder_num_hidden_layers": 1,
-    "decoder_num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_points": 2,
-    "intermediate_size": 64,
-    "spatial_hidden_sizes": [8, 16],
-    "image_size": 64,
-}
+SMALL = {**TINY_UNEPT, "image_size": 64}
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -33,12 +24,7 @@ def tiny_vit(**overrides) -> PlainViTConfig:
 
 
 def tiny_resnet() -> ResNetV1cConfig:
-    return ResNetV1cConfig(
-        embedding_size=8,
-        hidden_sizes=[16, 16, 24, 32],
-        depths=[1, 1, 1, 1],
-        out_features=["stage2", "stage3", "stage4"],
-    )
+    return ResNetV1cConfig(**TINY_RESNET_V1C)
 
 
 class UNEPTTester(SegmentationModelTester):
