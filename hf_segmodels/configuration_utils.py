@@ -78,12 +78,13 @@ class SegmentationConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """
-        See `PreTrainedConfig.from_pretrained`. The encoder's configuration is told as well where it is from:
-        `AutoBackbone.from_config` looks for code from the Hub there.
+        See `PreTrainedConfig.from_pretrained`. Where the encoder's code comes with the model, its configuration is told where
+        that is: `AutoBackbone.from_config` looks there.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        config.backbone_config.name_or_path = pretrained_model_name_or_path
+        if getattr(config.backbone_config, "auto_map", None):
+            config.backbone_config.name_or_path = pretrained_model_name_or_path
         return loaded
 
     def to_diff_dict(self) -> dict[str, Any]:
