@@ -162,8 +162,11 @@ def train(recipe: Recipe) -> dict[str, Any]:
         trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
+        # without the last line, of how long training took
         history = [
-            {name.removeprefix("eval_"): value for name, value in log.items()} for log in trainer.state.log_history
+            {name.removeprefix("eval_"): value for name, value in log.items()}
+            for log in trainer.state.log_history
+            if "train_runtime" not in log
         ]
         step, seconds = trainer.state.global_step, time.monotonic() - started
         first_step = 0 if checkpoint is None else step_of(checkpoint)
