@@ -9,27 +9,30 @@ A RUN is the output folder of a training script. Writes `comparison.json` (score
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_segmodels.errors import UserError
-from hf_segmodels.evaluation import describe_run, evaluate, results_as_json
+from hf_segmodels.errors import UserError, first_line
+from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
 from hf_segmodels.hub.card_facts import METHODS
+from hf_segmodels.hub.card_results import load_results
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.segment_images import load_predictor
+from hf_segmodels.segment_images import Predictor, load_predictor
 from hf_segmodels.visualization import add_legend, class_shares, overlay, palette_for, side_by_side
+from training.building import build_data
+from training.recipe import Recipe
 
 
-# columns of the table: name in a run's entry, heading, factor
+# columns of the table: name of the score, heading
 SCORES = (
     ("mean_iou", "mIoU"),
     ("mean_boundary_iou", "boundary IoU"),
@@ -38,7 +41,7 @@ SCORES = (
 )
 
 
-def score_run(folder: Path, split: str, device: str | None) -> dict[str, Any]:
+def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, dict[str, Any]]:
     """
     What a run trained, and how good it is on `split`, in float32 by the model's own protocol.
 
@@ -46,24 +49,21 @@ def score_run(folder: Path, split: str, device: str | None) -> dict[str, Any]:
         UserError: if the folder is not that of a finished run, or its data cannot be read.
     """
     try:
-        trained = json.loads((folder / "results.json").read_text())
-        recipe, history = trained["recipe"], trained["history"]
-    except (OSError, ValueError, KeyError) as error:
+        trained = load_results(folder / "results.json")
+        recipe, history = Recipe(**trained["recipe"]), trained["history"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} has no results.json of a finished run: give a training script's output_dir."
         ) from error
-    scores = evaluate(
-        str(folder),
-        recipe["dataset"],
-        split=split,
-        layout=recipe["layout"],
-        image_column=recipe["image_column"],
-        label_column=recipe["label_column"],
-        device=device,
-        boundary_iou=True,
-    )
-    model = load_predictor(str(folder), device="cpu").model
-    return {
+    predictor = load_predictor(str(folder), device=device)
+    model = predictor.model
+    try:
+        data = build_data(recipe, predictor.image_processor, split)
+        with torch.inference_mode():
+            scores = evaluate_model(model, predictor.image_processor, data, boundary_iou=True)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot evaluate on {recipe.dataset}: {first_line(error)}") from error
+    return predictor, {
         "name": folder.name,
         "method": METHODS[model.config.model_type].name
         if model.config.model_type in METHODS
@@ -78,7 +78,7 @@ def score_run(folder: Path, split: str, device: str | None) -> dict[str, Any]:
         "test": {name: scores[name] for name, _ in SCORES} | {"per_category_iou": scores["per_category_iou"]},
         "images": scores["images"],
         "id2label": model.config.id2label,
-        "recipe": {name: value for name, value in recipe.items() if name != "output_dir"},
+        "recipe": {name: value for name, value in trained["recipe"].items() if name != "output_dir"},
         "history": history,
     }
 
@@ -133,13 +133,14 @@ def draw_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def draw_predictions(folders: Sequence[Path], runs: Sequence[dict[str, Any]], photograph: Path, path: Path) -> None:
+def draw_predictions(
+    predictors: Sequence[Predictor], runs: Sequence[dict[str, Any]], photograph: Path, path: Path
+) -> None:
     """The photograph and, beside it, what each model makes of it, in rows of three."""
     image = read_image(photograph)
     image.thumbnail((480, 480))
     panels = [side_by_side([image], ["photograph"])]
-    for folder, run in zip(folders, runs, strict=True):
-        predictor = load_predictor(str(folder), device="cpu")
+    for predictor, run in zip(predictors, runs, strict=True):
         label_map, palette = predictor(image), palette_for(predictor.model.config)
         shares = class_shares(label_map, predictor.id2label, ignore_index=None)
         picture = overlay(image, label_map, palette, alpha=0.6, ignore_index=None)
@@ -162,21 +163,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="(default: cuda where there is one, else cpu)")
     arguments = parser.parse_args(argv)
     try:
-        runs = [score_run(folder, arguments.split, arguments.device) for folder in arguments.runs]
+        scored = [score_run(folder, arguments.split, arguments.device) for folder in arguments.runs]
+        predictors, runs = zip(*scored, strict=True)
         arguments.output.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", "training/compare_runs.py", *(sys.argv[1:] if argv is None else argv)])
         results = {
             "split": arguments.split,
             "command": command,
             "runs": runs,
-            **describe_run(arguments.device or "cpu"),
+            **describe_run(predictors[0].model.device),
         }
         (arguments.output / "comparison.json").write_text(results_as_json(results))
         text = page(results, has_pictures=arguments.image is not None)
         (arguments.output / "comparison.md").write_text(text)
         draw_curves(runs, arguments.output / "curves.svg")
         if arguments.image:
-            draw_predictions(arguments.runs, runs, arguments.image, arguments.output / "predictions.jpg")
+            draw_predictions(predictors, runs, arguments.image, arguments.output / "predictions.jpg")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
