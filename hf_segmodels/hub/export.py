@@ -212,7 +212,7 @@ def export_for_hub(
             raise UserError(f"cannot write the model card: {error}") from error
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
-    with written_at_once(folder, _artefacts) as partial:
+    with written_at_once(folder, artefacts) as partial:
         # names of weights that an encoder of transformers has had in all its versions
         model.save_pretrained(partial, save_original_format=True)
         # a copy: the model itself stays one whose folders need this package
@@ -260,7 +260,8 @@ class RemoteCodeCallback(TrainerCallback):
         return code
 
 
-def _artefacts(folder: Path) -> Iterator[Path]:
+def artefacts(folder: Path) -> Iterator[Path]:
+    """What an export wrote into a folder, which may hold other files."""
     for pattern in _ARTEFACTS:
         yield from folder.glob(pattern)
     yield from (path for path in folder.glob("*.py") if path.name not in _ARTEFACTS and is_written_here(path))
@@ -327,4 +328,4 @@ def _requirements(config: PreTrainedConfig) -> list[str]:
     return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])
 
 
-__all__ = ["RemoteCode", "RemoteCodeCallback", "export_for_hub", "is_written_here"]
+__all__ = ["RemoteCode", "RemoteCodeCallback", "artefacts", "export_for_hub", "is_written_here"]

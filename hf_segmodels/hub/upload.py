@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError, first_line
 from ..segment_images import load_predictor
-from .export import export_for_hub, is_written_here
+from .export import artefacts, export_for_hub, is_written_here
 
 
 # Weights of an earlier upload, which a loader could take for the model's.
@@ -118,7 +118,7 @@ def publish(
             card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
             **card_options,
         )
-        files = exported_files(exported)
+        files = sorted(artefacts(exported))
         sizes = {path.name: path.stat().st_size for path in files}
         if dry_run:
             return Publication(sizes)
@@ -134,16 +134,6 @@ def publish(
                 create_pr=create_pr,
             )
     return Publication(sizes, url)
-
-
-def exported_files(folder: Path) -> list[Path]:
-    """The files of an exported model: a folder that it was written to may hold others."""
-    kept = ("README.md", "config.json", "handler.py", "preprocessor_config.json", "requirements.txt", *_WEIGHTS[:2])
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if any(fnmatch(path.name, pattern) for pattern in kept) or (path.suffix == ".py" and is_written_here(path))
-    )
 
 
 def _upload(
