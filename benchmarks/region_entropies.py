@@ -29,8 +29,8 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_segmodels  # noqa: F401  (registers the models)
+from hf_segmodels.image_processing.label_maps import label_histograms
 from hf_segmodels.image_processing.superpixels import slic_superpixels
-from hf_segmodels.label_maps import label_histograms
 from hf_segmodels.metrics import region_entropies
 from hf_segmodels.regproxy.loss_regproxy import region_histograms
 from hf_segmodels.visualization import draw_regions

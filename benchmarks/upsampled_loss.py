@@ -24,7 +24,7 @@ import transformers
 from segment_image import commit, compare_memory, interleaved, peak_memory_over_start, processor_name
 from torch import nn
 
-from hf_segmodels.losses import semantic_cross_entropy
+from hf_segmodels.losses.semantic_cross_entropy import semantic_cross_entropy
 
 
 BATCH_SIZE, NUM_LABELS, SIZE = 4, 150, (512, 512)

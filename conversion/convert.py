@@ -7,7 +7,7 @@ Converts a checkpoint of an original repository; the same as `hf-segmodels conve
 
 import sys
 
-from hf_segmodels.conversion import main
+from hf_segmodels.cli.convert import main
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 """
 Semantic segmentation with plain vision transformers.
 
-Importing the package registers its models with transformers' Auto classes; everything else is imported on first use.
+Importing the package registers its models with transformers' Auto classes.
 """
 
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers.utils import _LazyModule
-
-from .auto import register
 
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ _import_structure = {
     "auto": [],
     "conversion": [],
     "data": [],
+    "evaluation": [],
     "hub": [],
     "image_processing": [],
     "inference": [],
@@ -46,14 +47,13 @@ _import_structure = {
     "superpixel_vit.image_processing_pil_superpixel_vit": ["SuperpixelViTImageProcessorPil"],
     "superpixel_vit.image_processing_superpixel_vit": ["SuperpixelViTImageProcessor"],
     "superpixel_vit.modeling_superpixel_vit": ["SuperpixelViTForSemanticSegmentation"],
+    "training": [],
     "unept.configuration_unept": ["UNEPTConfig"],
     "unept.image_processing_pil_unept": ["UNEPTImageProcessorPil"],
     "unept.image_processing_unept": ["UNEPTImageProcessor"],
     "unept.modeling_unept": ["UNEPTForSemanticSegmentation"],
     "visualization": [],
 }
-
-register()
 
 if TYPE_CHECKING:
     from .plain_vit.configuration_plain_vit import PlainViTConfig
@@ -84,3 +84,6 @@ else:
     sys.modules[__name__] = _LazyModule(
         __name__, __file__, _import_structure, module_spec=__spec__, extra_objects={"__version__": __version__}
     )
+    # the command line registers once its arguments are parsed, so that `--help` answers without importing torch
+    if Path(sys.argv[0]).stem != "hf-segmodels":
+        import_module(".auto", __name__).register()

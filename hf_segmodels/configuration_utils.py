@@ -20,7 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import auto_docstring
 
-from .inference.sliding_window import check_windows
+from .inference.window_grid import check_windows
 from .plain_vit.configuration_plain_vit import PlainViTConfig
 from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
 

@@ -19,14 +19,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hf_segmodels.hub import create_model_card
-from hf_segmodels.hub.card_facts import METHODS
-from training.building import build_model
-from training.package_demo_model import MODEL_FOLDER, RESULTS, demo_card
-from training.recipe import Recipe
+from hf_segmodels.hub.cards.facts import METHODS
+from hf_segmodels.training.factory import build_model
+from hf_segmodels.training.recipe import Recipe
+from package_demo_model import MODEL_FOLDER, RESULTS, demo_card
 
 
 FOLDER = Path(__file__).resolve().parent

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from .checkpoints import ConversionError
+from .checkpoint_files import ConversionError
 
 
 RenameTable = Mapping[str, str]

@@ -13,8 +13,8 @@ from transformers import AutoModelForSemanticSegmentation
 from transformers.modeling_utils import PreTrainedModel
 
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
-from .checkpoints import ConversionError
-from .outputs import Conversion
+from .checkpoint_files import ConversionError
+from .converter import Conversion
 
 
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ..label_maps import label_map_to_tensor
+from ..image_processing.label_maps import label_map_to_tensor
 
 
 # Values of a label map that one mapping may span

@@ -13,7 +13,7 @@ from .loading import find_id2label
 
 @dataclass
 class DataFields:
-    """What a recipe says of its data; see `training/recipe.py` for the fields."""
+    """What a recipe says of its data; see `hf_segmodels/training/recipe.py` for the fields."""
 
     dataset: str
     num_labels: int

@@ -9,18 +9,18 @@ from transformers.utils import _LazyModule
 
 _import_structure = {
     "export": ["RemoteCode", "RemoteCodeCallback", "export_for_hub"],
-    "handler": ["EndpointHandler"],
-    "model_card": ["create_model_card"],
+    "endpoint.handler": ["EndpointHandler"],
+    "cards.card": ["create_model_card"],
     "remote_code": ["RemoteCodeError", "flatten"],
     "upload": ["Publication", "publish"],
 }
 
 if TYPE_CHECKING:
+    from .cards.card import create_model_card as create_model_card
+    from .endpoint.handler import EndpointHandler as EndpointHandler
     from .export import RemoteCode as RemoteCode
     from .export import RemoteCodeCallback as RemoteCodeCallback
     from .export import export_for_hub as export_for_hub
-    from .handler import EndpointHandler as EndpointHandler
-    from .model_card import create_model_card as create_model_card
     from .remote_code import RemoteCodeError as RemoteCodeError
     from .remote_code import flatten as flatten
     from .upload import Publication as Publication

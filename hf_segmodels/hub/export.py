@@ -14,16 +14,16 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..errors import UserError
-from ..folders import is_occupied, written_at_once
 from ..image_processing.segmentation_image_processor import (
     SegmentationImageProcessor,
     SegmentationImageProcessorPil,
     both_backends,
 )
 from ..modeling_utils import SegmentationPreTrainedModel
-from .card_facts import METHODS
-from .model_card import create_model_card
+from ..utils.errors import UserError
+from ..utils.files import is_occupied, written_at_once
+from .cards.card import create_model_card
+from .cards.facts import METHODS
 from .remote_code import MARK, PACKAGE, flat_name, flatten
 
 
@@ -143,7 +143,7 @@ class RemoteCode:
         """Writes the files, with the handler for endpoints and the requirements of a model with this configuration."""
         for name, source in self.files.items():
             (folder / name).write_text(source, encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
+        shutil.copyfile(Path(__file__).parent / "endpoint" / "handler.py", folder / "handler.py")
         requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
         (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
 

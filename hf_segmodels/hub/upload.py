@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import UserError, first_line
-from ..segment_images import load_predictor
+from ..inference.predictor import load_predictor
+from ..utils.errors import UserError, first_line
 from .export import artefacts, export_for_hub, is_written_here
 
 

@@ -29,8 +29,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from ..inference import upsample_argmax
-from ..inference.sliding_window import as_sizes
-from ..label_maps import check_label_map, label_map_to_tensor, reduce_labels
+from ..inference.window_grid import as_sizes
+from .label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
 from .rgb_images import to_rgb
 

@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
 
 from ..inference.region_painting import paint_labels, paint_scores, resize_regions
-from ..inference.sliding_window import as_sizes
+from ..inference.window_grid import as_sizes
 from .segmentation_image_processor import SegmentationImageProcessorKwargs
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .label_search import bounds, finite, label_tiles
 from .mask_maps import MaskAxis, MaskTiles, WindowPixels, mask_axis
 from .separable_maps import Windows
-from .sliding_window import Network, as_pair, run_windows, tile_windows
+from .upsampled_argmax import bounds, finite, label_tiles
+from .window_grid import Network, as_pair, run_windows, tile_windows
 
 
 # floats of masks held at a time

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .label_search import Scores
-from .sliding_window import as_sizes, check_windows, window_scores
+from .upsampled_argmax import Scores
+from .window_grid import as_sizes, check_windows, window_scores
 
 
 # floats of a band of rows in which several inputs' probabilities are averaged

@@ -30,7 +30,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..tracing import is_exporting
+from ..utils.export import is_exporting
 from .configuration_plain_vit import PlainViTConfig
 
 

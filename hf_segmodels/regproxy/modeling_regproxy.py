@@ -24,10 +24,10 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
-from ..losses import semantic_cross_entropy
+from ..losses.semantic_cross_entropy import semantic_cross_entropy
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import is_plain_vit
-from ..tracing import is_exporting
+from ..utils.export import is_exporting
 from .configuration_regproxy import RegProxyConfig
 from .loss_regproxy import homogeneity_loss
 from .painting import neighbours, paint

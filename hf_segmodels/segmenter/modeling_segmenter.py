@@ -24,11 +24,11 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
-from ..losses import semantic_cross_entropy
+from ..losses.semantic_cross_entropy import semantic_cross_entropy
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTEncoder
-from ..tracing import is_exporting
+from ..utils.export import is_exporting
 from .configuration_segmenter import SegmenterConfig
 
 

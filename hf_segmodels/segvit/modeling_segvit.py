@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 from ..inference import MaskScores, mask_window_scores, slide_when_configured
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward
-from ..tracing import crop, is_exporting
+from ..utils.export import crop, is_exporting
 from .configuration_segvit import SegViTConfig
 from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 

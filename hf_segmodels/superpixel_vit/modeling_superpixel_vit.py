@@ -30,10 +30,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from ..image_processing.label_maps import label_histograms
 from ..inference.prediction import eval_mode
 from ..inference.region_painting import paint_labels, paint_scores, region_slots, resize_regions
-from ..inference.sliding_window import as_sizes
-from ..label_maps import label_histograms
+from ..inference.window_grid import as_sizes
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .configuration_superpixel_vit import SuperpixelViTConfig

@@ -19,7 +19,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
 from ..configuration_utils import SegmentationConfig
-from ..inference.sliding_window import as_pair
+from ..inference.window_grid import as_pair
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 

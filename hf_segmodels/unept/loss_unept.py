@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ..losses import semantic_cross_entropy
+from ..losses.semantic_cross_entropy import semantic_cross_entropy
 from .boundaries import boundary_labels, direction_labels, refinement_steps, resize_boundary_maps
 
 

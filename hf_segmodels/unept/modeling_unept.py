@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, 
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import slide_when_configured
-from ..inference.sliding_window import run_dense_windows
+from ..inference.window_grid import run_dense_windows
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
 from ..sparse_attention import (
@@ -39,7 +39,7 @@ from ..sparse_attention import (
     SparseAttentionKernelMixin,
     reference_points,
 )
-from ..tracing import crop, is_exporting
+from ..utils.export import crop, is_exporting
 from .boundaries import batch_boundary_targets, refine
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses

@@ -3,7 +3,16 @@
 
 from .attention import attention_map, overlay_heat_map, patch_at
 from .boundaries import DIRECTION_COLORS, draw_boundaries, draw_directions
-from .label_maps import ClassShare, add_legend, class_shares, color_label_map, legend, overlay, side_by_side
+from .label_maps import (
+    ClassShare,
+    add_legend,
+    class_shares,
+    color_label_map,
+    label_image,
+    legend,
+    overlay,
+    side_by_side,
+)
 from .palettes import generate_palette, palette_for
 from .regions import draw_regions, region_maps
 from .sampling import SampledPoints, draw_sampled_points, feature_picture, pyramid_picture, sampled_points
@@ -23,6 +32,7 @@ __all__ = [
     "draw_sampled_points",
     "feature_picture",
     "generate_palette",
+    "label_image",
     "legend",
     "overlay",
     "overlay_heat_map",

@@ -271,3 +271,12 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = N
             draw.text((left, top // 2), titles[index], fill=_TEXT, font=font, anchor="lm")
         left += width + gap
     return picture
+
+
+def label_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """The class indices as an image: mode "P" with the classes' colours; with more than 256 classes 16-bit grey."""
+    if len(palette) > 256:
+        return Image.fromarray(label_map.astype(np.uint16))
+    image = Image.fromarray(label_map.astype(np.uint8))
+    image.putpalette(palette.tobytes())
+    return image

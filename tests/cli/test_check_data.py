@@ -19,7 +19,7 @@ from common.segmentation_folders import (
     write_pascal_context,
 )
 from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 
 
 datasets = pytest.importorskip("datasets", reason="part of the `train` and `dev` extras")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import hf_segmodels
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -33,7 +33,7 @@ def test_help_names_the_commands(capsys):
 
 def test_help_and_mistakes_do_not_load_torch():
     code = (
-        "import sys; from hf_segmodels.cli import main; code = main(['segment', 'a.png', '--alpha', '2']); "
+        "import sys; sys.argv = ['hf-segmodels']; from hf_segmodels.cli.main import main; code = main(['segment', 'a.png', '--alpha', '2']); "
         "sys.exit(9 if 'torch' in sys.modules else code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -13,9 +13,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.segment_images import load_predictor
+from hf_segmodels.inference.predictor import load_predictor
 from hf_segmodels.visualization import palette_for
 
 
@@ -221,7 +221,7 @@ class TestBadImages:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         path = make_image(tmp_path / "a.png")
-        monkeypatch.setattr("hf_segmodels.segment_images.Predictor.__call__", fail)
+        monkeypatch.setattr("hf_segmodels.inference.segment_images.Predictor.__call__", fail)
         assert segment(path, "--model", model_folder, "--output", output) == 1
         assert "--window" in capsys.readouterr().err
 

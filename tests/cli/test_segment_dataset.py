@@ -16,12 +16,12 @@ from PIL import Image
 
 from common.segmentation_folders import write_ade20k
 from common.tiny_segmenter import save_tiny_segmenter
-from hf_segmodels import dataset_results
-from hf_segmodels.cli import main
-from hf_segmodels.data.image_shards import ImageRow, open_image_shards
+from hf_segmodels.cli.main import main
+from hf_segmodels.data.shards import ImageRow, open_image_shards
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.segment_dataset import BatchSegmenter, segment_rows
-from hf_segmodels.segment_images import Predictor, load_predictor
+from hf_segmodels.inference import shard_writer as dataset_results
+from hf_segmodels.inference.predictor import Predictor, load_predictor
+from hf_segmodels.inference.segment_dataset import BatchSegmenter, segment_rows
 
 
 datasets = pytest.importorskip("datasets")
@@ -383,8 +383,8 @@ class TestResume:
         assert main([*arguments, "--output", str(whole)]) == 0
         script = (
             "import os, signal, sys\n"
-            "from hf_segmodels.cli import main\n"
-            "from hf_segmodels.dataset_results import ShardResults\n"
+            "from hf_segmodels.cli.main import main\n"
+            "from hf_segmodels.inference.shard_writer import ShardResults\n"
             "write = ShardResults.write\n"
             "def kill(self, image):\n"
             "    write(self, image)\n"
@@ -543,7 +543,7 @@ class TestFailures:
         def fail(self, image):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("hf_segmodels.dataset_results.ShardResults.write", fail)
+        monkeypatch.setattr("hf_segmodels.inference.shard_writer.ShardResults.write", fail)
         assert segment(make_folder(tmp_path / "in"), "--model", model_folder, "--output", output) == 2
         assert capsys.readouterr().err == f"error: cannot write to {output}: No space left on device.\n"
         assert names(output) == ["manifest.json"]

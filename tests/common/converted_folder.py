@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 
 
 class ConvertedFolderSuite:

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from common.original_segmenter import tiny_network, write_checkpoint
-from hf_segmodels import cli
-from hf_segmodels.conversion import main
-from hf_segmodels.conversion.reference import segmenter_forward
+from hf_segmodels.cli import main as cli
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion.reference.vit import segmenter_forward
 
 
 def run(checkpoint: Path, folder: Path, *options: str, method: str = "segmenter") -> int:
@@ -85,7 +85,7 @@ def test_stored_outputs_beside_the_checkpoint_are_compared(checkpoint: Path, tmp
 @pytest.mark.parametrize("mistake", ["layer_norm_eps", "position_embedding_interpolation", "weights"])
 def test_verification_finds_mistakes(mistake: str, checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
     """A converter that got something wrong would not get past its own check."""
-    from hf_segmodels.conversion import segmenter
+    from hf_segmodels.conversion.formats import segmenter
 
     convert = segmenter.convert_segmenter
 

@@ -11,9 +11,9 @@ import torch
 from fixtures.procedural_weights import procedural_state_dict
 
 from common.original_regproxy import regproxy_shapes
-from hf_segmodels.conversion import main
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion.formats.regproxy import REGPROXY, RELEASES, convert_regproxy, recognize
 from hf_segmodels.conversion.key_mapping import rename
-from hf_segmodels.conversion.regproxy import REGPROXY, RELEASES, convert_regproxy, recognize
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.regproxy import RegProxyForSemanticSegmentation, RegProxyImageProcessor, RegProxyImageProcessorPil
 
@@ -144,7 +144,7 @@ def test_small_windows_give_the_stored_outputs(convert):
 
 def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """Every parameter and buffer of the model has one of the checkpoint, of its shape, and the other way round."""
-    from hf_segmodels.conversion.regproxy import _release_as_config, regproxy_config
+    from hf_segmodels.conversion.formats.regproxy import _release_as_config, regproxy_config
 
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     expected = RELEASED[name]
@@ -199,7 +199,7 @@ def test_optimizer_groups_of_the_original(case: str):
 
 
 def model_of(shapes: Mapping[str, tuple[int, ...]], hybrid: bool) -> RegProxyForSemanticSegmentation:
-    from hf_segmodels.conversion.regproxy import regproxy_config
+    from hf_segmodels.conversion.formats.regproxy import regproxy_config
 
     side, patch_size = (128, 32) if hybrid else (64, 16)
     encoder = {"img_size": side, "patch_size": patch_size, "num_heads": 2, "out_indices": [0, 3]}

@@ -11,9 +11,10 @@ import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
 from common.original_segmenter import segmenter_shapes, variant_yml
-from hf_segmodels.conversion import convert_segmenter, load_backbone_weights, main
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion import convert_segmenter, load_backbone_weights
+from hf_segmodels.conversion.formats.segmenter import DROPPED, SEGMENTER, segmenter_config
 from hf_segmodels.conversion.key_mapping import rename
-from hf_segmodels.conversion.segmenter import DROPPED, SEGMENTER, segmenter_config
 from hf_segmodels.plain_vit import PlainViTBackbone, PlainViTConfig
 from hf_segmodels.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 

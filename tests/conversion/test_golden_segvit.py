@@ -13,9 +13,8 @@ import torch
 from fixtures.procedural_weights import procedural_state_dict
 
 from common.original_segvit import segvit_shapes
-from hf_segmodels.conversion import main
-from hf_segmodels.conversion.key_mapping import rename
-from hf_segmodels.conversion.segvit import (
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion.formats.segvit import (
     DROPPED,
     RELEASES,
     SEGVIT,
@@ -26,6 +25,7 @@ from hf_segmodels.conversion.segvit import (
     segvit_config,
     split_attention,
 )
+from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.segvit import (
     SegViTForSemanticSegmentation,

@@ -12,9 +12,10 @@ from torch import nn
 
 from common.original_unept import CONFIGURATIONS, config_text, network, unept_shapes
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
-from hf_segmodels.conversion import load_backbone_weights, main
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.conversion.formats.unept import UNEPT, unept_config
 from hf_segmodels.conversion.key_mapping import rename
-from hf_segmodels.conversion.unept import UNEPT, unept_config
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.unept import refine, unept_losses
 from hf_segmodels.unept.boundaries import refinement_steps, resize_boundary_maps
@@ -270,7 +271,7 @@ def test_golden_pretrained_backbone_import(golden: Path):
 
 
 def test_config_text_of_the_fixtures_is_the_originals(golden: Path):
-    from hf_segmodels.conversion.mmcv import parse_mmcv_config
+    from hf_segmodels.conversion.mmcv_config import parse_mmcv_config
 
     stored = torch.load(golden / "deit_d1" / "checkpoint.pth", weights_only=True)["meta"]["config"]
     ours = parse_mmcv_config(config_text(network(CONFIGURATIONS["deit_unept_ade20k"][0]), 6, 64), "ours")

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForSemanticSegmentation
 
 from common.original_segvit import write_checkpoint
-from hf_segmodels.conversion import main
+from hf_segmodels.cli.convert import main
 
 
 ARGUMENTS = ["--method", "segvit", "--checkpoint", "someone/models", "--filename", "deep/model.pth"]

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from hf_segmodels.conversion import ConversionError
-from hf_segmodels.conversion.mmcv import label_fields, parse_mmcv_config, read_mmseg_config
+from hf_segmodels.conversion.mmcv_config import label_fields, parse_mmcv_config, read_mmseg_config
 
 
 TEXT = """

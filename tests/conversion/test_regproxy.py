@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common.original_regproxy import TINY_CONFIG, write_checkpoint
-from hf_segmodels.conversion import ConversionError, convert_regproxy, main
-from hf_segmodels.conversion.mmcv import parse_mmcv_config
-from hf_segmodels.conversion.regproxy import recognize
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion import ConversionError, convert_regproxy
+from hf_segmodels.conversion.formats.regproxy import recognize
+from hf_segmodels.conversion.mmcv_config import parse_mmcv_config
 
 
 def test_configuration_in_the_checkpoint(tmp_path: Path):

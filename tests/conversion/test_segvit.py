@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common.original_segvit import SHRUNK_CONFIG, TINY_CONFIG, write_checkpoint
-from hf_segmodels.conversion import ConversionError, convert_segvit, main
-from hf_segmodels.conversion.mmcv import parse_mmcv_config
-from hf_segmodels.conversion.segvit import recognize
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion import ConversionError, convert_segvit
+from hf_segmodels.conversion.formats.segvit import recognize
+from hf_segmodels.conversion.mmcv_config import parse_mmcv_config
 
 
 UNUSED = ["backbone.cls_token", "backbone.pos_embed[:, :1]", "decode_head.loss_decode.criterion.empty_weight"]

@@ -16,9 +16,10 @@ from common.original_unept import (
     unept_shapes,
     write_checkpoint,
 )
-from hf_segmodels.conversion import ConversionError, convert_unept, main
-from hf_segmodels.conversion.reference_unept import unept_forward
-from hf_segmodels.conversion.unept import recognize
+from hf_segmodels.cli.convert import main
+from hf_segmodels.conversion import ConversionError, convert_unept
+from hf_segmodels.conversion.formats.unept import recognize
+from hf_segmodels.conversion.reference.unept import unept_forward
 
 
 def run(checkpoint: Path, folder: Path, *options: str) -> int:
@@ -44,7 +45,7 @@ def test_converted_models_behave_as_the_original(backbone, tmp_path, capsys):
 def test_verification_finds_another_model(tmp_path, monkeypatch, capsys):
     checkpoint = write_checkpoint(tmp_path / "original")
     monkeypatch.setattr(
-        "hf_segmodels.conversion.unept.unept_forward",
+        "hf_segmodels.conversion.formats.unept.unept_forward",
         lambda *arguments, **fields: unept_forward(*arguments, **{**fields, "num_heads": 4}),
     )
     assert run(checkpoint, tmp_path / "converted", "--verify") == 1

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessor
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
 

@@ -19,8 +19,8 @@ from transformers import (
 import hf_segmodels
 from common.exported_models import MODELS, make_model, run_clean_process, write_expected
 from hf_segmodels import SegmenterForSemanticSegmentation, SegmenterImageProcessor, SegmenterImageProcessorPil
-from hf_segmodels.errors import UserError
 from hf_segmodels.hub import RemoteCode, export_for_hub
+from hf_segmodels.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class TestFolder:
         }
         assert (exported / "README.md").read_text() == "A card."
         assert (exported / "model.safetensors").is_file()
-        handler = Path(hf_segmodels.__file__).parent / "hub" / "handler.py"
+        handler = Path(hf_segmodels.__file__).parent / "hub" / "endpoint" / "handler.py"
         assert read(exported).get("handler.py") == (handler.read_bytes() if handler.exists() else None)
 
     def test_model_is_left_alone(self, parts, exported: Path, tmp_path: Path):

@@ -28,15 +28,15 @@ from huggingface_hub import InferenceClient
 from PIL import Image, PngImagePlugin
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-import hf_segmodels.hub.handler
+import hf_segmodels.hub.endpoint.handler
 from common.tiny_models import METHODS, save_tiny_model, smooth_image
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
-from hf_segmodels.hub.handler import EndpointHandler, RequestError, ServerError, fetch, is_public
+from hf_segmodels.hub.endpoint.handler import EndpointHandler, RequestError, ServerError, fetch, is_public
 from hf_segmodels.image_processing import read_image
 from hf_segmodels.image_processing.rgb_images import to_rgb
 
 
-HANDLER = Path(hf_segmodels.hub.handler.__file__)
+HANDLER = Path(hf_segmodels.hub.endpoint.handler.__file__)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -243,7 +243,7 @@ class TestImages:
         for data in image_files.values():
             image = Image.open(io.BytesIO(data))
             modes.add(image.mode)
-            ours, expected = hf_segmodels.hub.handler.to_rgb(image), to_rgb(image)
+            ours, expected = hf_segmodels.hub.endpoint.handler.to_rgb(image), to_rgb(image)
             assert ours.mode == "RGB"
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
         assert modes >= {"RGB", "CMYK", "RGBA", "P", "I;16", "F", "LA", "1"}
@@ -440,11 +440,11 @@ class TestSettings:
 
     def test_documented(self, repository):
         text = (repository / "docs/endpoints.md").read_text(encoding="utf-8")
-        for name, setting in hf_segmodels.hub.handler.Settings.__dataclass_fields__.items():
+        for name, setting in hf_segmodels.hub.endpoint.handler.Settings.__dataclass_fields__.items():
             default = f"{setting.default:,}" if isinstance(setting.default, int) else str(setting.default)
             (line,) = [line for line in text.splitlines() if line.startswith(f"| `HF_SEGMODELS_{name.upper()}` |")]
             assert default in line or name == "device"
-        for name in hf_segmodels.hub.handler._READERS:
+        for name in hf_segmodels.hub.endpoint.handler._READERS:
             assert f"| `{name}` |" in text
 
     def test_models_without_predict(self, tmp_path):

@@ -36,12 +36,12 @@ from hf_segmodels import (
     UNEPTForSemanticSegmentation,
     UNEPTImageProcessor,
 )
-from hf_segmodels.cli import main
-from hf_segmodels.conversion.command import _parser as convert_parser
-from hf_segmodels.conversion.regproxy import RELEASES as REGPROXY
-from hf_segmodels.conversion.segvit import RELEASES as SEGVIT
+from hf_segmodels.cli.convert import _parser as convert_parser
+from hf_segmodels.cli.main import main
+from hf_segmodels.conversion.formats.regproxy import RELEASES as REGPROXY
+from hf_segmodels.conversion.formats.segvit import RELEASES as SEGVIT
 from hf_segmodels.hub import create_model_card
-from hf_segmodels.hub.card_facts import DATASETS, METHODS
+from hf_segmodels.hub.cards.facts import DATASETS, METHODS
 from hf_segmodels.labels import load_labels
 from model_cards import make_cards
 
@@ -461,7 +461,7 @@ def test_parameters_and_tensors_are_the_originals(name: str, repository: Path):
 
 
 def test_the_demo_models_card_quotes_its_results(repository: Path):
-    card = ModelCard.load(repository / "hf_segmodels/demo_model/README.md")
+    card = ModelCard.load(repository / "hf_segmodels/demo/model/README.md")
     measured = json.loads((repository / "benchmarks/results/demo_model_camvid.json").read_text())
     found = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
     for split in ("test", "validation"):

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from common.exported_models import make_model, run_clean_process, write_expected
 from common.hub_server import TOKEN, Hub, Repository, environment_of, running_hub, use_hub
 from common.tiny_segmenter import save_tiny_segmenter
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 from hf_segmodels.hub.remote_code import MARK
 
 

@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Cross-entropy of upsampled scores: that of `cross_entropy` and `interpolate`, in a fraction of the memory."""
 
+import importlib
 import json
 import math
 import os
@@ -13,9 +14,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation, losses
-from hf_segmodels.losses import semantic_cross_entropy
+from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+from hf_segmodels.losses.semantic_cross_entropy import semantic_cross_entropy
 from hf_segmodels.unept.boundaries import take_steps
+
+
+losses = importlib.import_module("hf_segmodels.losses.semantic_cross_entropy")
 
 
 def random_logits(*shape, dtype=torch.float32, seed=0):

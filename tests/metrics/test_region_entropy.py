@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from hf_segmodels.label_maps import label_histograms
+from hf_segmodels.image_processing.label_maps import label_histograms
 from hf_segmodels.metrics import region_entropies
 
 

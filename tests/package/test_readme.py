@@ -37,10 +37,10 @@ from hf_segmodels import (
     UNEPTConfig,
     UNEPTForSemanticSegmentation,
     UNEPTImageProcessor,
-    cli,
 )
-from hf_segmodels.conversion import command as convert_command
-from training.recipe import Recipe
+from hf_segmodels.cli import convert as convert_command
+from hf_segmodels.cli import main as cli
+from hf_segmodels.training.recipe import Recipe
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -231,6 +231,8 @@ def test_commands(page: str, folder: Path):
             assert named <= set(extras), words
         elif program == "python" and words[0] != "-m":
             check_script(words)
+        elif program == "python" and words[1].startswith("hf_segmodels."):
+            check_script([words[1].replace(".", "/") + ".py", *words[2:]])
         else:
             assert program in EXTERNAL, (program, *words)
     assert RUN.get(page, set()) <= ran
@@ -255,7 +257,7 @@ def test_recipes_parse(page: str, tmp_path: Path):
 
 def test_recipe_trains(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The recipe for one's own data, with a smaller encoder and for two updates."""
-    from training.run_segmentation_accelerate import train
+    from hf_segmodels.training.accelerate_loop import train
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(things / "my_data", tmp_path / "my_data")
@@ -330,7 +332,7 @@ def test_links_and_names_lead_somewhere(page: str):
         assert set(line.split()) <= make_targets(), f"make {line}"
     for path in re.findall(r"(?:hf_segmodels|training|tests|benchmarks)/[\w/]+\.(?:py|md|json)", text):
         assert "NAME" in path or (REPOSITORY / path).exists(), path
-    known = set(re.findall(r'commands\.add_parser\(\s*"([a-z-]+)"', read("hf_segmodels/cli.py")))
+    known = set(re.findall(r'commands\.add_parser\(\s*"([a-z-]+)"', read("hf_segmodels/cli/main.py")))
     for name in re.findall(r"hf-segmodels ([a-z][a-z-]*)", text):
         assert name in known, name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.converted_folder import ConvertedFolderSuite
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 from hf_segmodels.regproxy import RegProxyForSemanticSegmentation, RegProxyImageProcessor
 
 

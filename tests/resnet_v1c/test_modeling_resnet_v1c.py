@@ -9,7 +9,7 @@ from transformers import AutoBackbone
 
 from hf_segmodels import ResNetV1cBackbone, ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.conversion import ConversionError, load_backbone_weights
-from hf_segmodels.conversion.resnet_v1c import MMSEG_RESNET_V1C
+from hf_segmodels.conversion.formats.resnet_v1c import MMSEG_RESNET_V1C
 
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [16, 16, 24, 32], "depths": [2, 1, 2, 2]}

@@ -15,7 +15,7 @@ from hf_segmodels import (
     SuperpixelViTForSemanticSegmentation,
     SuperpixelViTImageProcessor,
 )
-from hf_segmodels.segment_images import load_predictor
+from hf_segmodels.inference.predictor import load_predictor
 
 
 pytest.importorskip("skimage", reason="scikit-image is part of the `superpixels` and `dev` extras")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.recipe import Recipe
+from hf_segmodels.training.recipe import Recipe
 
 
 MODEL = {

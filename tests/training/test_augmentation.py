@@ -9,14 +9,14 @@ import torch
 from torchvision import tv_tensors
 
 from hf_segmodels import RegProxyImageProcessor, UNEPTImageProcessor
-from training.augmentation import (
+from hf_segmodels.training import TrainingCollator
+from hf_segmodels.training.augmentation import (
     PhotometricDistortion,
     RandomCropWithClassLimit,
     RandomScale,
     scale_saturation,
     training_augmentation,
 )
-from training.data import TrainingCollator
 
 
 def sample(height, width):

@@ -6,8 +6,8 @@ import json
 from PIL import Image
 
 from hf_segmodels.evaluation import evaluate
-from training import compare_runs
-from training.run_segmentation_accelerate import train
+from hf_segmodels.training import compare_runs
+from hf_segmodels.training.accelerate_loop import train
 
 
 def test_runs_are_scored_and_ranked(recipe, tmp_path, capsys):

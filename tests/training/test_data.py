@@ -13,10 +13,10 @@ from transformers import AutoModelForSemanticSegmentation
 from common.segmentation_folders import write_folders
 from hf_segmodels import SegmenterImageProcessor
 from hf_segmodels.data import SegmentationData, load_segmentation_dataset, read_data_fields
-from training import run_segmentation_accelerate as script
-from training.building import build_data, build_model, load_id2label
-from training.data import AugmentedStream
-from training.recipe import Recipe
+from hf_segmodels.training import AugmentedStream
+from hf_segmodels.training import accelerate_loop as script
+from hf_segmodels.training.factory import build_data, build_model, load_id2label
+from hf_segmodels.training.recipe import Recipe
 
 
 NUMBER = 12

@@ -15,7 +15,12 @@ import safetensors.torch
 import torch
 import yaml
 
-from training import run_segmentation_accelerate, run_segmentation_trainer
+from hf_segmodels.training import (
+    accelerate_loop as run_segmentation_accelerate,
+)
+from hf_segmodels.training import (
+    trainer_loop as run_segmentation_trainer,
+)
 
 
 SCRIPTS = ("run_segmentation_accelerate.py", "run_segmentation_trainer.py")

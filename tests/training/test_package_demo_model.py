@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation
 
-from training import package_demo_model, run_segmentation_accelerate
+import package_demo_model
+from hf_segmodels.training import accelerate_loop as run_segmentation_accelerate
 
 
 @pytest.fixture

@@ -16,27 +16,27 @@ from transformers import AutoConfig, AutoModel
 from common.original_regproxy import regproxy_shapes
 from common.original_segmenter import segmenter_shapes
 from common.original_segvit import segvit_shapes
-from hf_segmodels.conversion.backbone import _ARCHITECTURE, NORMALIZATIONS, TIMM_DROPPED, TIMM_VIT, infer_config
+from hf_segmodels.conversion.formats.backbone import _ARCHITECTURE, NORMALIZATIONS, TIMM_DROPPED, TIMM_VIT, infer_config
+from hf_segmodels.conversion.formats.regproxy import RELEASES as REGPROXY
+from hf_segmodels.conversion.formats.regproxy import _release_as_config as regproxy_release
+from hf_segmodels.conversion.formats.regproxy import regproxy_config
+from hf_segmodels.conversion.formats.segmenter import segmenter_config, segmenter_image_processor
+from hf_segmodels.conversion.formats.segvit import RELEASES as SEGVIT
+from hf_segmodels.conversion.formats.segvit import _release_as_config as segvit_release
+from hf_segmodels.conversion.formats.segvit import drop_unused, segvit_config
 from hf_segmodels.conversion.key_mapping import rename
-from hf_segmodels.conversion.mmcv import image_processor_fields
-from hf_segmodels.conversion.regproxy import RELEASES as REGPROXY
-from hf_segmodels.conversion.regproxy import _release_as_config as regproxy_release
-from hf_segmodels.conversion.regproxy import regproxy_config
-from hf_segmodels.conversion.segmenter import segmenter_config, segmenter_image_processor
-from hf_segmodels.conversion.segvit import RELEASES as SEGVIT
-from hf_segmodels.conversion.segvit import _release_as_config as segvit_release
-from hf_segmodels.conversion.segvit import drop_unused, segvit_config
+from hf_segmodels.conversion.mmcv_config import image_processor_fields
 from hf_segmodels.labels import load_labels
 from hf_segmodels.plain_vit import PlainViTConfig
-from training.building import (
+from hf_segmodels.training.accelerate_loop import train
+from hf_segmodels.training.factory import (
     build_model,
     build_optimizer,
     learning_rate_factor,
     load_id2label,
     synchronize_norms,
 )
-from training.recipe import Recipe
-from training.run_segmentation_accelerate import train
+from hf_segmodels.training.recipe import Recipe
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

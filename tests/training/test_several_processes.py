@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import AutoModelForSemanticSegmentation
 
-from training import run_segmentation_accelerate as script
+from hf_segmodels.training import accelerate_loop as script
 
 
 pytestmark = pytest.mark.slow

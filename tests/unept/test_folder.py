@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from common.converted_folder import ConvertedFolderSuite
 from common.original_unept import write_checkpoint
-from hf_segmodels.cli import main
+from hf_segmodels.cli.main import main
 from hf_segmodels.unept import UNEPTForSemanticSegmentation, UNEPTImageProcessor
 
 

@@ -1,0 +1,2 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoint formats of the original repositories, one module per method."""

@@ -1,0 +1,184 @@
+# Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
+"""
+The papers' augmentation of an image and its label map (mmsegmentation's pipeline): random scale, crop, flip and colours.
+
+torchvision supplies the frame. What its transforms do otherwise is written here: it fits portrait images into a landscape
+box, pads on all sides and before the colours change, and blends brightness, contrast and saturation with grey.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import PILImageResampling
+
+from ..image_processing.resizing import resize_image, resize_label_map, resized_size
+
+
+class RandomScale(v2.Transform):
+    """
+    Resizes image (bilinear, as OpenCV) and label map (nearest) by a random scale, keeping the aspect ratio.
+
+    Args:
+        base_size (`(shorter, longer)`): Bounds of the two edges at a scale of 1, in pixels.
+        scale_range (`(lowest, highest)`): The scale is uniform between them.
+    """
+
+    def __init__(self, base_size: Sequence[int], scale_range: Sequence[float]):
+        super().__init__()
+        self.base_size, self.scale_range = tuple(sorted(base_size)), tuple(scale_range)
+
+    def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        scale = torch.empty(()).uniform_(*self.scale_range).item()
+        shorter, longer = (max(1, int(edge * scale)) for edge in self.base_size)
+        size = resized_size(*image.shape[-2:], {"shortest_edge": shorter, "longest_edge": longer})
+        if size == image.shape[-2:]:
+            return image, label_map
+        resized = resize_image(image.as_subclass(torch.Tensor), size, PILImageResampling.BILINEAR, antialias=False)
+        return tv_tensors.Image(resized), tv_tensors.Mask(resize_label_map(label_map.as_subclass(torch.Tensor), size))
+
+
+class RandomCropWithClassLimit(v2.Transform):
+    """
+    Random crop in which no class takes more than `max_class_share` of the labelled pixels (mmsegmentation's
+    `cat_max_ratio`): up to ten draws, then another one stands. Of an edge that is shorter than the crop all is kept.
+
+    Args:
+        size (`(height, width)`): The crop's.
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        max_class_share (`float`, *optional*, defaults to 0.75): That share; 1 takes the first draw.
+    """
+
+    max_draws = 10
+
+    def __init__(self, size: Sequence[int], ignore_index: int = 255, max_class_share: float = 0.75):
+        super().__init__()
+        self.size, self.ignore_index, self.max_class_share = tuple(size), ignore_index, max_class_share
+
+    def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        for _ in range(self.max_draws + 1):
+            box = self._draw(image)
+            cropped = F.crop(label_map, *box)
+            if self.max_class_share >= 1 or self._is_mixed(cropped):
+                break
+        return F.crop(image, *box), cropped
+
+    def _draw(self, image: tv_tensors.Image) -> tuple[int, int, int, int]:
+        """Top, left, height and width."""
+        sizes = [min(edge, crop) for edge, crop in zip(image.shape[-2:], self.size, strict=True)]
+        starts = [
+            int(torch.randint(0, edge - size + 1, ())) for edge, size in zip(image.shape[-2:], sizes, strict=True)
+        ]
+        return starts[0], starts[1], sizes[0], sizes[1]
+
+    def _is_mixed(self, label_map: tv_tensors.Mask) -> bool:
+        labels = label_map[label_map != self.ignore_index].as_subclass(torch.Tensor)
+        # a crop without labels teaches nothing: it counts as one-sided
+        return bool(labels.numel()) and bool(
+            torch.bincount(labels.long()).max() < self.max_class_share * labels.numel()
+        )
+
+
+class PhotometricDistortion(v2.Transform):
+    """
+    Random brightness, contrast, saturation and hue, each with probability 0.5 and clipped to 8 bits; contrast comes second
+    or last (mmsegmentation's `PhotoMetricDistortion`). The label map stays as it is.
+
+    Args:
+        brightness (`int`, *optional*, defaults to 32): Largest difference that is added to all channels, of 255.
+        contrast, saturation (`(lowest, highest)`, *optional*, defaults to `(0.5, 1.5)`):
+            Factors of all channels, and of HSV's saturation.
+        hue (`float`, *optional*, defaults to 0.1): Largest turn of HSV's hue, of a full turn (18 of OpenCV's 180).
+    """
+
+    def __init__(
+        self,
+        brightness: int = 32,
+        contrast: Sequence[float] = (0.5, 1.5),
+        saturation: Sequence[float] = (0.5, 1.5),
+        hue: float = 0.1,
+    ):
+        super().__init__()
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        pixels = image.as_subclass(torch.Tensor)
+        does_contrast, contrast = _chance(), _uniform(*self.contrast)
+        contrast_is_second = _chance()
+        if _chance():
+            pixels = _to_uint8(pixels.float() + _uniform(-self.brightness, self.brightness))
+        if does_contrast and contrast_is_second:
+            pixels = _to_uint8(pixels.float() * contrast)
+        if _chance():
+            pixels = scale_saturation(pixels, _uniform(*self.saturation))
+        if _chance():
+            pixels = F.adjust_hue(pixels, _uniform(-self.hue, self.hue))
+        if does_contrast and not contrast_is_second:
+            pixels = _to_uint8(pixels.float() * contrast)
+        return tv_tensors.Image(pixels), label_map
+
+
+def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """
+    Multiplies HSV's saturation, up to its maximum, and leaves hue and value.
+
+    Args:
+        image (`torch.Tensor` of shape `(3, height, width)`, uint8): RGB.
+        factor (`float`): 0 for grey.
+
+    Returns:
+        `torch.Tensor` of the same shape and type.
+    """
+    pixels = image.float()
+    value = pixels.amax(dim=0)
+    saturation = 1 - pixels.amin(dim=0) / value.clamp(min=1)
+    # at most what makes the smallest channel 0
+    factors = (1 / saturation.clamp(min=1e-6)).clamp(max=factor)
+    return _to_uint8(value - (value - pixels) * factors)
+
+
+def _to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _chance() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+def _uniform(lowest: float, highest: float) -> float:
+    return torch.empty(()).uniform_(lowest, highest).item()
+
+
+def training_augmentation(
+    base_size: Sequence[int],
+    crop_size: Sequence[int],
+    scale_range: Sequence[float] = (0.5, 2.0),
+    photometric_distortion: bool = True,
+    max_class_share: float = 0.75,
+    ignore_index: int = 255,
+) -> v2.Transform:
+    """
+    The augmentation of a training sample. What is smaller than the crop afterwards is padded where batches are made.
+
+    Args:
+        base_size (`(shorter, longer)`): See [`RandomScale`].
+        crop_size (`(height, width)`): See [`RandomCropWithClassLimit`].
+        scale_range (`(lowest, highest)`, *optional*, defaults to `(0.5, 2.0)`): See [`RandomScale`].
+        photometric_distortion (`bool`, *optional*, defaults to `True`): Whether [`PhotometricDistortion`] takes part.
+        max_class_share (`float`, *optional*, defaults to 0.75): See [`RandomCropWithClassLimit`].
+        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+
+    Returns:
+        `v2.Transform`: takes and gives a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
+        width)`.
+    """
+    transforms = [
+        RandomScale(base_size, scale_range),
+        RandomCropWithClassLimit(crop_size, ignore_index, max_class_share),
+        v2.RandomHorizontalFlip(),
+    ]
+    if photometric_distortion:
+        transforms.append(PhotometricDistortion())
+    return v2.Compose(transforms)
