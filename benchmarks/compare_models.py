@@ -296,7 +296,7 @@ def names(scales: Iterable[str], only: Iterable[str] | None = None) -> dict[str,
 
 
 def picture(size: int) -> Image.Image:
-    """An image of smooth colours."""
+    """An image of smooth colors."""
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 

@@ -33,7 +33,7 @@ NUM_LABELS, IGNORED, SIZE = 150, 255, (512, 512)
 
 
 def random_pair(generator: np.random.Generator, dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and labelled classes of one image."""
+    """Predicted and labeled classes of one image."""
     cells = generator.integers(0, NUM_LABELS, (8, 8))
     labels = cells.repeat(SIZE[0] // 8, axis=0).repeat(SIZE[1] // 8, axis=1)
     labels = np.roll(labels, generator.integers(0, SIZE[0], 2), axis=(0, 1))
@@ -43,7 +43,7 @@ def random_pair(generator: np.random.Generator, dtype: type = np.uint8) -> tuple
 
 
 def count_histograms(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Intersection, predicted and labelled pixels of each class, `(3, NUM_LABELS)`."""
+    """Intersection, predicted and labeled pixels of each class, `(3, NUM_LABELS)`."""
     is_valid = references != IGNORED
     predictions, references = predictions[is_valid], references[is_valid]
     shared = predictions[predictions == references]
@@ -53,9 +53,9 @@ def count_histograms(predictions: np.ndarray, references: np.ndarray) -> np.ndar
 
 
 def mean_iou_of(counts: np.ndarray) -> float:
-    shared, predicted, labelled = counts
+    shared, predicted, labeled = counts
     with np.errstate(invalid="ignore"):
-        return float(np.nanmean(shared / (predicted + labelled - shared)))
+        return float(np.nanmean(shared / (predicted + labeled - shared)))
 
 
 def check(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:

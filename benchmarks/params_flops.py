@@ -364,7 +364,9 @@ def segvit_rows() -> list[Row]:
 # UN-EPT
 
 
-def unept(backbone_config: PreTrainedConfig | None = None, self_attention: str = "released") -> Callable[[], nn.Module]:
+def unept(
+    backbone_config: PreTrainedConfig | None = None, self_attention: str = "across_batch"
+) -> Callable[[], nn.Module]:
     """UN-EPT with 150 classes; of two layers each, as in the released code."""
     fields = {"decoder_self_attention": self_attention, "refine_at_inference": False}
     return lambda: UNEPTForSemanticSegmentation(UNEPTConfig(backbone_config=backbone_config, **fields))

@@ -53,9 +53,9 @@ def square_cells(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     return rows[:, None] * grid[1] + columns
 
 
-def covered_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+def padded_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels that the tokens of an image of this size cover."""
-    if model.config.odd_size_mode == "squeeze":
+    if model.config.odd_size_mode == "resize":
         return size
     return model.pad_to_whole_patches(torch.empty(1, 3, *size))[1]
 
@@ -67,7 +67,7 @@ def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[s
     for row in tqdm(rows, desc="images"):
         inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        # normalising stretches the channels differently, and with them SLIC's distances between colours
+        # normalizing stretches the channels differently, and with them SLIC's distances between colors
         colors = processor(row["image"], do_normalize=False, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with torch.inference_mode():
@@ -75,7 +75,7 @@ def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[s
         grid = (affinity.shape[-2], affinity.shape[-1])
         number = grid[0] * grid[1]
         cells, segments = square_cells(size, grid)[None], slic_superpixels(colors, number)[None]
-        num_segments, covered = int(segments.max()) + 1, covered_size(model, size)
+        num_segments, covered = int(segments.max()) + 1, padded_size(model, size)
         histograms = {
             "square cells": label_histograms(cells, labels, number, num_labels, ignore_index),
             "superpixels": label_histograms(segments, labels, num_segments, num_labels, ignore_index),
@@ -109,7 +109,7 @@ def draw_picture(model: torch.nn.Module, processor, photo: Path, path: Path) -> 
     height, width = affinity.shape[-2:]
     tokens = [(row, column) for row in range(2, height, 6) for column in range(2, width, 6)]
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
-    covered = covered_size(model, size)
+    covered = padded_size(model, size)
     # large enough to see the shares of pixels inside a cell
     scale = math.ceil(_CELL_IN_PICTURE * height / image.height)
     image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)

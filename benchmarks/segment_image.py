@@ -80,11 +80,11 @@ def random_regions(
     num_labels: int, height: int, width: int, regions: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Voronoi regions of random classes: masks `(1, num_labels, height, width)`, soft at borders; and noise."""
-    centres = torch.rand(regions, 2, generator=generator) * torch.tensor([height, width])
+    centers = torch.rand(regions, 2, generator=generator) * torch.tensor([height, width])
     classes = torch.randint(0, num_labels, (regions,), generator=generator)
     grid = torch.cartesian_prod(torch.arange(height) + 0.5, torch.arange(width) + 0.5)
     # (height * width,) -> (1, num_labels, height, width)
-    labels = classes[torch.cdist(grid, centres).argmin(dim=1)].view(height, width)
+    labels = classes[torch.cdist(grid, centers).argmin(dim=1)].view(height, width)
     masks = nn.functional.one_hot(labels, num_labels).permute(2, 0, 1)[None].float()
     masks = nn.functional.avg_pool2d(nn.functional.pad(masks, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     smooth = torch.randn(1, num_labels, -(-height // 8), -(-width // 8), generator=generator)

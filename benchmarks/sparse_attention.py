@@ -129,7 +129,7 @@ def forward_backward(
 def check_equal(name: str, found: list[torch.Tensor], expected: list[torch.Tensor], locations: torch.Tensor) -> float:
     """Exits where an output or a gradient differs by more than rounding; returns the largest relative RMS difference."""
     position = locations.detach().double() * SIZES[name][0] - 0.5
-    # at a cell's centre the slope changes, and rounding chooses a side
+    # at a cell's center the slope changes, and rounding chooses a side
     is_smooth = (position - position.round()).abs() > 1e-4
     worst = 0.0
     for part, one, other in zip(("output", "value", "locations", "weights"), found, expected, strict=True):

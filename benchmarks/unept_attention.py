@@ -6,7 +6,7 @@ Peak training memory and time of UN-EPT with each form of self-attention in its 
 
 A step is forward and backward with labels and ready-made boundary targets: one image, float32, random weights, dropout on.
 
-- *model*: DeiT-B, 150 classes, 480x480, with `sparse`, `dense` and `released` self-attention. `dense` goes through torch's
+- *model*: DeiT-B, 150 classes, 480x480, with `sparse`, `dense` and `across_batch` self-attention. `dense` goes through torch's
   scaled dot-product attention, whose form for CPUs holds the attention matrix where there is dropout, and through eager
   attention, which holds it everywhere.
 - *scaling*: the context branch alone (its encoder over three levels at 1/16, its decoder over queries at 1/8), since the
@@ -41,7 +41,7 @@ from hf_segmodels.sparse_attention.kernels import ENVIRONMENT_VARIABLE
 from hf_segmodels.unept.modeling_unept import UNEPTDecoder, UNEPTEncoder
 
 
-FORMS = ("sparse", "dense", "dense, eager", "released")
+FORMS = ("sparse", "dense", "dense, eager", "across_batch")
 SIDES = (256, 384, 512, 640, 768, 896, 1024)
 # `dense` holds attention matrices that grow with the square of the pixels: at 768 a step took over 20 GiB on a CPU
 LARGEST_DENSE_SIDE = 640
@@ -170,7 +170,7 @@ def main() -> None:
         print(f"model at 480x480, {form}: {figures[form]['bytes'] / 2**30:.2f} GiB, {figures[form]['seconds']:.2f} s")
     scaling: dict[str, dict[int, dict[str, float]]] = {}
     exponents: dict[str, dict[str, float]] = {}
-    for form in ("sparse", "dense", "released") if arguments.sides else ():
+    for form in ("sparse", "dense", "across_batch") if arguments.sides else ():
         sides = [side for side in arguments.sides if form != "dense" or side <= LARGEST_DENSE_SIDE]
         scaling[form] = {side: measure_apart(form, side, arguments) for side in sides}
         for side, figure in scaling[form].items():

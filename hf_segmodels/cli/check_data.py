@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.checks.report import FAULTS
 from ..data.checks.runner import check_data
-from ..data.layouts import LAYOUTS, find_layout, recognise_layouts
+from ..data.layouts import LAYOUTS, detect_layouts, find_layout
 from ..data.loading import find_id2label, import_datasets
 from ..data.recipe_fields import DataFields, read_data_fields
 from ..utils.errors import UserError, first_line
@@ -114,7 +114,7 @@ def _folder_fields(source: str, options: dict[str, Any]) -> DataFields:
     if not is_folder and (layout or source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise ValueError(f"there is no folder {source}: give a recipe (.yaml), a folder, or a repository OWNER/NAME.")
     if layout is None and is_folder:
-        layouts = recognise_layouts(source)
+        layouts = detect_layouts(source)
         if len(layouts) > 1:
             raise ValueError(f"{source} can be read as {' or '.join(layouts)}: say which with --layout.")
         layout = layouts[0] if layouts else None

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     # torch and the models are only imported once the arguments are known to be right
     from ..conversion.checkpoint_files import find_checkpoint
-    from ..conversion.converter import written_at_once
+    from ..conversion.converter import atomic_directory
     from ..conversion.formats.backbone import convert_backbone
     from ..conversion.formats.regproxy import convert_regproxy
     from ..conversion.formats.segmenter import convert_segmenter
@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "regproxy": convert_regproxy,
         "backbone": convert_backbone,
     }[arguments.method]
-    with written_at_once(arguments.output_dir, arguments.overwrite) as folder:
+    with atomic_directory(arguments.output_dir, arguments.overwrite) as folder:
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
         conversion = convert(checkpoint, arguments.config)
         if conversion.dropped_keys:

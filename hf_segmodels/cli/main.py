@@ -184,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     segment = commands.add_parser(
         "segment",
         help="segment images: an overlay with a legend, and a label map for each",
-        description="Segments images. For each one, DIR gets NAME_overlay.png (the colours of the classes over the "
-        "image, and a legend) and NAME_labels.png (the class index of each pixel: a palette image, or 16-bit grey with "
+        description="Segments images. For each one, DIR gets NAME_overlay.png (the colors of the classes over the "
+        "image, and a legend) and NAME_labels.png (the class index of each pixel: a palette image, or 16-bit gray with "
         "more than 256 classes). DIR/summary.json lists the classes in each image and their share of the pixels.",
         epilog="Exit code: 0 if all went well, 1 if some images could not be segmented (the others were), 2 for a mistake "
         "in the arguments.",
@@ -312,7 +312,7 @@ def _add_check_data(commands: Any) -> None:
         "check-data",
         help="find what is wrong with the labels of a data set",
         description="Reads every label map of a data set and reports sizes, modes, the pixels of each class, and faults: "
-        "values that are no classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colours, damaged "
+        "values that are no classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colors, damaged "
         "files, images and label maps that do not match, and others. Each fault has a name and says what to do.",
         epilog="Exit code: 0 if all is well, 1 if there are faults, 2 if the data cannot be checked.",
     )
@@ -340,7 +340,7 @@ def _add_check_data(commands: Any) -> None:
         "--reduce-labels",
         dest="do_reduce_labels",
         action=argparse.BooleanOptionalAction,
-        help="0 is unlabelled and classes start at 1 (default: by recipe or layout)",
+        help="0 is unlabeled and classes start at 1 (default: by recipe or layout)",
     )
     check.add_argument("--ignore-index", type=int, metavar="N", help="label of pixels that do not count (default: 255)")
     check.add_argument("--image-column", metavar="NAME", help="column of images, without a layout (default: image)")
@@ -387,9 +387,9 @@ def _add_publish(commands: Any) -> None:
         help="scores, from `hf-segmodels evaluate --output` (default: FOLDER/results.json of a training script, if any)",
     )
     card.add_argument("--dataset", metavar="NAME", help="what the model was trained on, such as ade20k or OWNER/NAME")
-    card.add_argument("--license", metavar="ID", help="licence of the weights, such as mit, cc-by-nc-4.0 or other")
-    card.add_argument("--license-name", metavar="NAME", help="name of the licence, where ID is other")
-    card.add_argument("--license-link", metavar="URL", help="address of the licence, where ID is other")
+    card.add_argument("--license", metavar="ID", help="license of the weights, such as mit, cc-by-nc-4.0 or other")
+    card.add_argument("--license-name", metavar="NAME", help="name of the license, where ID is other")
+    card.add_argument("--license-link", metavar="URL", help="address of the license, where ID is other")
     card.add_argument("--base-model", metavar="OWNER/NAME", help="repository that the weights come from")
 
 

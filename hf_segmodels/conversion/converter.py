@@ -49,16 +49,16 @@ def full_size_logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torc
 
 
 # What a conversion, an earlier one too, may have left in a folder.
-_ARTEFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
+_ARTIFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
 
 
-def _artefacts(folder: Path) -> Iterator[Path]:
-    for pattern in _ARTEFACTS:
+def _artifacts(folder: Path) -> Iterator[Path]:
+    for pattern in _ARTIFACTS:
         yield from folder.glob(pattern)
 
 
 @contextmanager
-def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
+def atomic_directory(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     Gives a new folder beside `folder` to write to. When the block ends it becomes `folder`; when it fails it is removed
     and nothing has changed.
@@ -70,13 +70,13 @@ def written_at_once(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ConversionError: if it holds something and `overwrite` is not set.
     """
-    if folders.is_occupied(folder) and (not overwrite or not folder.is_dir()):
+    if folders.is_non_empty(folder) and (not overwrite or not folder.is_dir()):
         advice = (
             "choose another --output_dir, or pass --overwrite" if folder.is_dir() else "choose another --output_dir"
         )
         raise ConversionError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: {advice}.")
-    with folders.written_at_once(folder, _artefacts) as partial:
+    with folders.atomic_directory(folder, _artifacts) as partial:
         yield partial
 
 
-__all__ = ["Conversion", "full_size_logits", "written_at_once"]
+__all__ = ["Conversion", "atomic_directory", "full_size_logits"]

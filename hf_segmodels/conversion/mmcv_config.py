@@ -105,7 +105,7 @@ def read_config_or_release(
             "The checkpoint holds no configuration, and is none of the released ones by its keys and shapes. Give its "
             "configuration (JSON, or self-contained Python) with --config."
         )
-    return release_config(), [f"recognised as {release} by its keys and shapes"]
+    return release_config(), [f"recognized as {release} by its keys and shapes"]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from transformers.utils import _LazyModule
 _import_structure = {
     "checks.runner": ["check_data", "quick_check"],
     "checks.report": ["FAULTS", "DataReport", "Fault", "SplitReport"],
-    "layouts": ["LAYOUTS", "recognise_layouts"],
+    "layouts": ["LAYOUTS", "detect_layouts"],
     "loading": ["find_id2label", "load_segmentation_dataset"],
     "recipe_fields": ["DataFields", "read_data_fields"],
     "dataset": ["SegmentationData"],
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .checks.report import FAULTS, DataReport, Fault, SplitReport
     from .checks.runner import check_data, quick_check
     from .dataset import SegmentationData
-    from .layouts import LAYOUTS, recognise_layouts
+    from .layouts import LAYOUTS, detect_layouts
     from .loading import find_id2label, load_segmentation_dataset
     from .recipe_fields import DataFields, read_data_fields
 else:

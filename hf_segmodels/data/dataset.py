@@ -150,7 +150,7 @@ class SegmentationData(Dataset):
         return labels.to(self.label_dtype)
 
     def class_counts(self, num_labels: int) -> torch.Tensor:
-        """Labelled pixels of each class, `(num_labels,)`."""
+        """Labeled pixels of each class, `(num_labels,)`."""
         counts = torch.zeros(num_labels, dtype=torch.int64)
         # images stay undecoded
         for index, row in enumerate(self.rows.select_columns("label")):

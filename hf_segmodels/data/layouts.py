@@ -150,7 +150,7 @@ class Layout:
         raise NotImplementedError
 
     @classmethod
-    def is_recognised(cls, folder: Path) -> bool:
+    def is_recognized(cls, folder: Path) -> bool:
         """Whether `folder` has this layout and hardly any other."""
         return any(cls.is_at(folder / place) for place in cls.places)
 
@@ -196,7 +196,7 @@ class ADE20K(Layout):
         return bool(_common_folders(root / "images", root / "annotations"))
 
     @classmethod
-    def is_recognised(cls, folder: Path) -> bool:
+    def is_recognized(cls, folder: Path) -> bool:
         roots = [folder / place for place in cls.places if cls.is_at(folder / place)]
         return any(
             (root / "objectInfo150.txt").is_file() or root.resolve().name == "ADEChallengeData2016" for root in roots
@@ -391,10 +391,10 @@ def find_layout(name: str, folder: str | Path) -> Layout:
     return LAYOUTS[name](folder)
 
 
-def recognise_layouts(folder: str | Path) -> list[str]:
+def detect_layouts(folder: str | Path) -> list[str]:
     """The layouts that `folder` may have: none, one, or both of Pascal Context."""
     folder = Path(folder).expanduser()
-    found = [name for name, layout in LAYOUTS.items() if layout.is_recognised(folder)]
+    found = [name for name, layout in LAYOUTS.items() if layout.is_recognized(folder)]
     # several benchmarks have a folder of images beside one of annotations
     return [name for name in found if name != ImageFolders.name] or found
 
@@ -484,8 +484,8 @@ __all__ = [
     "Layout",
     "Pair",
     "SplitFiles",
+    "detect_layouts",
     "find_layout",
     "image_files",
     "read_detail",
-    "recognise_layouts",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..labels import DATASETS, load_labels
 from .label_reader import LabelReader, encode_segments, read_label_mapping
-from .layouts import LAYOUTS, Layout, SplitFiles, find_layout, recognise_layouts
+from .layouts import LAYOUTS, Layout, SplitFiles, detect_layouts, find_layout
 
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def _select(rows: Any, source: str, image_column: str, label_column: str) -> Any
 
 def _layout_hint(source: str) -> str:
     """For messages: the layout that a folder seems to have."""
-    found = recognise_layouts(source) if Path(source).is_dir() else []
+    found = detect_layouts(source) if Path(source).is_dir() else []
     return f", or `layout` to {' or '.join(found)}" if found else ""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .layouts import IMAGE_SUFFIXES, find_layout, image_files, recognise_layouts
+from .layouts import IMAGE_SUFFIXES, detect_layouts, find_layout, image_files
 from .loading import import_datasets
 
 
@@ -90,7 +90,7 @@ def open_image_shards(
         images = [pair.image for pair in native.files(split).pairs if pair.image is not None]
         return _cut_files(images, native.root, split, keep_columns, shard_size)
     if root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
-        if found := recognise_layouts(root):
+        if found := detect_layouts(root):
             raise ValueError(
                 f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the folder "
                 "that has nothing but the images."

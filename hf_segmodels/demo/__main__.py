@@ -22,7 +22,7 @@ DEMO_MODEL = Path(__file__).parent / "model"
 PHOTOGRAPH = "china.jpg"
 CREDIT = (
     f"Photograph: {PHOTOGRAPH} of scikit-learn, by danielbuechele (www.flickr.com/photos/danielbuechele), "
-    "CC BY 2.0 (creativecommons.org/licenses/by/2.0); the colours were laid over it here."
+    "CC BY 2.0 (creativecommons.org/licenses/by/2.0); the colors were laid over it here."
 )
 
 

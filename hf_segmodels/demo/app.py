@@ -311,9 +311,9 @@ def _run(function: Callable, *arguments: Any) -> Any:
         raise UserError(f"the model cannot do that: {first_line(error)}") from error
 
 
-def licence_note(source: str) -> str:
+def license_note(source: str) -> str:
     """
-    What the model's card says about its licence, as a line of Markdown.
+    What the model's card says about its license, as a line of Markdown.
 
     Args:
         source (`str`): Folder, or name of a repository on the Hub.
@@ -322,15 +322,15 @@ def licence_note(source: str) -> str:
     try:
         data = ModelCard.load(path / "README.md" if path.is_dir() else source).data.to_dict()
     except Exception:  # offline, no card, or one that is not in order
-        return "Licence of the model: unknown (no model card)."
-    # "other" stands for a licence with a name of its own
-    licence = data.get("license_name") if data.get("license") in (None, "other") else data.get("license")
-    licence = re.sub(r"[^\w .,:+()/-]", "", str(licence or "not stated"))
+        return "License of the model: unknown (no model card)."
+    # "other" stands for a license with a name of its own
+    license = data.get("license_name") if data.get("license") in (None, "other") else data.get("license")
+    license = re.sub(r"[^\w .,:+()/-]", "", str(license or "not stated"))
     link = str(data.get("license_link") or "")
     if re.fullmatch(r"https?://[^\s()<>]+", link):
-        licence = f"[{licence}]({link})"
+        license = f"[{license}]({link})"
     where = "" if path.is_dir() else f" ([model card](https://huggingface.co/{source}))"
-    return f"Licence of the model: {licence}{where}."
+    return f"License of the model: {license}{where}."
 
 
 _TITLE = "Semantic segmentation"
@@ -344,7 +344,7 @@ _CSS = """
 #viewer .html-container { padding: 0; }
 #classes th, #classes td { font-family: var(--font); }
 #status p { color: var(--body-text-color-subdued); font-size: 0.85rem; }
-#licence p, #credit p { color: var(--body-text-color-subdued); font-size: 0.8rem; }
+#license p, #credit p { color: var(--body-text-color-subdued); font-size: 0.8rem; }
 """
 
 
@@ -428,7 +428,7 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
                 # Gradio would open the file, and have nothing of use to say where it cannot
                 photo.preprocess = _uploaded_file
                 model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-                licence = gr.Markdown(elem_id="licence")
+                license = gr.Markdown(elem_id="license")
                 with gr.Accordion("Windows, scales, flip", open=False):
                     with gr.Row():
                         window = gr.Textbox(
@@ -542,8 +542,8 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
             x, y = (min(max(float(part), 0.0), 1 - 1e-6) for part in event.index)
             return x, y
 
-        def note_licence(model: str) -> str:
-            return licence_note(workbench.models.sources[model])
+        def note_license(model: str) -> str:
+            return license_note(workbench.models.sources[model])
 
         # one at a time: the models share memory and processor
         on_model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -571,8 +571,8 @@ def _build_page(workbench: Workbench) -> SegmentationDemo:
             shown.then(**draw_options, api_visibility="private")
         opacity.change(None, opacity, js=OPACITY_JAVASCRIPT)
         opacity.release(**picture_options, show_progress="hidden", api_name="picture")
-        model.change(note_licence, model, licence, api_visibility="private", show_progress="hidden")
-        page.load(note_licence, model, licence, api_visibility="private", show_progress="hidden")
+        model.change(note_license, model, license, api_visibility="private", show_progress="hidden")
+        page.load(note_license, model, license, api_visibility="private", show_progress="hidden")
         view.input(view_controls, [result_state, view], view_outputs, api_visibility="private").then(
             **draw_options, api_visibility="private"
         )
@@ -649,4 +649,4 @@ if __name__ == "__main__":
     __getattr__("demo").launch()
 
 
-__all__ = ["ModelShelf", "Options", "Result", "Workbench", "create_app", "licence_note", "name_models", "run_demo"]
+__all__ = ["ModelShelf", "Options", "Result", "Workbench", "create_app", "license_note", "name_models", "run_demo"]

@@ -24,7 +24,7 @@ class SegmentedImage:
         image (`PIL.Image.Image`): RGB.
         label_map (`np.ndarray` of shape `(height, width)`): Class of each of its pixels.
         shares (`list[ClassShare]`): The classes in it, largest first.
-        palette (`np.ndarray` of shape `(num_labels, 3)`): Colours from 0 to 255.
+        palette (`np.ndarray` of shape `(num_labels, 3)`): Colors from 0 to 255.
     """
 
     image: Image.Image
@@ -251,7 +251,7 @@ show();
 """
 
 OPACITY_JAVASCRIPT = "(percent) => { document.documentElement.style.setProperty('--overlay-opacity', percent / 100); }"
-"""For a slider from 0 to 100: sets the opacity of the colours without asking the server."""
+"""For a slider from 0 to 100: sets the opacity of the colors without asking the server."""
 
 
 __all__ = ["OPACITY_JAVASCRIPT", "SegmentedImage", "label_map_viewer", "viewer_value"]

@@ -84,7 +84,7 @@ def method_views(model: Any) -> list[MethodView]:
                 None,
                 _directions,
             ),
-            MethodView("Pyramid", "The encoder's scales; similar colours are similar features.", None, _pyramid),
+            MethodView("Pyramid", "The encoder's scales; similar colors are similar features.", None, _pyramid),
         ]
     if method == "segvit":
         views.append(MethodView("Mask of a class", "The mask that the query of a class attends to.", "class", _mask))
@@ -121,10 +121,10 @@ def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
     return resized.to(pixel_values.dtype)
 
 
-def _coverage(covered_size: Sequence[int], pixel_values: torch.Tensor) -> tuple[float, float]:
+def _coverage(padded_size: Sequence[int], pixel_values: torch.Tensor) -> tuple[float, float]:
     """How much of the image a map covers, in units of its height and width: more than 1 where it was padded."""
     height, width = pixel_values.shape[-2:]
-    return covered_size[0] / height, covered_size[1] / width
+    return padded_size[0] / height, padded_size[1] / width
 
 
 def _pixel(choice: Choice, height: int, width: int) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def _encoder_attention(predictor: Predictor, image: Image.Image, choice: Choice)
     layers = dict(_encoder_layers(model))
     number = choice.layer or max(layers)
     padded = pixel_values
-    if getattr(model.config, "odd_size_mode", None) != "squeeze" or model.config.model_type != "regproxy":
+    if getattr(model.config, "odd_size_mode", None) != "resize" or model.config.model_type != "regproxy":
         padded, _ = model.pad_to_whole_patches(pixel_values)  # as `forward` does
     with _attention_weights(layers[number].attention) as weights:
         model.backbone(padded)
@@ -197,16 +197,16 @@ def _mark(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
 def _decoder_attention(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
     with _attention_weights(model.decoder.encoder.layers[-1].attention) as weights:
-        logits, covered_size, *_ = model._encode_decode(pixel_values)
+        logits, padded_size, *_ = model._encode_decode(pixel_values)
     heat_map = attention_map(weights[0][0], tuple(logits.shape[-2:]), class_index=choice.class_index)
-    return overlay_heat_map(image, heat_map, coverage=_coverage(covered_size, pixel_values))
+    return overlay_heat_map(image, heat_map, coverage=_coverage(padded_size, pixel_values))
 
 
 @torch.inference_mode()
 def _region(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    _, affinity, _, covered_size, _ = predictor.model._encode_decode(pixel_values)
-    coverage = _coverage(covered_size, pixel_values)
+    _, affinity, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
+    coverage = _coverage(padded_size, pixel_values)
     size = image.height, image.width
     token = patch_at(_pixel(choice, *size), size, tuple(affinity.shape[-2:]), coverage)
     return draw_regions(image, affinity[0], [token], coverage=coverage)
@@ -215,9 +215,9 @@ def _region(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.I
 @torch.inference_mode()
 def _mask(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    _, mask_logits, covered_size, _ = predictor.model._encode_decode(pixel_values)
+    _, mask_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
     mask = mask_logits[-1][0, choice.class_index].float().sigmoid()
-    return overlay_heat_map(image, mask, coverage=_coverage(covered_size, pixel_values), limits=(0, 1))
+    return overlay_heat_map(image, mask, coverage=_coverage(padded_size, pixel_values), limits=(0, 1))
 
 
 def _points(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
@@ -236,15 +236,15 @@ def _panel(image: Image.Image) -> Image.Image:
 @torch.inference_mode()
 def _boundaries(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    _, boundary_logits, _, covered_size, _ = predictor.model._encode_decode(pixel_values)
-    return draw_boundaries(image, boundary_logits[0], coverage=_coverage(covered_size, pixel_values))
+    _, boundary_logits, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
+    return draw_boundaries(image, boundary_logits[0], coverage=_coverage(padded_size, pixel_values))
 
 
 @torch.inference_mode()
 def _directions(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    _, boundary_logits, direction_logits, covered_size, _ = predictor.model._encode_decode(pixel_values)
-    coverage = _coverage(covered_size, pixel_values)
+    _, boundary_logits, direction_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
+    coverage = _coverage(padded_size, pixel_values)
     return draw_directions(image, boundary_logits[0], direction_logits[0], coverage=coverage)
 
 

@@ -21,7 +21,7 @@ from ..image_processing.segmentation_image_processor import (
 )
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..utils.errors import UserError
-from ..utils.files import is_occupied, written_at_once
+from ..utils.files import atomic_directory, is_non_empty
 from .cards.card import create_model_card
 from .cards.facts import METHODS
 from .remote_code import MARK, PACKAGE, flat_name, flatten
@@ -31,7 +31,7 @@ from .remote_code import MARK, PACKAGE, flat_name, flatten
 _REQUIREMENTS = ("numpy>=2.1", "pillow>=11.0", "torch>=2.11", "torchvision>=0.26", "transformers>=5.17,<6")
 _MORE_REQUIREMENTS = {"superpixel_vit": "scikit-image>=0.25", "timm_backbone": "timm>=1.0.20"}
 # What an export, an earlier one too, may have left in a folder, beside its code.
-_ARTEFACTS = (
+_ARTIFACTS = (
     "README.md",
     "config.json",
     "handler.py",
@@ -199,7 +199,7 @@ def export_for_hub(
     folder = Path(folder).expanduser()
     code = RemoteCode.of(model, image_processor)
     _check_weights(model)
-    if is_occupied(folder) and not (folder / "config.json").is_file():
+    if is_non_empty(folder) and not (folder / "config.json").is_file():
         what = "holds files that are no model" if folder.is_dir() else "is a file"
         raise UserError(f"{folder} {what}: choose another folder.")
     if card is not None and card_options:
@@ -212,7 +212,7 @@ def export_for_hub(
             raise UserError(f"cannot write the model card: {error}") from error
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
-    with written_at_once(folder, artefacts) as partial:
+    with atomic_directory(folder, artifacts) as partial:
         # names of weights that an encoder of transformers has had in all its versions
         model.save_pretrained(partial, save_original_format=True)
         # a copy: the model itself stays one whose folders need this package
@@ -260,11 +260,11 @@ class RemoteCodeCallback(TrainerCallback):
         return code
 
 
-def artefacts(folder: Path) -> Iterator[Path]:
+def artifacts(folder: Path) -> Iterator[Path]:
     """What an export wrote into a folder, which may hold other files."""
-    for pattern in _ARTEFACTS:
+    for pattern in _ARTIFACTS:
         yield from folder.glob(pattern)
-    yield from (path for path in folder.glob("*.py") if path.name not in _ARTEFACTS and is_written_here(path))
+    yield from (path for path in folder.glob("*.py") if path.name not in _ARTIFACTS and is_written_here(path))
 
 
 def is_written_here(path: Path) -> bool:
@@ -328,4 +328,4 @@ def _requirements(config: PreTrainedConfig) -> list[str]:
     return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])
 
 
-__all__ = ["RemoteCode", "RemoteCodeCallback", "artefacts", "export_for_hub", "is_written_here"]
+__all__ = ["RemoteCode", "RemoteCodeCallback", "artifacts", "export_for_hub", "is_written_here"]

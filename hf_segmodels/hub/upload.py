@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..inference.predictor import load_predictor
 from ..utils.errors import UserError, first_line
-from .export import artefacts, export_for_hub, is_written_here
+from .export import artifacts, export_for_hub, is_written_here
 
 
 # Weights of an earlier upload, which a loader could take for the model's.
@@ -118,7 +118,7 @@ def publish(
             card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
             **card_options,
         )
-        files = sorted(artefacts(exported))
+        files = sorted(artifacts(exported))
         sizes = {path.name: path.stat().st_size for path in files}
         if dry_run:
             return Publication(sizes)

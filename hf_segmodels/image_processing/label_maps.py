@@ -6,7 +6,7 @@ import PIL.Image
 import torch
 
 
-# Modes with one number per pixel that is an id, not a colour ("P" holds palette indices).
+# Modes with one number per pixel that is an id, not a color ("P" holds palette indices).
 _INDEX_MODES = ("1", "L", "P", "I")
 
 
@@ -18,7 +18,7 @@ def label_map_to_tensor(
 
     Args:
         label_map (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            PIL image of mode "L", "P" (indices are taken, never colours), "1", "I" or "I;16", or an array of integers
+            PIL image of mode "L", "P" (indices are taken, never colors), "1", "I" or "I;16", or an array of integers
             of shape `(height, width)`, `(1, height, width)` or `(height, width, 1)`.
         name (`str`, *optional*): What error messages call it.
 
@@ -26,14 +26,14 @@ def label_map_to_tensor(
         `torch.Tensor` of shape `(height, width)`, int64.
 
     Raises:
-        ValueError: if it holds colours or fractions, or is not one map.
+        ValueError: if it holds colors or fractions, or is not one map.
         TypeError: if it is no image or array.
     """
     if isinstance(label_map, PIL.Image.Image):
         if label_map.mode.split(";")[0] not in _INDEX_MODES:
             raise ValueError(
                 f"{name} is a PIL image of mode {label_map.mode!r}; class ids need one integer per pixel (mode 'L', 'P' "
-                "or 'I;16'). Translate the colours into class ids first."
+                "or 'I;16'). Translate the colors into class ids first."
             )
         label_map = np.asarray(label_map)
     if not isinstance(label_map, (np.ndarray, torch.Tensor)):
@@ -45,7 +45,7 @@ def label_map_to_tensor(
     if label_map.ndim != 2:
         raise ValueError(
             f"{name} has shape {tuple(label_map.shape)}; expected (height, width) with one class id per pixel. One-hot "
-            "maps have to become class ids (`argmax`), colours have to be translated."
+            "maps have to become class ids (`argmax`), colors have to be translated."
         )
     if isinstance(label_map, np.ndarray):
         if label_map.dtype.kind not in "biu":
@@ -66,7 +66,7 @@ def drop_channel(label_map: np.ndarray | torch.Tensor) -> np.ndarray | torch.Ten
 
 def reduce_labels(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     """
-    Shifts class ids down by one for data sets whose 0 means "unlabelled": 0 becomes `ignore_index`, k becomes k - 1,
+    Shifts class ids down by one for data sets whose 0 means "unlabeled": 0 becomes `ignore_index`, k becomes k - 1,
     `ignore_index` stays. Returns a new tensor.
     """
     ignored = (labels == 0) | (labels == ignore_index)
@@ -94,7 +94,7 @@ def check_label_map(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
     shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
     raise ValueError(
         f"{name} holds labels outside the {num_labels} classes (0 to {num_labels - 1}; {ignore_index} is ignored): "
-        f"{shown}; the first one, {labels[y, x]}, at y={y}, x={x}. If 0 means 'unlabelled' and classes start at 1, set "
+        f"{shown}; the first one, {labels[y, x]}, at y={y}, x={x}. If 0 means 'unlabeled' and classes start at 1, set "
         "`do_reduce_labels=True` (unless they are shifted already); for void pixels set `ignore_index` to their value or "
         "give them that of `ignore_index`; if these are classes, raise `num_labels`."
     )

@@ -49,11 +49,11 @@ def resized_size(height: int, width: int, size: SizeDict | dict[str, int]) -> tu
 
 def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """
-    Neighbours and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32), each of
+    Neighbors and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32), each of
     shape `(out_size,)`. Indices are not yet clamped to the axis.
     """
     scale = 1 / (out_size / in_size)
-    # half-pixel centres, in single precision as OpenCV has them
+    # half-pixel centers, in single precision as OpenCV has them
     position = ((torch.arange(out_size, dtype=torch.float64) + 0.5) * scale - 0.5).float()
     low = position.floor()
     fraction = position - low
@@ -66,8 +66,8 @@ def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[t
 def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
     Bilinear resize of `(..., in_height, in_width)` uint8 without antialiasing, equal to OpenCV's to the last bit: the
-    same fixed-point weights and the same truncations. A float resize differs by one grey level in an eighth of the
-    pixels; integers also make the result independent of the device. (OpenCV itself takes another way, up to one grey
+    same fixed-point weights and the same truncations. A float resize differs by one gray level in an eighth of the
+    pixels; integers also make the result independent of the device. (OpenCV itself takes another way, up to one gray
     level off, when it halves arrays of 2 or of more than 4 channels.)
     """
     in_height, in_width = image.shape[-2:]
@@ -97,7 +97,7 @@ def _nearest_indices(in_size: int, out_size: int, device: torch.device) -> torch
 
 def resize_label_map(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
-    Nearest-neighbour resize with OpenCV's rounding.
+    Nearest-neighbor resize with OpenCV's rounding.
 
     Args:
         label_map (`torch.Tensor` of shape `(..., in_height, in_width)`): Class ids, any dtype.

@@ -40,7 +40,7 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     antialias (`bool`, *optional*, defaults to `self.antialias`):
         Whether shrinking averages over all pixels underneath. The original pipelines (OpenCV) do not.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether label 0 means "unlabelled" and classes start at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1,
+        Whether label 0 means "unlabeled" and classes start at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1,
         `ignore_index` stays.
     ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
         Label of pixels that do not count; also fills the padding of label maps.
@@ -68,7 +68,7 @@ def image_to_tensor(
             PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
             `(num_channels, height, width)`.
         do_convert_rgb (`bool`, *optional*):
-            Whether PIL images are converted as [`to_rgb`] does, and arrays likewise: grey ones are repeated to three
+            Whether PIL images are converted as [`to_rgb`] does, and arrays likewise: gray ones are repeated to three
             channels, those with an alpha channel composed onto white, others left as they are.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             Where the channels of an array are. If unset, the axis of length 1, 3 or 4.
@@ -134,7 +134,7 @@ def both_backends(reference: str) -> dict[str, str]:
 
 class _SegmentationImageProcessorBase(BaseImageProcessor):
     """
-    What both backends do alike: everything but rescaling, normalising and padding pixels, which the backend of
+    What both backends do alike: everything but rescaling, normalizing and padding pixels, which the backend of
     transformers after it in the class order does.
     """
 
@@ -291,9 +291,9 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
-        if _is_grey_array(images):
+        if _is_gray_array(images):
             return [images]
-        if isinstance(images, (list, tuple)) and images and all(_is_grey_array(image) for image in images):
+        if isinstance(images, (list, tuple)) and images and all(_is_gray_array(image) for image in images):
             return list(images)  # transformers only knows arrays with a channel axis
         images = super()._prepare_images_structure(images, expected_ndims=expected_ndims)
         if len(images) == 0:
@@ -370,7 +370,7 @@ class SegmentationImageProcessorPil(_SegmentationImageProcessorBase, PilBackend)
         return tensor.cpu().numpy()
 
 
-def _is_grey_array(image: Any) -> bool:
+def _is_gray_array(image: Any) -> bool:
     return not isinstance(image, PIL.Image.Image) and is_valid_image(image) and image.ndim == 2
 
 

@@ -26,12 +26,12 @@ else:
 
 def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 10.0) -> torch.Tensor:
     """
-    Cuts an image into connected superpixels of similar colour by SLIC (Achanta et al., 2012) as scikit-image does it:
-    k-means over position and CIELAB colour (over the channels as they are where there are not three).
+    Cuts an image into connected superpixels of similar color by SLIC (Achanta et al., 2012) as scikit-image does it:
+    k-means over position and CIELAB color (over the channels as they are where there are not three).
 
     Args:
         image (`torch.Tensor` of shape `(num_channels, height, width)`):
-            Colours of any range: their smallest and largest value become 0 and 1.
+            Colors of any range: their smallest and largest value become 0 and 1.
         n_segments (`int`): About how many superpixels are wanted.
         compactness (`float`, *optional*, defaults to 10.0): Higher values make them squarer.
 

@@ -63,7 +63,7 @@ class MaskAxis:
 @dataclass(frozen=True, eq=False)
 class MaskTiles:
     """
-    A [`MaskAxis`] cut into tiles of neighbouring pixels, and these into *parts*, one for each window that a tile depends
+    A [`MaskAxis`] cut into tiles of neighboring pixels, and these into *parts*, one for each window that a tile depends
     on. Parts of a tile follow each other. Where a part has fewer entries than another, the last one is repeated with
     weight 0.
 

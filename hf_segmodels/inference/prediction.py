@@ -35,7 +35,7 @@ def dense_prediction(
 
     Args:
         model ([`DensePredictionMixin`]): The model, in the mode (eval, gradients) that is wanted.
-        inputs (`list[torch.Tensor]`, each of shape `(batch_size, num_channels, height, width)`): Normalised images.
+        inputs (`list[torch.Tensor]`, each of shape `(batch_size, num_channels, height, width)`): Normalized images.
         flips (`list[bool]`): For each input, whether it is mirrored horizontally.
         target_sizes (`list[tuple[int, int]]`): For each image of the batch, the `(height, width)` wanted.
         window_size (`int` or pair, *optional*): Window in pixels; 0 for whole images. The config's by default.
@@ -184,7 +184,7 @@ class DensePredictionMixin:
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+                Normalized images.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
                 `(height, width)` wanted for each image, usually that before preprocessing. The input's by default.
             window_size (`int` or pair, *optional*):
@@ -209,7 +209,7 @@ class DensePredictionMixin:
         """
         _check_images(pixel_values, self.config)
         if not pixel_values.is_floating_point():
-            raise ValueError(f"Expected normalised `pixel_values`, got {pixel_values.dtype}: use the image processor.")
+            raise ValueError(f"Expected normalized `pixel_values`, got {pixel_values.dtype}: use the image processor.")
         height, width = pixel_values.shape[-2:]
         scaled_sizes = [self._scaled_size((height, width), scale) for scale in scales]
         if len(scaled_sizes) == 0 or min(map(min, scaled_sizes)) < 1:

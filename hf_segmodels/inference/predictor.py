@@ -30,9 +30,9 @@ class Predictor:
         return self.model.config.id2label
 
     @property
-    def mixes_images(self) -> bool:
+    def is_batch_dependent(self) -> bool:
         """Whether a label map depends on which other images are in the batch."""
-        return getattr(self.model.config, "decoder_self_attention", None) == "released"
+        return getattr(self.model.config, "decoder_self_attention", None) == "across_batch"
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The label map `(height, width)`, int64, of an RGB image of that size."""

@@ -9,7 +9,7 @@ def resize_regions(regions: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     """Resizes maps of regions `(batch_size, height, width)` to `size`: each pixel takes the nearest one's region."""
     if tuple(regions.shape[-2:]) == tuple(size):
         return regions
-    # there is no nearest neighbour for integers; float32 holds those below 2**24
+    # there is no nearest neighbor for integers; float32 holds those below 2**24
     return nn.functional.interpolate(regions[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
 
 

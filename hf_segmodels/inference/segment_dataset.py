@@ -25,7 +25,7 @@ from ..utils.errors import UserError, first_line
 from ..visualization import class_shares, label_image, palette_for
 from .predictor import Predictor, describe_failure, load_predictor
 from .segment_images import print_totals
-from .shard_writer import COLUMNS, FORMATS, DatasetResults, SegmentedImage, png_bytes, summarise
+from .shard_writer import COLUMNS, FORMATS, DatasetResults, SegmentedImage, png_bytes, summarize
 
 
 # Images of rare sizes wait for others of their size for at most so many batches
@@ -290,7 +290,7 @@ def segment_rows(
     Returns:
         `Iterator[SegmentedImage]`: one for each row, in their order.
     """
-    if predictor.mixes_images:
+    if predictor.is_batch_dependent:
         batch_size = 1
     loader = DataLoader(
         _Preparation(predictor), sampler=enumerate(rows), batch_size=None, collate_fn=_same, num_workers=num_workers
@@ -349,7 +349,7 @@ def _finish(results: DatasetResults, did_something: bool, is_first: bool) -> int
     records = results.records()
     if records is None:
         return 0
-    summary = summarise(records)
+    summary = summarize(records)
     if not (results.write_summary(summary) if did_something else is_first):
         return 0
     pixels = Counter({item["name"]: item["pixels"] for item in summary["classes"]})

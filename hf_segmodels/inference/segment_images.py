@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..data.layouts import IMAGE_SUFFIXES
 from ..image_processing import read_image
 from ..utils.errors import UserError, first_line
-from ..utils.files import replace_file
+from ..utils.files import atomic_write
 from ..visualization import ClassShare, add_legend, class_shares, label_image, overlay, palette_for
 from .predictor import Predictor, describe_failure, load_predictor
 
@@ -139,8 +139,8 @@ class Results:
         overlay_path, labels_path = self.paths(name)
         overlay_path.parent.mkdir(parents=True, exist_ok=True)
         # the default level takes four times as long to save a tenth of the bytes of a photograph
-        replace_file(overlay_path, lambda temporary: picture.save(temporary, format="PNG", compress_level=2))
-        replace_file(labels_path, lambda temporary: labels.save(temporary, format="PNG"))
+        atomic_write(overlay_path, lambda temporary: picture.save(temporary, format="PNG", compress_level=2))
+        atomic_write(labels_path, lambda temporary: labels.save(temporary, format="PNG"))
         self.images[name] = {
             "name": name,
             "image": str(path.resolve()),
@@ -158,7 +158,7 @@ class Results:
             "failed": [{"image": str(path.resolve()), "error": message} for path, message in failed],
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        replace_file(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        atomic_write(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def segment_images(

@@ -48,7 +48,7 @@ class AxisMap:
 @dataclass(frozen=True, eq=False)
 class AxisTiles:
     """
-    An [`AxisMap`] cut into tiles of neighbouring pixels.
+    An [`AxisMap`] cut into tiles of neighboring pixels.
 
     Args:
         support (`torch.LongTensor` of shape `(num_tiles, num_support)`): The grid entries that a tile's pixels depend

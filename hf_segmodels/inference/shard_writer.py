@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import replace_file
+from ..utils.files import atomic_write
 from ..visualization import ClassShare, class_shares, label_image
 from .segment_images import SUMMARY
 
@@ -215,7 +215,7 @@ class DatasetResults:
                         "replace what is there."
                     )
             text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
-            replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise UserError(f"cannot use the output folder {self.folder}: {error.strerror or error}.") from error
 
@@ -305,7 +305,7 @@ class DatasetResults:
 
     def _write_record(self, index: int, record: dict[str, Any]) -> None:
         text = json.dumps({"manifest": self.digest, **record}, indent=2, ensure_ascii=False) + "\n"
-        replace_file(self._path(index, ".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        atomic_write(self._path(index, ".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write_summary(self, summary: dict[str, Any]) -> bool:
         """Writes the totals, unless another process did so: then False."""
@@ -353,7 +353,7 @@ class ShardResults:
         return {"images": self.num_images, "failed": self.failed, "classes": classes}
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The totals of all shards' records."""
     totals: dict[int, dict[str, Any]] = {}
     for item in (item for record in records for item in record.get("classes", ())):
@@ -403,5 +403,5 @@ __all__ = [
     "SegmentedImage",
     "ShardResults",
     "png_bytes",
-    "summarise",
+    "summarize",
 ]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Class names and colours of the data sets that the papers report on."""
+"""Class names and colors of the data sets that the papers report on."""
 
 import json
 from functools import cache
@@ -27,7 +27,7 @@ def load_labels(name: str) -> tuple[list[str], list[tuple[int, int, int]]]:
             `"pascal_context_59"`, or `"pascal_context_60"` (with background as class 0).
 
     Returns:
-        The names, and their colours as `(red, green, blue)`, 0 to 255.
+        The names, and their colors as `(red, green, blue)`, 0 to 255.
 
     Raises:
         ValueError: if there is no such data set; names those there are.

@@ -49,14 +49,14 @@ def semantic_cross_entropy(
     ignore_index: int = 255,
     reduction: Literal["valid_mean", "pixel_mean"] = "valid_mean",
     *,
-    covered_size: Sequence[int] | None = None,
+    padded_size: Sequence[int] | None = None,
     weight: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     align_corners: bool = False,
     steps: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Pixel-wise cross-entropy of bilinearly upsampled scores: `cross_entropy(interpolate(logits, covered_size)[..., :height,
+    Pixel-wise cross-entropy of bilinearly upsampled scores: `cross_entropy(interpolate(logits, padded_size)[..., :height,
     :width], labels)`, value and gradient, without holding more than a few rows of the upsampled scores (on a CPU, up to
     16 million of fewer than 16 classes are held: that is faster there).
     `"valid_mean"` is the mean over pixels that are not ignored (Segmenter's released code), `"pixel_mean"` over all
@@ -73,13 +73,13 @@ def semantic_cross_entropy(
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
         reduction (`"valid_mean"` or `"pixel_mean"`, *optional*, defaults to `"valid_mean"`): See above.
-        covered_size (`tuple[int, int]`, *optional*): Height and width that the scores cover, where more than the label
+        padded_size (`tuple[int, int]`, *optional*): Height and width that the scores cover, where more than the label
             map's (whole patches); the label map is their top left part.
         weight (`torch.Tensor` of shape `(num_labels,)`, *optional*): Weights of the classes. `"valid_mean"` divides by
             the sum of the pixels' weights, as `cross_entropy` does.
         label_smoothing (`float`, *optional*, defaults to 0.0): Share of the target that is spread over all classes.
         align_corners (`bool`, *optional*, defaults to `False`): See `torch.nn.functional.interpolate`.
-        steps (`torch.LongTensor` of shape `(batch_size, *covered_size, 2)`, *optional*): For each pixel, how many rows and
+        steps (`torch.LongTensor` of shape `(batch_size, *padded_size, 2)`, *optional*): For each pixel, how many rows and
             columns further the scores are that it is judged by: -1, 0 or 1 each; steps across the border stay on it.
             This is UN-EPT's refinement. No gradient reaches them.
 
@@ -103,11 +103,11 @@ def semantic_cross_entropy(
     if weight is not None and tuple(weight.shape) != (logits.shape[1],):
         raise ValueError(f"`weight` {tuple(weight.shape)} must hold one number for each of {logits.shape[1]} classes.")
     height, width = labels.shape[1:]
-    covered_height, covered_width = (height, width) if covered_size is None else covered_size
+    covered_height, covered_width = (height, width) if padded_size is None else padded_size
     if covered_height < height or covered_width < width:
         raise ValueError(
             f"Scores that cover {covered_height}x{covered_width} pixels cannot be judged by labels of {height}x{width}: "
-            "`covered_size` is at least the size of the label map."
+            "`padded_size` is at least the size of the label map."
         )
     if steps is not None and tuple(steps.shape) != (len(labels), covered_height, covered_width, 2):
         raise ValueError(
@@ -164,7 +164,7 @@ def _held_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     weight: torch.Tensor | None,
-    covered_size: tuple[int, int],
+    padded_size: tuple[int, int],
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
@@ -174,7 +174,7 @@ def _held_cross_entropy(
     _check_classes(labels.where(labels != ignore_index, 0), logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         scores = nn.functional.interpolate(
-            logits.to(dtype), size=covered_size, mode="bilinear", align_corners=align_corners
+            logits.to(dtype), size=padded_size, mode="bilinear", align_corners=align_corners
         )
         return nn.functional.cross_entropy(
             scores[..., : labels.shape[1], : labels.shape[2]],
@@ -197,7 +197,7 @@ def _upsampled_cross_entropy(
     labels: torch.Tensor,
     weight: torch.Tensor | None,
     steps: torch.Tensor | None,
-    covered_size: Sequence[int],
+    padded_size: Sequence[int],
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
@@ -210,7 +210,7 @@ def _upsampled_cross_entropy(
         The sum of the pixels' losses, of shape `()`, and its gradient by `logits` (an empty tensor unless `with_gradient`).
     """
     num_labels = logits.shape[1]
-    height, width = covered_size
+    height, width = padded_size
     dtype, device = _computed_dtype(logits), logits.device
     padding = (0, width - labels.shape[2], 0, height - labels.shape[1])
     labels = nn.functional.pad(labels.long(), padding, value=ignore_index)
@@ -257,7 +257,7 @@ def _shapes(
     labels: torch.Tensor,
     weight: torch.Tensor | None,
     steps: torch.Tensor | None,
-    covered_size: Sequence[int],
+    padded_size: Sequence[int],
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,

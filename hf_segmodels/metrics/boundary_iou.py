@@ -14,11 +14,11 @@ from .label_pairs import read_label_maps
 
 class BoundaryIoU(ClassCounts):
     """
-    Intersection over union of what lies near the edges of each class: of the pixels of its mask, predicted and labelled,
+    Intersection over union of what lies near the edges of each class: of the pixels of its mask, predicted and labeled,
     whose distance to the mask's contour is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it does not
     forgive errors along the edges of large objects.
 
-    The distance is that of a square neighbourhood, and the border of the image belongs to the contour, as in the authors'
+    The distance is that of a square neighborhood, and the border of the image belongs to the contour, as in the authors'
     code. Where pixels are ignored, neither map has a class, so that both have the same contour there. As for mean IoU,
     pixels are added up over the whole data set before intersections are divided by unions.
 
@@ -49,7 +49,7 @@ class BoundaryIoU(ClassCounts):
         if not 0 < dilation_ratio <= 1:
             raise ValueError(f"`dilation_ratio` must be above 0 and at most 1, got {dilation_ratio}.")
         self.dilation_ratio = dilation_ratio
-        # intersection, labelled, predicted
+        # intersection, labeled, predicted
         self.counts = torch.zeros(3, num_labels, dtype=torch.int64)
 
     def update(self, predictions: Any, references: Any) -> None:
@@ -68,9 +68,9 @@ class BoundaryIoU(ClassCounts):
             return
         void = self.num_labels
         distance = max(1, round(self.dilation_ratio * math.hypot(*maps[0].shape[-2:])))
-        predicted, labelled = (values.where(near_contours(values, distance, void), void) for values in maps)
-        shared = labelled.where(labelled == predicted, void)
-        for row, values in enumerate((shared, labelled, predicted)):
+        predicted, labeled = (values.where(near_contours(values, distance, void), void) for values in maps)
+        shared = labeled.where(labeled == predicted, void)
+        for row, values in enumerate((shared, labeled, predicted)):
             counts = torch.bincount(values.flatten(), minlength=self.num_labels + 1)
             self.counts[row] += counts[: self.num_labels].to(self.counts.device)
 
@@ -80,8 +80,8 @@ class BoundaryIoU(ClassCounts):
             `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for a class
             that does not occur).
         """
-        intersection, labelled, predicted = self.counts.double()
-        iou = intersection / (labelled + predicted - intersection)
+        intersection, labeled, predicted = self.counts.double()
+        iou = intersection / (labeled + predicted - intersection)
         return {"mean_boundary_iou": iou.nanmean().item(), "per_category_boundary_iou": iou.tolist()}
 
 

@@ -17,7 +17,7 @@ class ConfusionMatrix(ClassCounts):
     """
     Counts pixels of class `i` predicted as class `j` over a whole data set, in `num_labels` squared integers.
 
-    Pixels labelled `ignore_index` do not count, neither as intersection nor as union; scores are taken over the totals
+    Pixels labeled `ignore_index` do not count, neither as intersection nor as union; scores are taken over the totals
     of the set, not averaged over images, and classes that occur neither in the labels nor in the predictions are left
     out of the means. This is what mmsegmentation's `mean_iou` counts, with which all four papers were evaluated.
 
@@ -99,9 +99,9 @@ class ConfusionMatrix(ClassCounts):
         """
         counts = self.counts.double()
         intersection = counts.diagonal()
-        labelled, predicted = counts.sum(dim=1), counts.sum(dim=0)
-        iou = intersection / (labelled + predicted - intersection)
-        accuracy = intersection / labelled
+        labeled, predicted = counts.sum(dim=1), counts.sum(dim=0)
+        iou = intersection / (labeled + predicted - intersection)
+        accuracy = intersection / labeled
         return {
             "mean_iou": iou.nanmean().item(),
             "mean_accuracy": accuracy.nanmean().item(),

@@ -19,7 +19,7 @@ class ObjectSizes(ClassCounts):
 
     In each row of Segmenter's Table 4 the mean IoU is the plain average of the columns for small, medium and large: they are
     thirds of ADE20K's 150 classes. The paper does not say by which measure classes are ordered; here it is the mean share
-    of the image that is labelled with the class, over images where it occurs.
+    of the image that is labeled with the class, over images where it occurs.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -62,8 +62,8 @@ class ObjectSizes(ClassCounts):
 
         Returns:
             `dict`: `mean_iou_small`, `mean_iou_medium` and `mean_iou_large` (`float` from 0 to 1), of the thirds of the
-            classes that are labelled anywhere (the remainder goes to the small ones; nan for a group without classes), and
-            `per_category_size` (`list[float]`: share of the image; nan for a class that is not labelled).
+            classes that are labeled anywhere (the remainder goes to the small ones; nan for a group without classes), and
+            `per_category_size` (`list[float]`: share of the image; nan for a class that is not labeled).
         """
         shares, images = self.counts
         sizes = shares / images

@@ -12,7 +12,7 @@ def region_entropies(histograms: torch.Tensor) -> torch.Tensor:
         histograms (`torch.Tensor` of shape `(..., num_regions, num_labels)`): Pixels (or shares of pixels) of each class.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`, float32: of the regions that hold labelled pixels.
+        `torch.Tensor` of shape `(n,)`, float32: of the regions that hold labeled pixels.
     """
     histograms = histograms.flatten(0, -2).float()
     totals = histograms.sum(dim=1, keepdim=True)

@@ -48,7 +48,7 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate (`float`, *optional*, defaults to 0.0):
         Stochastic depth of the last layer; rises linearly from 0 at the first one.
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initialises linear layers, tokens and position embeddings.
+        Standard deviation of the truncated normal that initializes linear layers, tokens and position embeddings.
     layer_norm_eps (`float`, *optional*, defaults to 1e-06):
         Epsilon of every LayerNorm: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
     qkv_bias (`bool`, *optional*, defaults to `True`):
@@ -65,7 +65,7 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     use_distillation_token (`bool`, *optional*, defaults to `False`):
         Whether DeiT's distillation token follows the class token.
     position_embedding_interpolation (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bicubic"`):
-        How position embeddings are resized (half-pixel centres, no antialias): bilinear in Segmenter, bicubic in
+        How position embeddings are resized (half-pixel centers, no antialias): bilinear in Segmenter, bicubic in
         the other three.
     position_embedding_resize_rule (`"grid"` or `"token_count"`, *optional*, defaults to `"grid"`):
         `"grid"` resizes whenever the patch grid differs from the stored one. `"token_count"` resizes only when the

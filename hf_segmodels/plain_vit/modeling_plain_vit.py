@@ -133,7 +133,7 @@ class PlainViTEmbeddings(nn.Module):
     def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
         """
         Position embeddings for a patch grid of `(height, width)`: the prefix tokens' are kept, the grid's are resized
-        with half-pixel centres and no antialias, in float32.
+        with half-pixel centers and no antialias, in float32.
 
         Returns:
             `torch.Tensor` of shape `(1, num_prefix_tokens + height * width, hidden_size)`.
@@ -378,7 +378,7 @@ class PlainViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
         elif isinstance(module, nn.Conv2d):
-            if module.bias is None:  # the hybrid stem's weight-standardised convolutions
+            if module.bias is None:  # the hybrid stem's weight-standardized convolutions
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
                 fan_in = module.weight[0].numel()
@@ -409,25 +409,25 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        tapped_layers: tuple[int, ...] | None = None,
+        feature_layers: tuple[int, ...] | None = None,
         grid: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         r"""
         hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`):
             The embedded tokens.
-        tapped_layers (`tuple[int, ...]`, *optional*):
+        feature_layers (`tuple[int, ...]`, *optional*):
             Numbers of the layers whose outputs are wanted as `feature_maps`, each of shape `(batch_size, num_tokens,
             hidden_size)`, in rising order; 0 is the input. The last layer by default.
         grid (`tuple[int, int]`, *optional*):
             Rows and columns of patches; what a down-sampling layer needs.
         """
-        tapped_layers = (len(self.layers),) if tapped_layers is None else tapped_layers
-        tapped = [hidden_states] if 0 in tapped_layers else []
+        feature_layers = (len(self.layers),) if feature_layers is None else feature_layers
+        tapped = [hidden_states] if 0 in feature_layers else []
         for number, layer in enumerate(self.layers, start=1):
             # only a down-sampling layer looks at the grid, which is that of the embeddings before it
             hidden_states = layer(hidden_states, grid, **kwargs)
-            if number in tapped_layers:
+            if number in feature_layers:
                 tapped.append(hidden_states)
         return BackboneOutput(feature_maps=tuple(tapped))
 
@@ -475,11 +475,11 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             of `config.out_features`.
         """
         num_layers = self.config.num_hidden_layers
-        tapped_layers = self._tapped_layers()
-        outputs = self.encoder(embeddings, tapped_layers=tapped_layers, **kwargs)
+        feature_layers = self._tapped_layers()
+        outputs = self.encoder(embeddings, feature_layers=feature_layers, **kwargs)
 
         tokens = []
-        for number, hidden_states in zip(tapped_layers, outputs.feature_maps, strict=True):
+        for number, hidden_states in zip(feature_layers, outputs.feature_maps, strict=True):
             if self.config.final_norm == "all" or number == num_layers:
                 hidden_states = self.layernorm(hidden_states)
             tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
@@ -498,7 +498,7 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
 
         Raises:
             ValueError: if the number of channels is not the config's.

@@ -48,20 +48,20 @@ class RegProxyConfig(SegmentationConfig):
         released code), a full 3x3 convolution, or nothing. Batch norm and ReLU follow each.
     mask_border (`bool`, *optional*, defaults to `True`):
         Whether pixels at the border share themselves out among the tokens that exist (the released code), or lose the
-        share of neighbours outside the image.
+        share of neighbors outside the image.
     classifier_layers (`list[int]`, *optional*):
         Layers, from 1, whose outputs are concatenated and classified; the last one when not given. Table 12 has L/2,
         3L/4 and L. Which of them pass the final norm is the encoder's `final_norm`.
     batch_norm_eps (`float`, *optional*, defaults to 1e-05):
         Epsilon of the affinity head's batch norms.
-    odd_size_mode (`"crop"` or `"squeeze"`, *optional*, defaults to `"crop"`):
-        What happens to logits of images that were padded to whole patches: the padding is cut off, or they are squeezed
+    odd_size_mode (`"crop"` or `"resize"`, *optional*, defaults to `"crop"`):
+        What happens to logits of images that were padded to whole patches: the padding is cut off, or they are resized
         into the unpadded size, as the released code does. Only for checkpoints that must behave as that code.
     loss_reduction (`"pixel_mean"` or `"valid_mean"`, *optional*, defaults to `"pixel_mean"`):
         Mean of the cross-entropy over all pixels, ignored ones counting as 0 (the released code), or over those that
         are not ignored.
     homogeneity_loss_weight (`float`, *optional*, defaults to 0.0):
-        Weight of the regularisation that rewards regions of a single class (equation 11); see [`homogeneity_loss`].
+        Weight of the regularization that rewards regions of a single class (equation 11); see [`homogeneity_loss`].
     freeze_backbone (`bool`, *optional*, defaults to `False`):
         Whether the encoder gets no gradients and stays in eval mode while training.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
@@ -75,7 +75,7 @@ class RegProxyConfig(SegmentationConfig):
         What happens to images smaller than the window: scaled up until the short side fills it, padded with zeros at
         the bottom and right (the released code), or nothing.
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initialises linear layers.
+        Standard deviation of the truncated normal that initializes linear layers.
 
     Example:
 
@@ -99,7 +99,7 @@ class RegProxyConfig(SegmentationConfig):
     mask_border: bool = True
     classifier_layers: list[int] | tuple[int, ...] | None = None
     batch_norm_eps: float | int = 1e-5
-    odd_size_mode: Literal["crop", "squeeze"] = "crop"
+    odd_size_mode: Literal["crop", "resize"] = "crop"
     loss_reduction: Literal["pixel_mean", "valid_mean"] = "pixel_mean"
     homogeneity_loss_weight: float | int = 0.0
     small_image_mode: Literal["upscale", "pad", "none"] = "pad"
@@ -108,7 +108,7 @@ class RegProxyConfig(SegmentationConfig):
         super().__post_init__(**kwargs)
         # the encoder may be another model's as well
         self.backbone_config = copy.deepcopy(self.backbone_config)
-        self.tap_backbone()
+        self.set_backbone_out_indices()
 
     @staticmethod
     def _default_backbone_config() -> PlainViTConfig:
@@ -127,16 +127,16 @@ class RegProxyConfig(SegmentationConfig):
         return len(backbone_config.stage_names) - 1
 
     @property
-    def classified_layers(self) -> tuple[int, ...]:
+    def classifier_layer_indices(self) -> tuple[int, ...]:
         """`classifier_layers`, or the encoder's last one."""
         return (self.num_encoder_layers,) if self.classifier_layers is None else tuple(self.classifier_layers)
 
     @property
-    def tapped_layers(self) -> list[int]:
+    def feature_layers(self) -> list[int]:
         """The layers that regions and classes are predicted from, each one once, in rising order."""
-        return sorted({self.token_head_depth, *self.classified_layers})
+        return sorted({self.token_head_depth, *self.classifier_layer_indices})
 
-    def tap_backbone(self) -> None:
+    def set_backbone_out_indices(self) -> None:
         """
         Makes the encoder give the feature maps that regions and classes are predicted from.
 
@@ -146,7 +146,7 @@ class RegProxyConfig(SegmentationConfig):
         num_layers = self.num_encoder_layers
         for name, layers, lowest in (
             ("token_head_depth", (self.token_head_depth,), 0),
-            ("classifier_layers", self.classified_layers, 1),
+            ("classifier_layers", self.classifier_layer_indices, 1),
         ):
             if not layers or len(set(layers)) < len(layers) or not all(lowest <= n <= num_layers for n in layers):
                 raise ValueError(
@@ -154,7 +154,7 @@ class RegProxyConfig(SegmentationConfig):
                     "of the encoder, each one once."
                 )
         backbone_config: Any = self.backbone_config
-        backbone_config.set_output_features_output_indices(out_features=None, out_indices=self.tapped_layers)
+        backbone_config.set_output_features_output_indices(out_features=None, out_indices=self.feature_layers)
 
     def validate_architecture(self):
         """Part of the `@strict` validation: checks fields against each other."""

@@ -10,18 +10,18 @@ def region_histograms(
     labels: torch.Tensor,
     num_labels: int,
     ignore_index: int = 255,
-    covered_size: tuple[int, int] | None = None,
+    padded_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """
     For each region, how much of each class it holds: pixels count by their affinity to it (equation 11, before its
-    L1-norm). A region without labelled pixels has zeros.
+    L1-norm). A region without labeled pixels has zeros.
 
     Args:
         affinity (`torch.Tensor` of shape `(batch_size, 9, h, w, H, W)`): Affinity of pixels to the tokens around.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
         num_labels (`int`): Number K of classes.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        covered_size (`tuple[int, int]`, *optional*): Height and width that the affinity covers, where more than the
+        padded_size (`tuple[int, int]`, *optional*): Height and width that the affinity covers, where more than the
             label map's (whole patches).
 
     Returns:
@@ -29,7 +29,7 @@ def region_histograms(
     """
     batch_size, _, cell_height, cell_width, height, width = affinity.shape
     painted_height, painted_width = height * cell_height, width * cell_width
-    covered_height, covered_width = covered_size or (labels.shape[1], labels.shape[2])
+    covered_height, covered_width = padded_size or (labels.shape[1], labels.shape[2])
 
     # how many pixels of each class lie in each pixel of the painted map
     rows = torch.arange(labels.shape[1], device=labels.device) * painted_height // covered_height
@@ -55,21 +55,21 @@ def homogeneity_loss(
     labels: torch.Tensor,
     num_labels: int,
     ignore_index: int = 255,
-    covered_size: tuple[int, int] | None = None,
+    padded_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """
     One minus the L2-norm of a region's class histogram that sums to one (equation 11), mean over the regions with
-    labelled pixels: 0 where each holds one class only, `1 - 1 / sqrt(K)` where all K classes are equally frequent.
+    labeled pixels: 0 where each holds one class only, `1 - 1 / sqrt(K)` where all K classes are equally frequent.
 
-    The paper speaks of minimising the norm, which would spread regions over classes; its purpose, homogeneous regions,
+    The paper speaks of minimizing the norm, which would spread regions over classes; its purpose, homogeneous regions,
     needs the opposite sign. A negative weight gives the letter of the text.
 
     Args: as [`region_histograms`].
 
     Returns:
-        `torch.Tensor` of shape `()`, float32; 0 where no pixel is labelled.
+        `torch.Tensor` of shape `()`, float32; 0 where no pixel is labeled.
     """
-    histograms = region_histograms(affinity, labels, num_labels, ignore_index, covered_size)
+    histograms = region_histograms(affinity, labels, num_labels, ignore_index, padded_size)
     totals = histograms.sum(dim=2, keepdim=True)
     has_pixels = totals[..., 0] > 0
     # 1 in one entry, so that the norm has a gradient where there is no pixel

@@ -30,7 +30,7 @@ from ..plain_vit.configuration_plain_vit import is_plain_vit
 from ..utils.export import is_exporting
 from .configuration_regproxy import RegProxyConfig
 from .loss_regproxy import homogeneity_loss
-from .painting import neighbours, paint
+from .painting import neighbors, paint
 
 
 # trf-ignore: TRF041 config.affinity_conv, config.mask_border, config.odd_size_mode, config.homogeneity_loss_weight
@@ -41,7 +41,7 @@ from .painting import neighbours, paint
 class RegProxyOutput(ModelOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
-        Cross-entropy, and the regularisation of regions where the configuration gives it a weight.
+        Cross-entropy, and the regularization of regions where the configuration gives it a weight.
     logits (`torch.Tensor` of shape `(batch_size, num_labels, H * h, W * w)`):
         The painted scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a
         multiple of the patch size and the padding was cut off, or where windows were merged.
@@ -99,7 +99,7 @@ class RegProxyAffinityHead(nn.Module):
         scores = self.predictor(self.pointwise_conv(self.spatial_conv(features)))
         scores = scores.unflatten(1, (9, *self.cell_size))
         if self.mask_border:
-            _, is_inside = neighbours(*features.shape[-2:], device=features.device)
+            _, is_inside = neighbors(*features.shape[-2:], device=features.device)
             scores = scores.masked_fill(~is_inside[:, None, None], -torch.inf)
         return scores.softmax(dim=1)
 
@@ -158,11 +158,11 @@ class RegProxyPreTrainedModel(SegmentationPreTrainedModel):
 class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
     def __init__(self, config: RegProxyConfig):
         # fields may have changed since the configuration was made
-        config.tap_backbone()
+        config.set_backbone_out_indices()
         super().__init__(config)
         # where they stand among the backbone's feature maps
-        self.early_index = config.tapped_layers.index(config.token_head_depth)
-        self.late_indices = [config.tapped_layers.index(layer) for layer in config.classified_layers]
+        self.early_index = config.feature_layers.index(config.token_head_depth)
+        self.late_indices = [config.feature_layers.index(layer) for layer in config.classifier_layer_indices]
         channels = self.backbone.channels
         late_channels = sum(channels[index] for index in self.late_indices)
         self.decoder = RegProxyDecoder(config, channels[self.early_index], late_channels)
@@ -173,9 +173,9 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int], BackboneOutput]:
         """Painted logits, affinity, token logits, the size that they cover, and the encoder's outputs."""
         height, width = pixel_values.shape[-2:]
-        padded, covered_size = self.pad_to_whole_patches(pixel_values)
-        if self.config.odd_size_mode == "squeeze":
-            covered_size = (height, width)
+        padded, padded_size = self.pad_to_whole_patches(pixel_values)
+        if self.config.odd_size_mode == "resize":
+            padded_size = (height, width)
             # CODEPATH: all released checkpoints; other encoders leave out what is no whole patch
             if is_plain_vit(self.config.backbone_config):
                 padded = pixel_values  # a hybrid stem pads inside, and on all sides
@@ -184,11 +184,11 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         outputs = self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
         late_features = [outputs.feature_maps[index] for index in self.late_indices]
         affinity, token_logits = self.decoder(outputs.feature_maps[self.early_index], late_features)
-        return paint(token_logits, affinity), affinity, token_logits, covered_size, outputs
+        return paint(token_logits, affinity), affinity, token_logits, padded_size, outputs
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        logits, _, _, covered_size, _ = self._encode_decode(pixel_values)
-        return logits, covered_size
+        logits, _, _, padded_size, _ = self._encode_decode(pixel_values)
+        return logits, padded_size
 
     @can_return_tuple
     @slide_when_configured
@@ -207,7 +207,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
     ) -> RegProxyOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
 
@@ -230,15 +230,15 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if labels is not None:
             self._check_labels(pixel_values, labels)
-        logits, affinity, token_logits, covered_size, outputs = self._encode_decode(pixel_values, **kwargs)
+        logits, affinity, token_logits, padded_size, outputs = self._encode_decode(pixel_values, **kwargs)
 
         # an exported graph gives painted logits for every size: it cannot depend on whether one needed padding
-        is_padded = not is_exporting() and covered_size != (height, width)
+        is_padded = not is_exporting() and padded_size != (height, width)
         loss = None
         if labels is not None:
-            loss = self._loss(logits, affinity, labels, covered_size)
+            loss = self._loss(logits, affinity, labels, padded_size)
         if is_padded:
-            logits = nn.functional.interpolate(logits, size=covered_size, mode="bilinear", align_corners=False)
+            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
             logits = logits[..., :height, :width]
 
         return RegProxyOutput(
@@ -251,14 +251,14 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         )
 
     def _loss(
-        self, logits: torch.Tensor, affinity: torch.Tensor, labels: torch.Tensor, covered_size: tuple[int, int]
+        self, logits: torch.Tensor, affinity: torch.Tensor, labels: torch.Tensor, padded_size: tuple[int, int]
     ) -> torch.Tensor:
         config = self.config
         ignore_index = config.semantic_loss_ignore_index
-        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction, covered_size=covered_size)
+        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction, padded_size=padded_size)
         if config.homogeneity_loss_weight != 0:
-            regularisation = homogeneity_loss(affinity, labels, config.num_labels, ignore_index, covered_size)
-            loss = loss + config.homogeneity_loss_weight * regularisation
+            regularization = homogeneity_loss(affinity, labels, config.num_labels, ignore_index, padded_size)
+            loss = loss + config.homogeneity_loss_weight * regularization
         return loss
 
 

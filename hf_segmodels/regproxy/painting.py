@@ -2,7 +2,7 @@
 """
 Painting (section 4.3): each pixel's logits are those of the 3x3 tokens around it, weighted by its affinity to them.
 
-Neighbours are numbered row by row: `n = 3 * (dy + 1) + (dx + 1)` for the token `dy` rows below and `dx` columns to the
+Neighbors are numbered row by row: `n = 3 * (dy + 1) + (dx + 1)` for the token `dy` rows below and `dx` columns to the
 right of the pixel's own. Those outside the image have logits of 0.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def neighbours(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def neighbors(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The 3x3 tokens around each one.
 
@@ -18,7 +18,7 @@ def neighbours(height: int, width: int, device: torch.device) -> tuple[torch.Ten
         height, width (`int`): Rows H and columns W of tokens.
 
     Returns:
-        `index` `(9, H, W)`, int64: number of the neighbour, row by row; that of the nearest token where it is outside.
+        `index` `(9, H, W)`, int64: number of the neighbor, row by row; that of the nearest token where it is outside.
         `is_inside` `(9, H, W)`, bool: whether it is one of the tokens.
     """
     offset = torch.arange(-1, 2, device=device)
@@ -51,7 +51,7 @@ def paint(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
 def _paint_by_sums(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
     """Reads the tokens where they are and writes the result once: the fewest bytes, but not for graphs."""
     batch_size, _, cell_height, cell_width, height, width = affinity.shape
-    index, is_inside = neighbours(height, width, affinity.device)
+    index, is_inside = neighbors(height, width, affinity.device)
     first_token = torch.arange(batch_size, device=index.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
     # (batch_size, 9, h, w, H, W) -> (batch_size, H, h, W, w, 9), nine tokens for each pixel
     index = (index[None, :, None, None] + first_token).to(torch.int32).permute(0, 4, 2, 5, 3, 1)
@@ -80,4 +80,4 @@ def _paint_by_products(token_logits: torch.Tensor, affinity: torch.Tensor) -> to
     return painted.permute(0, 3, 1, 2)
 
 
-__all__ = ["neighbours", "paint"]
+__all__ = ["neighbors", "paint"]

@@ -175,7 +175,7 @@ class ResNetV1cBackbone(BackboneMixin, ResNetV1cPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
 
         Raises:
             ValueError: if the number of channels is not the config's.

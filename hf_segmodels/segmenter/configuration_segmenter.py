@@ -64,7 +64,7 @@ class SegmenterConfig(SegmentationConfig):
         What happens to images smaller than the window: scaled up until the short side fills it (the released
         code), padded with zeros at the bottom and right, or nothing.
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initialises linear layers and class embeddings.
+        Standard deviation of the truncated normal that initializes linear layers and class embeddings.
 
     Example:
 

@@ -75,7 +75,7 @@ class SegmenterLinearDecoder(nn.Module):
 class SegmenterMaskTransformer(nn.Module):
     """
     Patch tokens and one learned embedding per class attend to each other; a class's mask is the cosine between its
-    embedding and the patches', normalised over the classes (section 3.2, "Mask Transformer", equation 4).
+    embedding and the patches', normalized over the classes (section 3.2, "Mask Transformer", equation 4).
     """
 
     def __init__(self, config: SegmenterConfig, in_channels: int):
@@ -186,7 +186,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
     ) -> SegmenterOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
 
@@ -217,7 +217,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         loss = None
         if labels is not None:
             ignore_index = self.config.semantic_loss_ignore_index
-            loss = semantic_cross_entropy(logits, labels, ignore_index, covered_size=padded_size)
+            loss = semantic_cross_entropy(logits, labels, ignore_index, padded_size=padded_size)
         if is_padded:
             logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
             logits = logits[..., :height, :width]

@@ -65,8 +65,8 @@ class SegViTConfig(SegmentationConfig):
     min_scaled_size (`int`, *optional*):
         Shorter edge in pixels at which the `scales` of `predict` stop shrinking images: the released protocols for COCO-Stuff
         and Pascal Context have the window's. No bound when not given.
-    odd_size_mode (`"crop"` or `"squeeze"`, *optional*, defaults to `"crop"`):
-        What happens to scores of images that were padded to whole patches: the padding is cut off, or they are squeezed
+    odd_size_mode (`"crop"` or `"resize"`, *optional*, defaults to `"crop"`):
+        What happens to scores of images that were padded to whole patches: the padding is cut off, or they are resized
         into the unpadded size, as the released code does. Only for checkpoints that must behave as that code.
     use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
         Whether earlier stages (in a `"shrunk"` decoder: earlier layers of the one stage) are supervised too.
@@ -91,7 +91,7 @@ class SegViTConfig(SegmentationConfig):
         What happens to images smaller than the window: scaled up until the short side fills it, padded with zeros at
         the bottom and right, or nothing (the released code).
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initialises linear layers.
+        Standard deviation of the truncated normal that initializes linear layers.
 
     Example:
 
@@ -119,7 +119,7 @@ class SegViTConfig(SegmentationConfig):
     query_grid: int | list[int] | tuple[int, int] | None = None
     prediction_size: int | list[int] | tuple[int, int] | None = None
     min_scaled_size: int | None = None
-    odd_size_mode: Literal["crop", "squeeze"] = "crop"
+    odd_size_mode: Literal["crop", "resize"] = "crop"
     use_auxiliary_loss: bool = True
     no_object_weight: float | int = 0.1
     class_loss_weight: float | int = 1.0

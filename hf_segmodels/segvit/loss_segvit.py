@@ -43,7 +43,7 @@ def attention_to_mask_loss(
     num_masks: torch.Tensor | None = None,
     no_object_weight: float = 0.1,
     ignore_index: int = 255,
-    covered_size: tuple[int, int] | None = None,
+    padded_size: tuple[int, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     The loss of one stage. Query `k` stands for class `k`: where an image holds the class, the query has to say so and to
@@ -56,7 +56,7 @@ def attention_to_mask_loss(
         num_masks (`torch.Tensor` of shape `()`, *optional*): What masks are averaged by; see [`count_masks`].
         no_object_weight (`float`, *optional*, defaults to 0.1): Weight of queries without an object.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        covered_size (`tuple[int, int]`, *optional*): Height and width that the masks cover, where more than the label
+        padded_size (`tuple[int, int]`, *optional*): Height and width that the masks cover, where more than the label
             map's (whole patches).
 
     Returns:
@@ -87,7 +87,7 @@ def attention_to_mask_loss(
     # (masks, 1, h, w) -> (masks, height, width)
     masks = nn.functional.interpolate(
         mask_logits[images, classes, None].float(),
-        size=covered_size or (height, width),
+        size=padded_size or (height, width),
         mode="bilinear",
         align_corners=False,
     )[:, 0, :height, :width]

@@ -76,7 +76,7 @@ class SegViTOutput(ModelOutput):
 
 
 class SegViTXavierLinear(nn.Linear):
-    """One of the three projections that torch's own attention holds, and initialises, as a single matrix."""
+    """One of the three projections that torch's own attention holds, and initializes, as a single matrix."""
 
 
 class SegViTAttention(nn.Module):
@@ -312,14 +312,14 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], tuple[int, int], BackboneOutput]:
         """Class and mask logits of each supervised stage, the size that masks cover, and the encoder's outputs."""
         height, width = pixel_values.shape[-2:]
-        pixel_values, covered_size = self.pad_to_whole_patches(pixel_values)
-        if self.config.odd_size_mode == "squeeze":
-            covered_size = (height, width)
+        pixel_values, padded_size = self.pad_to_whole_patches(pixel_values)
+        if self.config.odd_size_mode == "resize":
+            padded_size = (height, width)
         for name in ("output_attentions", "output_hidden_states"):
             kwargs.setdefault(name, getattr(self.config, name))
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         class_logits, mask_logits = self.decoder(outputs.feature_maps)
-        return class_logits, mask_logits, covered_size, outputs
+        return class_logits, mask_logits, padded_size, outputs
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         if self.config.min_scaled_size is not None and scale > 0:
@@ -335,8 +335,8 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         max_windows: int,
     ) -> list[MaskScores]:
         def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
-            class_logits, mask_logits, covered_size, _ = self._encode_decode(crops)
-            return [class_logits[-1], mask_logits[-1]], covered_size
+            class_logits, mask_logits, padded_size, _ = self._encode_decode(crops)
+            return [class_logits[-1], mask_logits[-1]], padded_size
 
         return mask_window_scores(
             network,
@@ -353,18 +353,18 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         self,
         class_logits: torch.Tensor,
         mask_logits: torch.Tensor,
-        covered_size: tuple[int, int],
+        padded_size: tuple[int, int],
         size: tuple[int, int],
     ) -> torch.Tensor:
         """Scores `(batch_size, num_labels, height, width)` of an image of `size` (section 3.2, "inference")."""
         prediction_size = self.config.fixed_prediction_size
         # float32, since classes differ by little where many small terms add up
         with maybe_autocast(mask_logits.device.type, enabled=False):
-            masks = _resize(mask_logits.float(), prediction_size or covered_size)
+            masks = _resize(mask_logits.float(), prediction_size or padded_size)
             probabilities = class_logits.float().softmax(dim=-1)[..., :-1]
             scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
         if prediction_size is not None:
-            scores = _resize(scores, covered_size)
+            scores = _resize(scores, padded_size)
         return crop(scores, size)
 
     @can_return_tuple
@@ -384,7 +384,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
     ) -> SegViTOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that belong to no mask.
 
@@ -411,16 +411,16 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if labels is not None:
             self._check_labels(pixel_values, labels)
-        class_logits, mask_logits, covered_size, outputs = self._encode_decode(pixel_values, **kwargs)
+        class_logits, mask_logits, padded_size, outputs = self._encode_decode(pixel_values, **kwargs)
 
         loss, loss_dict = None, None
         if labels is not None:
-            loss_dict = self._loss_terms(class_logits, mask_logits, labels, covered_size)
+            loss_dict = self._loss_terms(class_logits, mask_logits, labels, padded_size)
             loss = torch.stack(list(loss_dict.values())).sum()
         # the loss does not look at the scores of classes, which would take most of the time and memory of training
         logits = None
         if labels is None or not self.training:
-            logits = self._class_scores(class_logits[-1], mask_logits[-1], covered_size, (height, width))
+            logits = self._class_scores(class_logits[-1], mask_logits[-1], padded_size, (height, width))
 
         has_auxiliary = len(class_logits) > 1
         return SegViTOutput(
@@ -440,7 +440,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         class_logits: list[torch.Tensor],
         mask_logits: list[torch.Tensor],
         labels: torch.Tensor,
-        covered_size: tuple[int, int],
+        padded_size: tuple[int, int],
     ) -> dict[str, torch.Tensor]:
         """The weighted terms of the loss, the last stage's first."""
         config = self.config
@@ -461,7 +461,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
                 num_masks,
                 config.no_object_weight,
                 ignore_index,
-                covered_size,
+                padded_size,
             )
             terms |= {f"{name}{suffix}": weights[name] * term for name, term in stage_terms.items()}
         return terms

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Sparse attention as a layer: projections, sampled points, and the initialisation that the paper takes over."""
+"""Sparse attention as a layer: projections, sampled points, and the initialization that the paper takes over."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .operation import sparse_attention
 
 def reference_points(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    Centres of the cells of a grid, row by row, as `(x, y)` with the grid's borders at 0 and 1.
+    Centers of the cells of a grid, row by row, as `(x, y)` with the grid's borders at 0 and 1.
 
     Returns:
         `torch.Tensor` of shape `(height * width, 2)`, float32.
@@ -81,7 +81,7 @@ class SparseSampling(nn.Module):
 class SparseAttention(nn.Module):
     """
     Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4): a query gives offsets from its
-    reference point, in cells of each level, and the weights of the points. A new layer is initialised as the paper's
+    reference point, in cells of each level, and the weights of the points. A new layer is initialized as the paper's
     [`SamplingOffsets`] and [`SamplingWeights`] say, with Xavier's projections.
 
     Args:

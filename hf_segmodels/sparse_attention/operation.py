@@ -56,7 +56,7 @@ def sparse_attention(
             `(height, width)` of each level; their areas add up to `num_values`.
         sampling_locations (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points, 2)`):
             Points as `(x, y)`: 0 is the left or upper border of the level, 1 the right or lower one, and the first
-            cell's centre lies at half a cell. Values outside the level count as 0. Finite, and at least float32: half
+            cell's center lies at half a cell. Values outside the level count as 0. Finite, and at least float32: half
             precision has no place between the cells of a large level.
         attention_weights (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points)`):
             Weight of each point, usually a softmax over levels and points together.

@@ -52,7 +52,7 @@ class SuperpixelViTConfig(SegmentationConfig):
     small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"none"`):
         Has no meaning without windows; only `"none"` is accepted.
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initialises linear layers.
+        Standard deviation of the truncated normal that initializes linear layers.
 
     Example:
 

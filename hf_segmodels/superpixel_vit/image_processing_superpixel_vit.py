@@ -39,7 +39,7 @@ class SuperpixelViTImageProcessor(SuperpixelMixin, SegmentationImageProcessor):
             About how many pixels of the resized image a superpixel has; read where `n_segments` is not given. 256
             makes as many tokens as the patches of a ViT with patch size 16.
         compactness (`float`, *optional*, defaults to 10.0):
-            Weight of nearness in space against nearness in colour: higher values make superpixels squarer.
+            Weight of nearness in space against nearness in color: higher values make superpixels squarer.
         do_resize (`bool`, *optional*, defaults to `True`): Whether to resize images and label maps.
         size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
             `{"height", "width"}` for a fixed size, `{"shortest_edge"}` or `{"shortest_edge", "longest_edge"}` to keep
@@ -54,9 +54,9 @@ class SuperpixelViTImageProcessor(SuperpixelMixin, SegmentationImageProcessor):
         image_std (`list[float]`, *optional*, defaults to `[0.229, 0.224, 0.225]`): Standard deviation of each channel.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether label 0 means "unlabelled" and classes start at 1, as in ADE20K's files.
+            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files.
         do_pad (`bool`, *optional*, defaults to `False`):
-            Whether to pad at the bottom and right: images with 0 after normalising, label maps with `ignore_index`,
+            Whether to pad at the bottom and right: images with 0 after normalizing, label maps with `ignore_index`,
             superpixels with -1.
         pad_size (`dict[str, int]`, *optional*): Size to pad to. If unset, the largest of the batch.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.

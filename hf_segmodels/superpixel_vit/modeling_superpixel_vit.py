@@ -79,7 +79,7 @@ def superpixel_geometry(
 
     Returns:
         Enclosing boxes `(batch_size, num_superpixels, 4)`, int64: left, top, right and bottom, the latter two
-        exclusive; centroids `(batch_size, num_superpixels, 2)`, float32: x and y, where the first pixel's centre is at
+        exclusive; centroids `(batch_size, num_superpixels, 2)`, float32: x and y, where the first pixel's center is at
         0.5; and `(batch_size, num_superpixels)`, bool: which superpixels have pixels. The others' boxes are empty.
     """
     height, width = superpixels.shape[1:]
@@ -296,7 +296,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
     ) -> SuperpixelViTOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
         superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
             The superpixel of each pixel, counted from 0 in each image, -1 in the padding: what
             [`SuperpixelViTImageProcessor`] gives, or any other partition of the images.
@@ -363,7 +363,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+                Normalized images.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
                 `(height, width)` wanted for each image, usually that before preprocessing: superpixels are resized to it
                 (nearest). The input's by default.

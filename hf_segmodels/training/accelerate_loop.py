@@ -93,7 +93,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     model, processor = build_model(recipe)
     model = synchronize_norms(model, accelerator.num_processes, accelerator.device)
     if processor.do_reduce_labels:
-        accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabelled, classes start at 1")
+        accelerator.print("Labels are reduced (`do_reduce_labels`): 0 means unlabeled, classes start at 1")
     train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))
     loss_function = Loss(recipe, train_data, model.config.num_labels)
     optimizer = build_optimizer(model, recipe)

@@ -1,9 +1,9 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The papers' augmentation of an image and its label map (mmsegmentation's pipeline): random scale, crop, flip and colours.
+The papers' augmentation of an image and its label map (mmsegmentation's pipeline): random scale, crop, flip and colors.
 
 torchvision supplies the frame. What its transforms do otherwise is written here: it fits portrait images into a landscape
-box, pads on all sides and before the colours change, and blends brightness, contrast and saturation with grey.
+box, pads on all sides and before the colors change, and blends brightness, contrast and saturation with gray.
 """
 
 from collections.abc import Sequence
@@ -42,26 +42,26 @@ class RandomScale(v2.Transform):
 
 class RandomCropWithClassLimit(v2.Transform):
     """
-    Random crop in which no class takes more than `max_class_share` of the labelled pixels (mmsegmentation's
+    Random crop in which no class takes more than `max_class_ratio` of the labeled pixels (mmsegmentation's
     `cat_max_ratio`): up to ten draws, then another one stands. Of an edge that is shorter than the crop all is kept.
 
     Args:
         size (`(height, width)`): The crop's.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        max_class_share (`float`, *optional*, defaults to 0.75): That share; 1 takes the first draw.
+        max_class_ratio (`float`, *optional*, defaults to 0.75): That share; 1 takes the first draw.
     """
 
     max_draws = 10
 
-    def __init__(self, size: Sequence[int], ignore_index: int = 255, max_class_share: float = 0.75):
+    def __init__(self, size: Sequence[int], ignore_index: int = 255, max_class_ratio: float = 0.75):
         super().__init__()
-        self.size, self.ignore_index, self.max_class_share = tuple(size), ignore_index, max_class_share
+        self.size, self.ignore_index, self.max_class_ratio = tuple(size), ignore_index, max_class_ratio
 
     def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         for _ in range(self.max_draws + 1):
             box = self._draw(image)
             cropped = F.crop(label_map, *box)
-            if self.max_class_share >= 1 or self._is_mixed(cropped):
+            if self.max_class_ratio >= 1 or self._is_mixed(cropped):
                 break
         return F.crop(image, *box), cropped
 
@@ -77,7 +77,7 @@ class RandomCropWithClassLimit(v2.Transform):
         labels = label_map[label_map != self.ignore_index].as_subclass(torch.Tensor)
         # a crop without labels teaches nothing: it counts as one-sided
         return bool(labels.numel()) and bool(
-            torch.bincount(labels.long()).max() < self.max_class_share * labels.numel()
+            torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel()
         )
 
 
@@ -126,7 +126,7 @@ def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
 
     Args:
         image (`torch.Tensor` of shape `(3, height, width)`, uint8): RGB.
-        factor (`float`): 0 for grey.
+        factor (`float`): 0 for gray.
 
     Returns:
         `torch.Tensor` of the same shape and type.
@@ -156,7 +156,7 @@ def training_augmentation(
     crop_size: Sequence[int],
     scale_range: Sequence[float] = (0.5, 2.0),
     photometric_distortion: bool = True,
-    max_class_share: float = 0.75,
+    max_class_ratio: float = 0.75,
     ignore_index: int = 255,
 ) -> v2.Transform:
     """
@@ -167,7 +167,7 @@ def training_augmentation(
         crop_size (`(height, width)`): See [`RandomCropWithClassLimit`].
         scale_range (`(lowest, highest)`, *optional*, defaults to `(0.5, 2.0)`): See [`RandomScale`].
         photometric_distortion (`bool`, *optional*, defaults to `True`): Whether [`PhotometricDistortion`] takes part.
-        max_class_share (`float`, *optional*, defaults to 0.75): See [`RandomCropWithClassLimit`].
+        max_class_ratio (`float`, *optional*, defaults to 0.75): See [`RandomCropWithClassLimit`].
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
 
     Returns:
@@ -176,7 +176,7 @@ def training_augmentation(
     """
     transforms = [
         RandomScale(base_size, scale_range),
-        RandomCropWithClassLimit(crop_size, ignore_index, max_class_share),
+        RandomCropWithClassLimit(crop_size, ignore_index, max_class_ratio),
         v2.RandomHorizontalFlip(),
     ]
     if photometric_distortion:

@@ -9,7 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 class TrainingCollator:
     """
-    Turns augmented images and label maps into what a model trains on: normalised, padded to the crop, with all that the
+    Turns augmented images and label maps into what a model trains on: normalized, padded to the crop, with all that the
     method's processor adds (UN-EPT's boundary targets, superpixels). Labels are checked on the way.
 
     Args:

@@ -59,7 +59,7 @@ def _build_parts(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         benchmark = next((name for name in DATASETS if load_labels(name)[0] == list(id2label.values())), None)
         if benchmark is not None:
-            fields.setdefault("palette", [list(colour) for colour in load_labels(benchmark)[1]])
+            fields.setdefault("palette", [list(color) for color in load_labels(benchmark)[1]])
     if recipe.pretrained:
         # no field that every configuration has: `from_pretrained` would hand it to the model
         palette = fields.pop("palette", None)
@@ -139,7 +139,7 @@ def build_loader(
         recipe.crop_size,
         recipe.scale_range,
         recipe.photometric_distortion,
-        recipe.max_class_share,
+        recipe.max_class_ratio,
         data.ignore_index,
     )
     place: dict[str, Any] = {

@@ -41,7 +41,7 @@ class Recipe:
         crop_size (`[height, width]`): Size of the training crops.
         scale_range (`[lowest, highest]`): Random scale.
         photometric_distortion (`bool`): Whether brightness, contrast, saturation and hue change at random.
-        max_class_share (`float`): Largest share of a crop's labelled pixels that one class may have.
+        max_class_ratio (`float`): Largest share of a crop's labeled pixels that one class may have.
         batch_size (`int`): Samples for each process and forward pass.
         gradient_accumulation_steps (`int`): Forward passes for each update.
         max_steps (`int`): Updates.
@@ -62,7 +62,7 @@ class Recipe:
         label_smoothing (`float`): Of the loss. With weights or smoothing, the loss is cross-entropy on the model's scores
             instead of the method's own; not for UN-EPT, whose own trains more than scores.
         mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
-        seed (`int`): Of initialisation, order and augmentation.
+        seed (`int`): Of initialization, order and augmentation.
         num_workers (`int`): Processes that load data.
         report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
             Accelerate and the Trainer know, if installed.
@@ -91,7 +91,7 @@ class Recipe:
     crop_size: Sequence[int] = (512, 512)
     scale_range: Sequence[float] = (0.5, 2.0)
     photometric_distortion: bool = True
-    max_class_share: float = 0.75
+    max_class_ratio: float = 0.75
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_steps: int = 1000

@@ -3,7 +3,7 @@
 Boundaries: training targets from label maps (as SegFix makes them), and the refinement of scores along predicted ones.
 
 A distance map holds each pixel's distance in pixels to the edge of its class region, an angle map the direction in which
-that distance grows, towards the interior: degrees from -180 to 180, 0 to the right, 90 downwards.
+that distance grows, toward the interior: degrees from -180 to 180, 0 to the right, 90 downwards.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 
-# (down, right) steps of the eight directions; direction i is centred at -180 + 45 i degrees
+# (down, right) steps of the eight directions; direction i is centerd at -180 + 45 i degrees
 DIRECTION_STEPS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
 # What padding holds in both maps: no boundary, and an angle that counts as direction 0.
 PADDING_VALUE = 255

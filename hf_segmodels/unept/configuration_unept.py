@@ -58,7 +58,7 @@ class UNEPTConfig(SegmentationConfig):
     hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
         Dropout after each attention and in the feed-forward layers of the context branch.
     attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
-        Dropout on the attention weights of `"dense"` and `"released"` self-attention.
+        Dropout on the attention weights of `"dense"` and `"across_batch"` self-attention.
     layer_norm_eps (`float`, *optional*, defaults to 1e-05):
         Epsilon of the context branch's LayerNorms.
     spatial_hidden_sizes (`list[int]`, *optional*, defaults to `(64, 128)`):
@@ -69,10 +69,10 @@ class UNEPTConfig(SegmentationConfig):
     image_size (`int` or pair, *optional*, defaults to 480):
         `(height, width)` in pixels, multiples of 8, whose grid of an eighth is the grid of the stored query embeddings.
         Any other input size works: the embeddings are interpolated bilinearly.
-    decoder_self_attention (`"sparse"`, `"dense"` or `"released"`, *optional*, defaults to `"sparse"`):
+    decoder_self_attention (`"sparse"`, `"dense"` or `"across_batch"`, *optional*, defaults to `"sparse"`):
         How context queries attend to each other: to sampled points of their own map (section 3.1.1), to all queries of
         their image, or, as the released code does, to the queries at the same place in the other images of the batch.
-        `"released"` makes predictions depend on the batch; it is for checkpoints that were trained with it.
+        `"across_batch"` makes predictions depend on the batch; it is for checkpoints that were trained with it.
     refine_at_inference (`bool`, *optional*, defaults to `True`):
         Whether `logits` are refined along predicted boundaries (section 3.2), at full resolution. The released code
         refines only inside the training loss, although the paper reports refined results.
@@ -89,7 +89,7 @@ class UNEPTConfig(SegmentationConfig):
     semantic_loss_reduction (`"pixel_mean"` or `"valid_mean"`, *optional*, defaults to `"pixel_mean"`):
         Whether the two cross-entropies are means over all pixels, ignored ones counting as zero (the released code), or
         over those that are not ignored.
-    ignore_unlabelled_boundaries (`bool`, *optional*, defaults to `False`):
+    ignore_unlabeled_boundaries (`bool`, *optional*, defaults to `False`):
         Whether ignored pixels are left out of the boundary and direction losses too. In the released code they count,
         as boundary.
     freeze_backbone (`bool`, *optional*, defaults to `False`):
@@ -130,7 +130,7 @@ class UNEPTConfig(SegmentationConfig):
     spatial_hidden_sizes: list[int] | tuple[int, int] = (64, 128)
     spatial_final_activation: bool = False
     image_size: int | list[int] | tuple[int, int] = 480
-    decoder_self_attention: Literal["sparse", "dense", "released"] = "sparse"
+    decoder_self_attention: Literal["sparse", "dense", "across_batch"] = "sparse"
     refine_at_inference: bool = True
     boundary_distance: int = 5
     coarse_loss_weight: float | int = 0.8
@@ -138,7 +138,7 @@ class UNEPTConfig(SegmentationConfig):
     boundary_loss_weight: float | int = 5.0
     direction_loss_weight: float | int = 0.6
     semantic_loss_reduction: Literal["pixel_mean", "valid_mean"] = "pixel_mean"
-    ignore_unlabelled_boundaries: bool = False
+    ignore_unlabeled_boundaries: bool = False
     small_image_mode: Literal["upscale", "pad", "none"] = "pad"
 
     @staticmethod

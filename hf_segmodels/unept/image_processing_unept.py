@@ -42,9 +42,9 @@ class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
         image_std (`list[float]`, *optional*, defaults to `[0.229, 0.224, 0.225]`): Standard deviation of each channel.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether label 0 means "unlabelled" and classes start at 1, as in ADE20K's files.
+            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files.
         do_pad (`bool`, *optional*, defaults to `False`):
-            Whether to pad at the bottom and right: images with 0 after normalising, label maps with `ignore_index`,
+            Whether to pad at the bottom and right: images with 0 after normalizing, label maps with `ignore_index`,
             distance and angle maps with 255 (no boundary).
         pad_size (`dict[str, int]`, *optional*): Size to pad to. If unset, the largest of the batch.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.

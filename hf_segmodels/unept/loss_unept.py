@@ -26,7 +26,7 @@ class UNEPTLosses(NamedTuple):
 def balanced_cross_entropy(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    covered_size: Sequence[int] | None = None,
+    padded_size: Sequence[int] | None = None,
     align_corners: bool = True,
 ) -> torch.Tensor:
     """
@@ -36,7 +36,7 @@ def balanced_cross_entropy(
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_classes, h, w)`): Scores before softmax, at any resolution.
         targets (`torch.LongTensor` of shape `(batch_size, height, width)`): Classes, or -1 for pixels left out.
-        covered_size, align_corners (*optional*): See [`semantic_cross_entropy`].
+        padded_size, align_corners (*optional*): See [`semantic_cross_entropy`].
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
@@ -48,7 +48,7 @@ def balanced_cross_entropy(
     counts = (targets.flatten() == classes).sum(dim=1).float()
     weights = 1 - counts / is_counted.sum().clamp(min=1)
     return semantic_cross_entropy(
-        logits, targets, _IGNORED, covered_size=covered_size, weight=weights, align_corners=align_corners
+        logits, targets, _IGNORED, padded_size=padded_size, weight=weights, align_corners=align_corners
     )
 
 
@@ -63,8 +63,8 @@ def unept_losses(
     boundary_distance: int = 5,
     ignore_index: int = 255,
     semantic_reduction: Literal["pixel_mean", "valid_mean"] = "pixel_mean",
-    ignore_unlabelled_boundaries: bool = False,
-    covered_size: Sequence[int] | None = None,
+    ignore_unlabeled_boundaries: bool = False,
+    padded_size: Sequence[int] | None = None,
 ) -> UNEPTLosses:
     """
     The loss's terms; the defaults are those of the released code. Directions are supervised where the model *predicts* a
@@ -81,22 +81,22 @@ def unept_losses(
         boundary_distance (`int`, *optional*, defaults to 5): Distance up to which a pixel is boundary.
         ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
         semantic_reduction (`str`, *optional*, defaults to `"pixel_mean"`): See [`semantic_cross_entropy`].
-        ignore_unlabelled_boundaries (`bool`, *optional*, defaults to `False`):
+        ignore_unlabeled_boundaries (`bool`, *optional*, defaults to `False`):
             Whether ignored pixels do not count in the boundary and direction terms either.
-        covered_size (`tuple[int, int]`, *optional*): Height and width that the scores cover, where more than the labels'.
+        padded_size (`tuple[int, int]`, *optional*): Height and width that the scores cover, where more than the labels'.
 
     Returns:
         [`UNEPTLosses`].
     """
     height, width = labels.shape[1:]
-    covered_size = (height, width) if covered_size is None else covered_size
+    padded_size = (height, width) if padded_size is None else padded_size
     with torch.no_grad():
-        boundaries, directions = resize_boundary_maps(boundary_logits, direction_logits, covered_size)
+        boundaries, directions = resize_boundary_maps(boundary_logits, direction_logits, padded_size)
     boundary_targets = boundary_labels(distance_maps, boundary_distance)
     direction_targets = direction_labels(angle_maps)
     is_predicted = boundaries.softmax(dim=1)[:, 1, :height, :width] > 0.5
     direction_targets = direction_targets.masked_fill(~is_predicted, _IGNORED)
-    if ignore_unlabelled_boundaries:
+    if ignore_unlabeled_boundaries:
         is_ignored = labels == ignore_index
         boundary_targets = boundary_targets.masked_fill(is_ignored, _IGNORED)
         direction_targets = direction_targets.masked_fill(is_ignored, _IGNORED)
@@ -106,15 +106,15 @@ def unept_losses(
         refined_logits, steps = logits, refinement_steps(boundaries, directions)
     coarse, refined = (
         semantic_cross_entropy(
-            scores, labels, ignore_index, semantic_reduction, covered_size=covered_size, steps=scores_from
+            scores, labels, ignore_index, semantic_reduction, padded_size=padded_size, steps=scores_from
         )
         for scores, scores_from in ((logits, None), (refined_logits, steps))
     )
     return UNEPTLosses(
         coarse=coarse,
         refined=refined,
-        boundary=balanced_cross_entropy(boundary_logits, boundary_targets, covered_size),
-        direction=balanced_cross_entropy(direction_logits, direction_targets, covered_size),
+        boundary=balanced_cross_entropy(boundary_logits, boundary_targets, padded_size),
+        direction=balanced_cross_entropy(direction_logits, direction_targets, padded_size),
     )
 
 

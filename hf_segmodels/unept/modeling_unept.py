@@ -64,7 +64,7 @@ class UNEPTOutput(ModelOutput):
     boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height / 8, width / 8)`, *optional*):
         Scores of "no boundary" and "boundary", over the image as padded. Not given for merged windows.
     direction_logits (`torch.Tensor` of shape `(batch_size, 8, height / 8, width / 8)`, *optional*):
-        Scores of the eight directions towards the interior, over the image as padded. Not given for merged windows.
+        Scores of the eight directions toward the interior, over the image as padded. Not given for merged windows.
     hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
         The backbone's hidden states.
     attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
@@ -107,14 +107,14 @@ def sine_position_embeddings(
 class UNEPTSelfAttention(nn.Module):
     """
     Dot-product attention with one fused projection to queries, keys and values. Over the queries of an image (`"dense"`),
-    or over the images of the batch, at each query's place on its own (`"released"`): the released code hands a tensor
+    or over the images of the batch, at each query's place on its own (`"across_batch"`): the released code hands a tensor
     with the batch first to a layer that takes it for the sequence.
     """
 
     def __init__(self, config: UNEPTConfig):
         super().__init__()
         self.config = config
-        self.over_images = config.decoder_self_attention == "released"
+        self.over_images = config.decoder_self_attention == "across_batch"
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
@@ -385,9 +385,9 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         self.boundary_head = UNEPTBoundaryHead(config, num_classes=2)
         self.direction_head = UNEPTBoundaryHead(config, num_classes=8)
         self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
-        if config.decoder_self_attention == "released":
+        if config.decoder_self_attention == "across_batch":
             logger.warning_once(
-                '`decoder_self_attention="released"` attends over the images of a batch: predictions depend on which '
+                '`decoder_self_attention="across_batch"` attends over the images of a batch: predictions depend on which '
                 "images are in it. It is for checkpoints that were trained with it; predict one image at a time, as the "
                 "released evaluation does."
             )
@@ -420,7 +420,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         return logits, padded_size
 
     def _window_scores(self, pixel_values, target_sizes, windows, is_flipped, max_windows):
-        if self.config.decoder_self_attention == "released":
+        if self.config.decoder_self_attention == "across_batch":
             # the images of the batch may see each other, their windows may not
             max_windows = pixel_values.shape[0]
         if not self.config.refine_at_inference:
@@ -451,17 +451,17 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
     ) -> UNEPTOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalised images of any size.
+            Normalized images of any size.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
         distance_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Each pixel's distance to the edge of its class, from the image processor (`do_boundary_targets=True`) or
             [`boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
             takes SciPy and (512x512, 20 classes) a tenth of a second an image. Padding of the label map (such as a crop
-            larger than the image) cannot be told from unlabelled pixels then and counts as boundary, unless
-            `config.ignore_unlabelled_boundaries`; the image processor's own padding does not.
+            larger than the image) cannot be told from unlabeled pixels then and counts as boundary, unless
+            `config.ignore_unlabeled_boundaries`; the image processor's own padding does not.
         angle_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-            The direction towards the interior in degrees; comes with `distance_maps`.
+            The direction toward the interior in degrees; comes with `distance_maps`.
 
         Raises:
             ValueError: for a wrong number of channels, labels or targets of another size, labels outside the classes, or
@@ -491,7 +491,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self._loss(
-                logits, boundary_logits, direction_logits, labels, distance_maps, angle_maps, covered_size=padded_size
+                logits, boundary_logits, direction_logits, labels, distance_maps, angle_maps, padded_size=padded_size
             )
         # nothing reads refined scores in a training step, whose largest tensor they would be
         is_refined = self.config.refine_at_inference and not (self.training and labels is not None)
@@ -528,7 +528,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
                 )
         return distance_maps, angle_maps
 
-    def _loss(self, logits: torch.Tensor, *arguments: torch.Tensor, covered_size: tuple[int, int]) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, *arguments: torch.Tensor, padded_size: tuple[int, int]) -> torch.Tensor:
         config = self.config
         losses = unept_losses(
             logits,
@@ -537,8 +537,8 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             boundary_distance=config.boundary_distance,
             ignore_index=config.semantic_loss_ignore_index,
             semantic_reduction=config.semantic_loss_reduction,
-            ignore_unlabelled_boundaries=config.ignore_unlabelled_boundaries,
-            covered_size=covered_size,
+            ignore_unlabeled_boundaries=config.ignore_unlabeled_boundaries,
+            padded_size=padded_size,
         )
         return (
             config.coarse_loss_weight * losses.coarse

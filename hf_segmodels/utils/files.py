@@ -9,13 +9,13 @@ from pathlib import Path
 from uuid import uuid4
 
 
-def is_occupied(folder: Path) -> bool:
+def is_non_empty(folder: Path) -> bool:
     """Whether there is something that writing to `folder` could replace."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextmanager
-def written_at_once(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> Iterator[Path]:
+def atomic_directory(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> Iterator[Path]:
     """
     Gives a new folder beside `folder` to write to. When the block ends it becomes `folder`; when it fails it is removed
     and nothing has changed.
@@ -34,7 +34,7 @@ def written_at_once(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> It
         for file in partial.iterdir():
             # safetensors lets only the owner read what it writes; the new folder's mode knows the umask
             file.chmod(partial.stat().st_mode & 0o666)
-        if not is_occupied(folder):
+        if not is_non_empty(folder):
             if folder.is_dir():
                 folder.rmdir()
             partial.rename(folder)
@@ -47,7 +47,7 @@ def written_at_once(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> It
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside `path` first, so that an interrupted run leaves no half file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
@@ -57,4 +57,4 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-__all__ = ["is_occupied", "replace_file", "written_at_once"]
+__all__ = ["atomic_directory", "atomic_write", "is_non_empty"]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 
-# dark violet, purple, red, orange, light yellow: ever lighter, so that it also reads in grey
+# dark violet, purple, red, orange, light yellow: ever lighter, so that it also reads in gray
 _HEAT = np.array([[10, 7, 46], [92, 18, 110], [190, 49, 87], [244, 125, 35], [252, 236, 145]])
 
 

@@ -44,7 +44,7 @@ def draw_directions(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> Image.Image:
     """
-    Paints the pixels that refinement moves in the colour of their direction (`DIRECTION_COLORS`: left, up left, up, and so
+    Paints the pixels that refinement moves in the color of their direction (`DIRECTION_COLORS`: left, up left, up, and so
     on clockwise), and leaves the others as they are.
 
     Args:

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Label maps as pictures: colours over the image, a legend, panels."""
+"""Label maps as pictures: colors over the image, a legend, panels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -86,13 +86,13 @@ def class_shares(label_map: LabelMap, id2label: Mapping[int, str], ignore_index:
 
 def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int | None = 255) -> Image.Image:
     """
-    Paints each pixel in the colour of its class; ignored pixels are black.
+    Paints each pixel in the color of its class; ignored pixels are black.
 
     Args:
         label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
             Class of each pixel.
         palette (`np.ndarray` of shape `(num_labels, 3)`):
-            Colours from 0 to 255; see [`palette_for`].
+            Colors from 0 to 255; see [`palette_for`].
         ignore_index (`int`, *optional*, defaults to 255):
             Label of pixels without a class.
 
@@ -100,13 +100,13 @@ def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int 
         `PIL.Image.Image`: an RGB image of the label map's size.
 
     Raises:
-        ValueError: if a label has no colour.
+        ValueError: if a label has no color.
     """
     labels, palette = to_label_array(label_map), check_palette(palette)
     missing = [label for label in _count_labels(labels) if label >= len(palette) and label != ignore_index]
     if missing:
         raise ValueError(
-            f"The label map has the labels {missing[:5]} but the palette only colours for 0 to {len(palette) - 1}: give "
+            f"The label map has the labels {missing[:5]} but the palette only colors for 0 to {len(palette) - 1}: give "
             "a palette of the same model, or `ignore_index` if the label means that there is no class."
         )
     colors = np.zeros((max(len(palette), (ignore_index or 0) + 1), 3), dtype=np.uint8)
@@ -129,7 +129,7 @@ def overlay(
     ignore_index: int | None = 255,
 ) -> Image.Image:
     """
-    Lays the colours of the classes over an image.
+    Lays the colors of the classes over an image.
 
     Args:
         image (`PIL.Image.Image`):
@@ -137,9 +137,9 @@ def overlay(
         label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
             Class of each pixel of the image.
         palette (`np.ndarray` of shape `(num_labels, 3)`):
-            Colours from 0 to 255; see [`palette_for`].
+            Colors from 0 to 255; see [`palette_for`].
         alpha (`float`, *optional*, defaults to 0.5):
-            Opacity of the colours, from 0 (only the image) to 1 (only the colours).
+            Opacity of the colors, from 0 (only the image) to 1 (only the colors).
         ignore_index (`int`, *optional*, defaults to 255):
             Label of pixels where the image shows unchanged.
 
@@ -147,11 +147,11 @@ def overlay(
         `PIL.Image.Image`: an RGB image of the same size.
 
     Raises:
-        ValueError: if the sizes differ, a label has no colour, or `alpha` is not between 0 and 1.
+        ValueError: if the sizes differ, a label has no color, or `alpha` is not between 0 and 1.
     """
     labels = to_label_array(label_map)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` is {alpha}: it must be between 0 (only the image) and 1 (only the colours).")
+        raise ValueError(f"`alpha` is {alpha}: it must be between 0 (only the image) and 1 (only the colors).")
     if labels.shape != (image.height, image.width):
         raise ValueError(
             f"The label map has (height, width) {labels.shape} but the image {(image.height, image.width)}: pass "
@@ -172,13 +172,13 @@ def legend(
     max_columns: int = 2,
 ) -> Image.Image:
     """
-    A list of classes: patch of colour, name, share of the pixels.
+    A list of classes: patch of color, name, share of the pixels.
 
     Args:
         shares (`Sequence[ClassShare]`):
             What to list, in this order; see [`class_shares`].
         palette (`np.ndarray` of shape `(num_labels, 3)`):
-            Colours from 0 to 255.
+            Colors from 0 to 255.
         font_size (`int`, *optional*, defaults to 16):
             Height of the text in pixels.
         height (`int`, *optional*):
@@ -192,7 +192,7 @@ def legend(
     palette, font = check_palette(palette), ImageFont.load_default(font_size)
     margin, line, patch, gap = font_size, round(font_size * 1.7), round(font_size * 1.1), font_size // 2
 
-    # (colour or none, name, share)
+    # (color or none, name, share)
     entries: list[tuple[tuple[int, ...] | None, str, str]] = [
         (tuple(int(value) for value in palette[item.index]), item.name, item.percent) for item in shares
     ]
@@ -233,7 +233,7 @@ def add_legend(image: Image.Image, shares: Sequence[ClassShare], palette: np.nda
     Args:
         image (`PIL.Image.Image`): Usually what [`overlay`] gives.
         shares (`Sequence[ClassShare]`): What to list.
-        palette (`np.ndarray` of shape `(num_labels, 3)`): Colours from 0 to 255.
+        palette (`np.ndarray` of shape `(num_labels, 3)`): Colors from 0 to 255.
     """
     font_size = min(max(round(max(image.size) / 40), 13), 48)
     return side_by_side([image, legend(shares, palette, font_size, height=image.height)], gap=0)
@@ -274,7 +274,7 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = N
 
 
 def label_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """The class indices as an image: mode "P" with the classes' colours; with more than 256 classes 16-bit grey."""
+    """The class indices as an image: mode "P" with the classes' colors; with more than 256 classes 16-bit gray."""
     if len(palette) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))

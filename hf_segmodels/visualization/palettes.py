@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Colours for classes: the data set's own where they are known, generated ones otherwise."""
+"""Colors for classes: the data set's own where they are known, generated ones otherwise."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ from ..labels import DATASETS, load_labels
 
 def palette_for(config: PreTrainedConfig) -> np.ndarray:
     """
-    Colours for the classes of a model.
+    Colors for the classes of a model.
 
     Args:
         config (`PreTrainedConfig`):
@@ -31,7 +31,7 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
     palette = check_palette(palette)
     if len(palette) != config.num_labels:
         raise ValueError(
-            f"The palette has {len(palette)} colours but the model has {config.num_labels} classes: give `palette` in "
+            f"The palette has {len(palette)} colors but the model has {config.num_labels} classes: give `palette` in "
             "the configuration one [red, green, blue] for each class, or remove it."
         )
     return palette
@@ -40,10 +40,10 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
 @lru_cache(maxsize=8)
 def generate_palette(num_labels: int) -> np.ndarray:
     """
-    Colours that are as different as possible from each other, from black and from white; always the same ones, and the
+    Colors that are as different as possible from each other, from black and from white; always the same ones, and the
     first ones of a longer palette are those of a shorter.
 
-    Each colour is the one farthest (in CIELAB) from all colours before it.
+    Each color is the one farthest (in CIELAB) from all colors before it.
 
     Args:
         num_labels (`int`): How many. Beyond 4096 they repeat.
@@ -72,7 +72,7 @@ def check_palette(palette: np.ndarray | list) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 3 or array.size == 0:
         raise ValueError(f"A palette needs the shape (num_labels, 3), red, green and blue, but has {array.shape}.")
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
-        raise ValueError("The colours of a palette must be integers from 0 to 255.")
+        raise ValueError("The colors of a palette must be integers from 0 to 255.")
     return array.astype(np.uint8)
 
 

@@ -34,14 +34,14 @@ def region_maps(affinity: torch.Tensor, tokens: Sequence[tuple[int, int]]) -> to
             raise ValueError(f"Token {(row, column)} is outside the grid of {height} rows and {width} columns.")
     index = torch.arange(len(tokens), device=affinity.device)
     places = torch.tensor(tokens, dtype=torch.long, device=affinity.device).view(-1, 2)
-    # a border of cells around the image, which neighbours of the outer tokens fall into
+    # a border of cells around the image, which neighbors of the outer tokens fall into
     maps = affinity.new_zeros(len(tokens), height + 2, width + 2, cell_height, cell_width, dtype=torch.float32)
-    for neighbour in range(9):
-        # the cell for which the token is this neighbour lies in the opposite direction
-        rows, columns = places[:, 0] - (neighbour // 3 - 1), places[:, 1] - (neighbour % 3 - 1)
+    for neighbor in range(9):
+        # the cell for which the token is this neighbor lies in the opposite direction
+        rows, columns = places[:, 0] - (neighbor // 3 - 1), places[:, 1] - (neighbor % 3 - 1)
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         # (h, w, num_inside) -> (num_inside, h, w)
-        shares = affinity[neighbour][:, :, rows[inside], columns[inside]].detach().float().permute(2, 0, 1)
+        shares = affinity[neighbor][:, :, rows[inside], columns[inside]].detach().float().permute(2, 0, 1)
         maps[index[inside], rows[inside] + 1, columns[inside] + 1] = shares
     # (num_tokens, H, W, h, w) -> (num_tokens, H, h, W, w) -> (num_tokens, H * h, W * w)
     return maps[:, 1:-1, 1:-1].transpose(2, 3).flatten(3, 4).flatten(1, 2)

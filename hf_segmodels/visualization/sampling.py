@@ -115,7 +115,7 @@ def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
 
 def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """
-    A feature map in colours: its first three principal components as red, green and blue.
+    A feature map in colors: its first three principal components as red, green and blue.
 
     Args:
         feature_map (`torch.Tensor` of shape `(num_channels, height, width)`): One level, such as

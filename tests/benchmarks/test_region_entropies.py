@@ -21,7 +21,7 @@ def test_script_measures_regions_and_draws_them(repository, tmp_path):
     RegProxyForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
     size = {"shortest_edge": 64, "longest_edge": 256}
     RegProxyImageProcessorPil(size=size, do_reduce_labels=False).save_pretrained(tmp_path / "model")
-    # two classes, and two colours, side by side: no square cell is mixed, since the edge lies between two cells
+    # two classes, and two colors, side by side: no square cell is mixed, since the edge lies between two cells
     labels = np.zeros((64, 96), np.uint8)
     labels[:, 48:] = 1
     image = Image.fromarray(np.repeat(labels[..., None] * 200, 3, axis=2).astype(np.uint8))

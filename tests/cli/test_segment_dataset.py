@@ -285,7 +285,7 @@ class TestBatches:
             assert (image.label_map == label_map).all()
 
     def test_models_that_mix_the_images_of_a_batch_get_one(self, tmp_path, predictor, monkeypatch):
-        monkeypatch.setattr(predictor.model.config, "decoder_self_attention", "released", raising=False)
+        monkeypatch.setattr(predictor.model.config, "decoder_self_attention", "across_batch", raising=False)
         sizes = self.spy(monkeypatch)
         assert len(list(segment_rows(self.rows(make_folder(tmp_path)), predictor, batch_size=4))) == 7
         assert set(sizes) == {1}

@@ -32,7 +32,7 @@ class ConvertedFolderSuite:
 
     @pytest.fixture
     def labels(self, folder: Path, image: Image.Image) -> np.ndarray:
-        """What `predict` gives: windows of 64x64, and the checkpoint's own normalisation."""
+        """What `predict` gives: windows of 64x64, and the checkpoint's own normalization."""
         model = AutoModelForSemanticSegmentation.from_pretrained(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
         assert type(model) is self.model_class

@@ -118,7 +118,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(200, {"url": f"{self.hub.url}/{name}"})
 
     def validate(self, content: str) -> None:
-        if "license: no licence of this world" in content:
+        if "license: no license of this world" in content:
             return self.answer(400, {"errors": [{"message": '"license" must be one of a list'}], "warnings": []})
         return self.answer(200, {"errors": [], "warnings": []})
 

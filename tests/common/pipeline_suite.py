@@ -28,8 +28,8 @@ class ImageSegmentationPipelineTests(TestCase):
     def get_test_pipeline(self, model: Any, tokenizer: None, image_processor: Any, dtype: str) -> tuple:
         pipeline = ImageSegmentationPipeline(model=model, image_processor=image_processor, dtype=dtype)
         noise = np.random.default_rng(0).integers(0, 256, (40, 56, 4), dtype=np.uint8)
-        rgb, rgba, grey = noise[..., :3], noise, noise[:33, :17, 0]
-        return pipeline, [Image.fromarray(image) for image in (rgb, rgba, grey)]
+        rgb, rgba, gray = noise[..., :3], noise, noise[:33, :17, 0]
+        return pipeline, [Image.fromarray(image) for image in (rgb, rgba, gray)]
 
     def run_pipeline_test(self, pipeline: ImageSegmentationPipeline, examples: list[Image.Image]) -> None:
         names = set(pipeline.model.config.id2label.values())

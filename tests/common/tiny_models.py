@@ -59,6 +59,6 @@ def save_tiny_model(
 
 
 def smooth_image(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
-    """Random blobs of colours."""
+    """Random blobs of colors."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)

@@ -59,7 +59,7 @@ class VisionModelSuite(ModelTesterMixin):
 
     # there is no token embedding matrix
     test_resize_embeddings = False
-    # the suite checks this for models of 2023 and later, which it tells by the year in their licence header
+    # the suite checks this for models of 2023 and later, which it tells by the year in their license header
     test_can_init_all_missing_weights_before_2023 = True
 
     def setUp(self):

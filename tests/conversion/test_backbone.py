@@ -171,7 +171,7 @@ def test_augreg_files_give_the_same_features(timm_model: torch.nn.Module, tmp_pa
     assert set(report["dropped_keys"]) == {"head/kernel", "head/bias", "pre_logits/kernel", "pre_logits/bias"}
 
 
-def test_hybrid_stem_is_recognised(tmp_path: Path):
+def test_hybrid_stem_is_recognized(tmp_path: Path):
     torch.manual_seed(0)
     torch.save(_small_hybrid().state_dict(), tmp_path / "hybrid.pth")
     config = read_backbone_weights(tmp_path / "hybrid.pth").config
@@ -179,7 +179,7 @@ def test_hybrid_stem_is_recognised(tmp_path: Path):
     assert (config.patch_size, config.image_size, config.num_channels) == (8, [96, 96], 3)
 
 
-def test_normalisation_follows_the_kind_of_model(tmp_path: Path):
+def test_normalization_follows_the_kind_of_model(tmp_path: Path):
     torch.manual_seed(0)
     means = {}
     for kind, file in (("vit", "augreg.pth"), ("deit", "weights.pth"), ("vit", "deit_small_patch16_224.pth")):
@@ -208,7 +208,7 @@ def test_backbone_weights_go_into_a_model_of_another_size(timm_model: torch.nn.M
     load_backbone_weights(models["folder"], convert(checkpoint))
 
     backbone = models["file"].backbone
-    assert all(old is new for old, new in zip(parameters, models["file"].parameters(), strict=True))  # for optimisers
+    assert all(old is new for old, new in zip(parameters, models["file"].parameters(), strict=True))  # for optimizers
     assert torch.equal(backbone.encoder.layers[1].mlp.fc1.weight, timm_model.blocks[1].mlp.fc1.weight)
     # (1, 1 + 4 * 4, 128) -> (1, 1 + 6 * 3, 128)
     positions = backbone.embeddings.position_embeddings

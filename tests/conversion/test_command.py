@@ -212,7 +212,7 @@ def test_damaged_and_pickled_arrays_are_refused(tmp_path: Path, capsys):
         (["fc.weight"], "looks like nothing that is known here"),
     ],
 )
-def test_checkpoints_of_other_methods_are_recognised(keys, message, checkpoint: Path, tmp_path: Path, capsys):
+def test_checkpoints_of_other_methods_are_recognized(keys, message, checkpoint: Path, tmp_path: Path, capsys):
     torch.save({"meta": {}, "state_dict": {key: torch.ones(1) for key in keys}}, checkpoint)
     assert_refused(run(checkpoint, tmp_path / "converted"), message, tmp_path / "converted", capsys)
 

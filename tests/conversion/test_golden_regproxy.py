@@ -165,7 +165,7 @@ def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None
 
 
 @pytest.mark.parametrize("name", list(RELEASES))
-def test_every_released_checkpoint_is_recognised_by_keys_and_shapes(name: str):
+def test_every_released_checkpoint_is_recognized_by_keys_and_shapes(name: str):
     fields = RELEASED[name]
     names = ("width", "num_layers", "num_classes", "grid", "distilled", "stem")
     check_architecture(regproxy_shapes(**{field: fields[field] for field in names}), name)
@@ -177,7 +177,7 @@ def test_a_released_checkpoint_without_a_configuration(tmp_path: Path, capsys):
     torch.save({"meta": {"config": "import os"}, "state_dict": procedural_state_dict(shapes)}, tmp_path / "c.pth")
     arguments = ["--method", "regproxy", "--checkpoint", str(tmp_path / "c.pth"), "--output_dir", str(tmp_path / "new")]
     assert main([*arguments, "--verify"]) == 0
-    assert "recognised as regproxy-ti16-ade20k" in capsys.readouterr().out
+    assert "recognized as regproxy-ti16-ade20k" in capsys.readouterr().out
     processor = RegProxyImageProcessor.from_pretrained(tmp_path / "new")
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert processor.do_reduce_labels
@@ -222,7 +222,7 @@ def test_every_manifest_maps_completely(golden: Path):
 
 
 def tolerance(name: str) -> float:
-    # weight standardisation and group norm round differently in timm
+    # weight standardization and group norm round differently in timm
     return 1e-4 if "hybrid" in name else 2e-5
 
 

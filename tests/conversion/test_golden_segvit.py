@@ -195,7 +195,7 @@ def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None
 
 
 @pytest.mark.parametrize("name", list(RELEASES))
-def test_every_checkpoint_of_the_paper_is_recognised_by_keys_and_shapes(name: str):
+def test_every_checkpoint_of_the_paper_is_recognized_by_keys_and_shapes(name: str):
     fields = RELEASED[name]
     names = ("width", "num_layers", "num_classes", "grid", "decoder_width", "num_stages", "shrunk")
     check_architecture(segvit_shapes(**{field: fields[field] for field in names}), name)
@@ -209,7 +209,7 @@ def test_a_released_checkpoint_without_a_configuration(tmp_path: Path, capsys):
     torch.save({"state_dict": procedural_state_dict(shapes)}, tmp_path / "c.pth")
     arguments = ["--method", "segvit", "--checkpoint", str(tmp_path / "c.pth"), "--output_dir", str(tmp_path / "new")]
     assert main([*arguments, "--verify"]) == 0
-    assert "recognised as segvit-vit-b-single-ade20k" in capsys.readouterr().out
+    assert "recognized as segvit-vit-b-single-ade20k" in capsys.readouterr().out
     processor = SegViTImageProcessor.from_pretrained(tmp_path / "new")
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert processor.do_reduce_labels

@@ -18,7 +18,7 @@ def test_labels_of_each_data_set(name: str, count: int, some: dict[int, str]):
     names, palette = load_labels(name)
     assert len(names) == len(set(names)) == len(palette) == count
     assert {index: names[index] for index in some} == some
-    assert all(len(colour) == 3 and set(colour) <= set(range(256)) for colour in palette)
+    assert all(len(color) == 3 and set(color) <= set(range(256)) for color in palette)
     names.clear()  # callers may change what they get
     assert len(load_labels(name)[0]) == count
 

@@ -18,7 +18,7 @@ def test_configuration_in_the_checkpoint(tmp_path: Path):
     conversion = convert_regproxy(write_checkpoint(tmp_path))
     config = conversion.model.config
     assert (config.token_head_depth, config.region_resolution, config.batch_norm_eps) == (1, [4, 2], 1e-5)
-    assert (config.odd_size_mode, config.loss_reduction, config.small_image_mode) == ("squeeze", "pixel_mean", "pad")
+    assert (config.odd_size_mode, config.loss_reduction, config.small_image_mode) == ("resize", "pixel_mean", "pad")
     assert (config.window_size, config.window_stride) == ([64, 48], [32, 48])
     assert list(config.id2label.values()) == list("abcde")
     backbone = config.backbone_config

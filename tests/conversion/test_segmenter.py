@@ -61,7 +61,7 @@ def test_the_data_set_decides_labels_and_processor(
 
 
 @pytest.mark.parametrize(("normalization", "mean", "std"), [("vit", 0.5, 0.5), ("deit", 0.485, 0.229)])
-def test_normalisation(normalization: str, mean: float, std: float, tmp_path: Path):
+def test_normalization(normalization: str, mean: float, std: float, tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, tiny_network("linear", normalization=normalization))
     processor = convert_segmenter(checkpoint).image_processor
     assert (processor.image_mean[0], processor.image_std[0]) == (mean, std)

@@ -28,7 +28,7 @@ def test_configuration_in_the_checkpoint(tmp_path: Path):
     config = conversion.model.config
     assert (config.decoder_type, config.decoder_hidden_size, config.decoder_num_hidden_layers) == ("cascade", 32, 2)
     assert (config.decoder_num_attention_heads, config.decoder_intermediate_size) == (4, 128)
-    assert (config.prediction_size, config.odd_size_mode, config.small_image_mode) == ([64, 64], "squeeze", "none")
+    assert (config.prediction_size, config.odd_size_mode, config.small_image_mode) == ([64, 64], "resize", "none")
     assert (config.window_size, config.window_stride, config.min_scaled_size) == ([64, 64], [43, 43], 64)
     assert list(config.id2label.values()) == list("abcde")
     backbone = config.backbone_config
@@ -92,7 +92,7 @@ def test_configuration_without_pipelines(tmp_path: Path):
     conversion = convert_segvit(write_checkpoint(tmp_path, config=None), path)
     assert dict(conversion.image_processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert conversion.notes == [
-        "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+        "the configuration has no pipelines: images are resized and normalized as for ADE20K, 0 is a class"
     ]
 
 

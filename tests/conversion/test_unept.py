@@ -36,7 +36,7 @@ def test_converted_models_behave_as_the_original(backbone, tmp_path, capsys):
     assert all(case["max_abs_difference"] < 1e-4 for case in report["cases"].values())
 
     config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").config
-    assert (config.decoder_self_attention, config.refine_at_inference) == ("released", False)
+    assert (config.decoder_self_attention, config.refine_at_inference) == ("across_batch", False)
     assert (config.window_size, config.window_stride, config.small_image_mode) == ([64, 64], [21, 21], "pad")
     assert list(config.id2label.values()) == names
     assert "its decoder attends over the images of a batch" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_the_number_of_classes_decides_the_processor(num_classes, size, reduce_l
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_originals_models_are_recognised_without_configuration(name):
+def test_the_originals_models_are_recognized_without_configuration(name):
     backbone, num_classes, _ = CONFIGURATIONS[name]
     shapes = unept_shapes(network(backbone), num_classes, 480)
     known = recognize({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})

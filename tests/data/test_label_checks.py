@@ -159,18 +159,18 @@ def test_arrays(tmp_path, shape, found):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colours(folder, mode):
+def test_colors(folder, mode):
     palette = np.array([[128, 64, 128], [70, 130, 180], [107, 142, 35]], dtype=np.uint8)
     labels = np.where(CLEAN["b"] < 3, CLEAN["b"], 0)
     Image.fromarray(palette[labels]).convert(mode).save(folder / "labels" / "b.png")
-    fault = only_fault(check(folder), "colour-label-map", 1)
+    fault = only_fault(check(folder), "color-label-map", 1)
     assert mode in fault.message
     assert ("all channels alike" in fault.message) == (mode == "LA")
 
 
-def test_grey_in_three_channels(folder):
+def test_gray_in_three_channels(folder):
     Image.fromarray(CLEAN["b"]).convert("RGB").save(folder / "labels" / "b.png")
-    assert "RGB, all channels alike" in only_fault(check(folder), "colour-label-map", 1).message
+    assert "RGB, all channels alike" in only_fault(check(folder), "color-label-map", 1).message
 
 
 def test_fractions(folder):
@@ -197,9 +197,9 @@ def test_jpeg_label_maps(folder):
 
 
 def test_palettes_made_for_each_image(folder):
-    for name, colours in (("a", [9, 9, 9, 70, 70, 70]), ("b", [9, 9, 9, 200, 0, 0])):
+    for name, colors in (("a", [9, 9, 9, 70, 70, 70]), ("b", [9, 9, 9, 200, 0, 0])):
         image = Image.fromarray(label_map(0, 1), mode="P")
-        image.putpalette(colours)
+        image.putpalette(colors)
         image.save(folder / "labels" / f"{name}.png")
     fault = only_fault(check(folder), "differing-palettes", 1)
     assert "value 1 is (70, 70, 70) and (200, 0, 0)" in fault.message
@@ -257,7 +257,7 @@ def test_train_ids_mapped_as_label_ids(tmp_path):
 
 def test_labels_that_are_not_reduced(folder):
     write_folders(folder, {"d": label_map(3)})
-    assert "'unlabelled'" in only_fault(check(folder), "not-reduced", 1).message
+    assert "'unlabeled'" in only_fault(check(folder), "not-reduced", 1).message
     assert faults(check(folder, do_reduce_labels=True)) == []
 
 

@@ -16,7 +16,7 @@ from common.segmentation_folders import (
     write_labels,
     write_pascal_context,
 )
-from hf_segmodels.data import LAYOUTS, load_segmentation_dataset, recognise_layouts
+from hf_segmodels.data import LAYOUTS, detect_layouts, load_segmentation_dataset
 from hf_segmodels.labels import load_labels
 
 
@@ -198,7 +198,7 @@ def test_what_lies_otherwise_is_refused(tmp_path):
         load_segmentation_dataset(tmp_path, "train", layout="ade20k")
 
 
-def test_layouts_are_recognised(tmp_path):
+def test_layouts_are_recognized(tmp_path):
     folders = {name: tmp_path / name for name in ("ade", "city", "voc", "coco", "own", "none")}
     write_ade20k(folders["ade"], {"a": label_map(1)})
     write_cityscapes(folders["city"], {"a_0_0": label_map(1)})
@@ -207,7 +207,7 @@ def test_layouts_are_recognised(tmp_path):
     write_labels(folders["coco"] / "annotations" / "train2014" / "a_labelTrainIds.png", label_map(1))
     write_folders(folders["own"], {"a": label_map(1)})
     folders["none"].mkdir()
-    assert {name: recognise_layouts(folder) for name, folder in folders.items()} == {
+    assert {name: detect_layouts(folder) for name, folder in folders.items()} == {
         "ade": ["ade20k"],
         "city": ["cityscapes"],
         "voc": ["pascal_context_59", "pascal_context_60"],

@@ -32,7 +32,7 @@ pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[app]
 app_module = importlib.import_module("hf_segmodels.demo.app")
 viewer_value = importlib.import_module("hf_segmodels.demo.viewer").viewer_value
 ModelShelf, Options, Workbench = app_module.ModelShelf, app_module.Options, app_module.Workbench
-create_app, licence_note, name_models = app_module.create_app, app_module.licence_note, app_module.name_models
+create_app, license_note, name_models = app_module.create_app, app_module.license_note, app_module.name_models
 
 
 @pytest.fixture
@@ -238,17 +238,17 @@ class TestModels:
         assert workbench.view(results[0], "Region of a place", Choice()).size == (60, 40)
         assert workbench.view(results[1], "Boundaries", Choice()).size == (60, 40)
 
-    def test_licence_from_the_card(self, segmenter_folder, mask_folder, tmp_path):
-        assert licence_note(str(DEMO_MODEL)) == "Licence of the model: research-use."
-        assert licence_note(str(segmenter_folder)) == "Licence of the model: apache-2.0."
-        assert "unknown" in licence_note(str(mask_folder))
+    def test_license_from_the_card(self, segmenter_folder, mask_folder, tmp_path):
+        assert license_note(str(DEMO_MODEL)) == "License of the model: research-use."
+        assert license_note(str(segmenter_folder)) == "License of the model: apache-2.0."
+        assert "unknown" in license_note(str(mask_folder))
         card = (
             "---\nlicense: other\nlicense_name: '<b>x</b>](javascript:0)'\nlicense_link: 'javascript:alert(1)'\n---\n"
         )
         (tmp_path / "README.md").write_text(card)
-        assert licence_note(str(tmp_path)) == "Licence of the model: bx/b(javascript:0)."
+        assert license_note(str(tmp_path)) == "License of the model: bx/b(javascript:0)."
         (tmp_path / "README.md").write_text("---\nlicense: mit\nlicense_link: https://example.org/l\n---\n")
-        assert licence_note(str(tmp_path)) == "Licence of the model: [mit](https://example.org/l)."
+        assert license_note(str(tmp_path)) == "License of the model: [mit](https://example.org/l)."
 
 
 class TestCommand:

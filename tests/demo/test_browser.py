@@ -157,7 +157,7 @@ def colors(visitor: Visitor) -> np.ndarray:
 
 def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, tmp_path):
     page = visitor.page
-    page.wait_for_function("document.querySelector('#licence').innerText.includes('apache-2.0')")
+    page.wait_for_function("document.querySelector('#license').innerText.includes('apache-2.0')")
     visitor.upload(photo)
     visitor.wait_for_result()
     predictor = load_predictor(str(segmenter_folder))
@@ -207,7 +207,7 @@ def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, t
     # another model
     page.locator("#model input").click()
     page.get_by_role("option", name="mask_transformer").click()
-    page.wait_for_function("document.querySelector('#licence').innerText.includes('unknown')")
+    page.wait_for_function("document.querySelector('#license').innerText.includes('unknown')")
     page.locator("#segment").click()
     visitor.wait_for_result(shown)
     assert "with mask_transformer" in page.locator("#status").inner_text()

@@ -128,7 +128,7 @@ class TestAnswers:
         assert handler({"inputs": image, "parameters": {"threshold": 1.0}}) == []
         answer = handler({"inputs": image, "parameters": {"threshold": 1.0, "output": "label_map"}})
         assert (decode(answer["label_map"]) == 255).all()
-        assert (answer["classes"], answer["unlabelled"]) == ([], {"index": 255, "share": 1.0})
+        assert (answer["classes"], answer["unlabeled"]) == ([], {"index": 255, "share": 1.0})
 
     def test_threshold_of_averaged_inputs(self, folder, handler, image):
         options = {"scales": (0.5, 1.0), "flip": True}
@@ -147,7 +147,7 @@ class TestAnswers:
         answer = handler({"inputs": image, "parameters": {"output": "label_map"}})
         np.testing.assert_array_equal(decode(answer["label_map"]), expected)
         assert (answer["height"], answer["width"]) == (40, 50)
-        assert answer["unlabelled"] == {"index": 255, "share": 0.0}
+        assert answer["unlabeled"] == {"index": 255, "share": 0.0}
         colors = Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))).convert("RGB")
         for item in answer["classes"]:
             assert item["label"] == CLASS_NAMES[item["index"]]
@@ -155,17 +155,17 @@ class TestAnswers:
             assert (np.asarray(colors)[expected == item["index"]] == item["color"]).all()
         assert len({tuple(item["color"]) for item in answer["classes"]}) == len(answer["classes"]) > 1
 
-    @pytest.mark.parametrize(("num_labels", "unlabelled"), [(255, 255), (256, 65535)])
-    def test_label_map_of_many_classes_with_unlabelled_pixels(self, num_labels, unlabelled, tmp_path, image):
+    @pytest.mark.parametrize(("num_labels", "unlabeled"), [(255, 255), (256, 65535)])
+    def test_label_map_of_many_classes_with_unlabeled_pixels(self, num_labels, unlabeled, tmp_path, image):
         folder = save_tiny_segmenter(tmp_path, class_names=[f"class {index}" for index in range(num_labels)])
         scores = torch.from_numpy(predict(folder, image, return_scores=True)).softmax(dim=0)
         confidence, labels = (values.numpy() for values in scores.max(dim=0))
         threshold = float(np.median(confidence))
         parameters = {"output": "label_map", "threshold": threshold}
         answer = EndpointHandler(str(folder))({"inputs": image, "parameters": parameters})
-        expected = np.where(confidence < threshold, unlabelled, labels)
+        expected = np.where(confidence < threshold, unlabeled, labels)
         np.testing.assert_array_equal(decode(answer["label_map"]), expected)
-        assert answer["unlabelled"] == {"index": unlabelled, "share": (expected == unlabelled).mean()}
+        assert answer["unlabeled"] == {"index": unlabeled, "share": (expected == unlabeled).mean()}
 
     def test_palette_of_the_configuration(self, tmp_path, image):
         palette = [[index, 7, 200 - index] for index in range(len(CLASS_NAMES))]
@@ -216,7 +216,7 @@ def image_files(image) -> dict[str, bytes]:
         "transparent palette": encode(image.quantize(16), transparency=3, pnginfo=png),
         "16 bits": encode(Image.fromarray(values.astype(np.uint16) * 257)),
         "float": encode(Image.fromarray(values.astype(np.float32) / 7), "TIFF"),
-        "grey and alpha": encode(transparent.convert("LA")),
+        "gray and alpha": encode(transparent.convert("LA")),
         "1 bit": encode(image.convert("1")),
         "gif": encode(image, "GIF", save_all=True, append_images=[other]),
         "webp": encode(image, "WEBP", lossless=True, save_all=True, append_images=[other]),

@@ -321,7 +321,7 @@ def test_names_of_data_sets(segmenter, dataset: str, shown: str, on_the_hub: lis
 
 
 def test_released_self_attention_is_a_limit():
-    model, processor = tiny_model("unept", decoder_self_attention="released")
+    model, processor = tiny_model("unept", decoder_self_attention="across_batch")
     warning = "the images of a batch influence each other"
     assert warning in create_model_card(model, processor).text
     assert warning not in create_model_card(*tiny_model("unept")).text

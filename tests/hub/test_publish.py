@@ -105,7 +105,7 @@ class TestUpload:
         (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nMine.")
         assert publish(folder) == 0
         assert hub.repositories[REPOSITORY].files["README.md"].endswith(b"Mine.")
-        (folder / "README.md").write_text("---\nlicense: no licence of this world\n---\n")
+        (folder / "README.md").write_text("---\nlicense: no license of this world\n---\n")
         assert publish(folder) == 2
         assert '"license" must be one of a list' in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ class TestCard:
         make.folder = folder
         return make
 
-    def test_scores_and_licence(self, card):
+    def test_scores_and_license(self, card):
         scores = str(card.folder / "scores.json")
         made = card("--results", scores, "--dataset", "jane/streets", "--license", "mit", "--base-model", "jane/base")
         assert (made.data.license, made.data.base_model, made.data.datasets) == ("mit", "jane/base", ["jane/streets"])

@@ -52,7 +52,7 @@ def random_image(rng, height=20, width=30, channels=3):
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.75])
 def test_pixels_of_the_original_pipeline(processor_class, ratio):
-    """`mmseg_val_pipeline.npz` holds what mmsegmentation's validation pipeline made of an image, before normalising."""
+    """`mmseg_val_pipeline.npz` holds what mmsegmentation's validation pipeline made of an image, before normalizing."""
     golden = np.load(PIPELINES / "mmseg_val_pipeline.npz")
     size = {"shortest_edge": int(48 * ratio), "longest_edge": int(192 * ratio)}
     pixel_values = processor_class(size=size)(golden["image"], return_tensors="np").pixel_values
@@ -248,7 +248,7 @@ def test_transparency_becomes_white(processor_class, rng):
     np.testing.assert_array_equal(pixels[0] == 255, np.array(palette) == 2)
 
 
-def test_16_and_32_bit_greys_are_not_cut_off(processor_class):
+def test_16_and_32_bit_grays_are_not_cut_off(processor_class):
     values = np.array([[0, 257, 32896, 65535]])
     options = {"do_resize": False, "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
     for dtype in (np.uint16, ">u2", np.int32, np.float32):
@@ -256,14 +256,14 @@ def test_16_and_32_bit_greys_are_not_cut_off(processor_class):
         assert pixels.tolist() == [[[0, 1, 128, 255]]] * 3
 
 
-def test_grey_arrays(processor_class, rng):
-    grey = rng.integers(0, 256, (11, 13), dtype=np.uint8)
+def test_gray_arrays(processor_class, rng):
+    gray = rng.integers(0, 256, (11, 13), dtype=np.uint8)
     processor = processor_class(do_resize=False)
-    expected = processor(Image.fromarray(grey), return_tensors="pt").pixel_values
+    expected = processor(Image.fromarray(gray), return_tensors="pt").pixel_values
     assert expected.shape == (1, 3, 11, 13)
-    for image in (grey, grey[..., None], grey[None], torch.from_numpy(grey), [grey]):
+    for image in (gray, gray[..., None], gray[None], torch.from_numpy(gray), [gray]):
         assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
-    single = processor(grey, do_convert_rgb=False, image_mean=[0.5], image_std=[0.5], return_tensors="pt").pixel_values
+    single = processor(gray, do_convert_rgb=False, image_mean=[0.5], image_std=[0.5], return_tensors="pt").pixel_values
     assert torch.equal(single, expected[:, :1])
 
 
@@ -338,7 +338,7 @@ def test_reduced_labels(processor_class, rng):
 
 
 def test_labels_follow_the_image(processor_class):
-    """A picture whose colour is its label stays aligned with it through resizing and padding."""
+    """A picture whose color is its label stays aligned with it through resizing and padding."""
     label_map = np.arange(12, dtype=np.uint8).reshape(3, 4).repeat(8, axis=0).repeat(8, axis=1)
     image = np.stack([label_map * 20] * 3, axis=-1)
     processor = processor_class(
@@ -348,10 +348,10 @@ def test_labels_follow_the_image(processor_class):
     labels, pixels = batch.labels[0], batch.pixel_values[0, 0] * 255 / 20
     assert (labels[48:] == 255).all()
     assert (labels[:, 64:] == 255).all()
-    centres = torch.arange(8, 48, 16), torch.arange(8, 64, 16)
-    inner = labels[centres[0][:, None], centres[1]].float()
+    centers = torch.arange(8, 48, 16), torch.arange(8, 64, 16)
+    inner = labels[centers[0][:, None], centers[1]].float()
     assert torch.equal(inner, torch.arange(12.0).reshape(3, 4))
-    torch.testing.assert_close(pixels[centres[0][:, None], centres[1]], inner)
+    torch.testing.assert_close(pixels[centers[0][:, None], centers[1]], inner)
 
 
 def test_callers_data_is_not_changed(processor_class, rng):
@@ -471,9 +471,9 @@ def test_maps_that_do_not_fit(processor_class, rng):
     ]:
         with pytest.raises(ValueError, match=message):
             processor([image, image], maps)
-    colours = random_image(rng, 6, 8)
-    for maps in (colours, colours.transpose(2, 0, 1), torch.from_numpy(colours), colours[None]):
-        with pytest.raises(ValueError, match=r"one class id per pixel.*colours have to be translated"):
+    colors = random_image(rng, 6, 8)
+    for maps in (colors, colors.transpose(2, 0, 1), torch.from_numpy(colors), colors[None]):
+        with pytest.raises(ValueError, match=r"one class id per pixel.*colors have to be translated"):
             processor(image, maps)
     with pytest.raises(TypeError, match="PIL.Image.open"):
         processor(image, "map.png")

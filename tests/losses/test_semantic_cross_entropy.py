@@ -124,9 +124,9 @@ def test_scores_that_cover_more_than_the_labels():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 41, 33)
     full = upsample(logits, (48, 40))[..., :41, :33]
     expected = nn.functional.cross_entropy(full, labels, ignore_index=255)
-    found = semantic_cross_entropy(logits, labels, covered_size=(48, 40))
+    found = semantic_cross_entropy(logits, labels, padded_size=(48, 40))
     assert_same(value_and_gradient(found, logits), value_and_gradient(expected, logits))
-    reduced = semantic_cross_entropy(logits, labels, 255, "pixel_mean", covered_size=(48, 40))
+    reduced = semantic_cross_entropy(logits, labels, 255, "pixel_mean", padded_size=(48, 40))
     torch.testing.assert_close(reduced, expected * (labels != 255).sum() / labels.numel())
 
 
@@ -138,7 +138,7 @@ def test_scores_one_step_away(grid):
     weight = torch.linspace(0.5, 2, 7)
     options = {"weight": weight, "label_smoothing": 0.2, "ignore_index": 255}
     expected = nn.functional.cross_entropy(full, labels, **options)
-    found = semantic_cross_entropy(logits, labels, covered_size=(48, 40), steps=steps, **options)
+    found = semantic_cross_entropy(logits, labels, padded_size=(48, 40), steps=steps, **options)
     assert_same(value_and_gradient(found, logits), value_and_gradient(expected, logits))
 
 
@@ -311,7 +311,7 @@ def test_compiles_without_graph_breaks(backend, dynamic):
 
     def loss_of(logits, labels):
         scores = logits * 2
-        return semantic_cross_entropy(scores, labels, weight=weight, label_smoothing=0.1, covered_size=(48, 40))
+        return semantic_cross_entropy(scores, labels, weight=weight, label_smoothing=0.1, padded_size=(48, 40))
 
     compiled = torch.compile(loss_of, fullgraph=True, backend=backend, dynamic=dynamic)
     for grid in ((6, 5), (12, 10)):
@@ -402,7 +402,7 @@ def test_on_a_gpu(deterministic):
         (15, (48, 40), {}, "held"),
         (16, (48, 40), {}, "bands"),
         (15, (49, 40), {}, "bands"),
-        (15, (46, 40), {"covered_size": (49, 40)}, "bands"),
+        (15, (46, 40), {"padded_size": (49, 40)}, "bands"),
         (15, (48, 40), {"steps": torch.zeros(2, 48, 40, 2, dtype=torch.long)}, "bands"),
     ],
 )
@@ -437,7 +437,7 @@ def test_extra_memory_is_a_fraction_of_the_plain_way(repository):
         ({"reduction": "mean"}, "must be 'valid_mean' or 'pixel_mean'"),
         ({"label_smoothing": 1.5}, "from 0 to 1"),
         ({"weight": torch.ones(4)}, r"`weight` \(4,\) must hold one number for each of 7 classes"),
-        ({"covered_size": (47, 40)}, "at least the size of the label map"),
+        ({"padded_size": (47, 40)}, "at least the size of the label map"),
         ({"steps": torch.zeros(1, 48, 39, 2, dtype=torch.long)}, r"\(1, 48, 40, 2\)"),
     ],
 )

@@ -33,11 +33,11 @@ def eroded_scores(predictions, references, num_labels, dilation_ratio):
         distance = max(1, round(dilation_ratio * math.hypot(*reference.shape)))
         is_valid = reference != 255
         for label in range(num_labels):
-            predicted, labelled = (
+            predicted, labeled = (
                 mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=0)
                 for mask in ((prediction == label) & is_valid, reference == label)
             )
-            counts[:, label] += (predicted & labelled).sum(), (predicted | labelled).sum()
+            counts[:, label] += (predicted & labeled).sum(), (predicted | labeled).sum()
     with np.errstate(invalid="ignore"):
         return counts[0] / counts[1]
 

@@ -56,20 +56,20 @@ def published_scores(predictions, references, num_labels, ignore_index):
     for prediction, reference in zip(predictions, references, strict=True):
         prediction, reference = prediction[reference != ignore_index], reference[reference != ignore_index]
         for label in range(num_labels):
-            predicted, labelled = prediction == label, reference == label
+            predicted, labeled = prediction == label, reference == label
             areas[:, label] += [
-                np.logical_and(predicted, labelled).sum(),
-                np.logical_or(predicted, labelled).sum(),
+                np.logical_and(predicted, labeled).sum(),
+                np.logical_or(predicted, labeled).sum(),
                 predicted.sum(),
-                labelled.sum(),
+                labeled.sum(),
             ]
-    intersection, union, _, labelled = areas
+    intersection, union, _, labeled = areas
     with np.errstate(invalid="ignore"):
-        iou, accuracy = intersection / union, intersection / labelled
+        iou, accuracy = intersection / union, intersection / labeled
     return {
         "mean_iou": np.nanmean(iou),
         "mean_accuracy": np.nanmean(accuracy),
-        "overall_accuracy": intersection.sum() / labelled.sum(),
+        "overall_accuracy": intersection.sum() / labeled.sum(),
         "per_category_iou": iou.tolist(),
         "per_category_accuracy": accuracy.tolist(),
     }
@@ -190,7 +190,7 @@ def test_scores_by_hand():
     matrix = ConfusionMatrix(3)
     matrix.update([[0, 0, 1, 1], [1, 0, 0, 0]], [[0, 0, 0, 1], [255, 255, 255, 0]])
     scores = matrix.compute()
-    # class 0: 3 of 4 labelled and 3 predicted; class 1: 1 labelled, 2 predicted; class 2 does not occur
+    # class 0: 3 of 4 labeled and 3 predicted; class 1: 1 labeled, 2 predicted; class 2 does not occur
     assert scores["per_category_iou"] == pytest.approx([3 / 4, 1 / 2, math.nan], nan_ok=True)
     assert scores["mean_iou"] == pytest.approx(0.625)
     assert scores["mean_accuracy"] == pytest.approx((3 / 4 + 1) / 2)

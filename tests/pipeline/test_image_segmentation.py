@@ -38,7 +38,7 @@ def image_files(tmp_path_factory) -> dict[str, Path]:
     transparent = image.resize((64, 64))
     transparent.putalpha(200)
     transparent.save(folder / "transparent.png")
-    image.resize((51, 77)).convert("L").save(folder / "grey.png")
+    image.resize((51, 77)).convert("L").save(folder / "gray.png")
     return {path.stem: path for path in folder.iterdir()}
 
 
@@ -58,7 +58,7 @@ def predict(folder: Path, image: Image.Image, **options) -> np.ndarray:
         return model.predict(pixel_values, target_sizes=[(image.height, image.width)], **options)[0].numpy()
 
 
-@pytest.mark.parametrize("name", ["photo", "transparent", "grey"])
+@pytest.mark.parametrize("name", ["photo", "transparent", "gray"])
 @pytest.mark.parametrize("as_path", [True, False])
 def test_masks_have_the_size_of_the_image_and_nearly_the_labels_of_predict(folder, image_files, name, as_path):
     image = Image.open(image_files[name])
@@ -81,12 +81,12 @@ def test_masks_are_those_of_predict_where_nothing_is_resized(folder, image_files
     assert (to_label_map(segments) == predict(folder, image)).all()
 
 
-def test_16_bit_greys(folder, image_files, tmp_path):
+def test_16_bit_grays(folder, image_files, tmp_path):
     """The pipeline itself cuts values above 255 off; `read_image` does not."""
-    grey = Image.open(image_files["grey"])
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "scan.png")
+    gray = Image.open(image_files["gray"])
+    Image.fromarray(np.asarray(gray).astype(np.uint16) * 257).save(tmp_path / "scan.png")
     segmenter = pipeline("image-segmentation", model=str(folder))
-    expected = to_label_map(segmenter(grey))
+    expected = to_label_map(segmenter(gray))
     assert len(np.unique(expected)) > 1
     assert (to_label_map(segmenter(read_image(tmp_path / "scan.png"))) == expected).all()
 
@@ -109,7 +109,7 @@ def test_subtask_semantic_is_the_default(folder, image_files):
 
 class TestBatches:
     def files(self, image_files: dict[str, Path]) -> list[str]:
-        return [str(image_files[name]) for name in ("photo", "transparent", "grey", "photo", "grey")]
+        return [str(image_files[name]) for name in ("photo", "transparent", "gray", "photo", "gray")]
 
     def test_images_of_different_sizes_with_a_fixed_size(self, fixed_size_folder, image_files):
         files = self.files(image_files)

@@ -54,7 +54,7 @@ class TestRegProxy(SegmentationModelTester):
             assert (outside == 0).all()
         assert (affinity == 0).sum() == sum(map(torch.numel, (rows_above, columns_left))) * 2 - 4 * 16
 
-    def test_without_the_border_mask_neighbours_outside_take_their_share(self):
+    def test_without_the_border_mask_neighbors_outside_take_their_share(self):
         model = self.model(mask_border=False)
         with torch.no_grad():
             outputs = model(random_images(1, 3, 32, 32))
@@ -107,21 +107,21 @@ class TestRegProxy(SegmentationModelTester):
         assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
 
     def test_odd_sizes_are_squeezed_as_the_original_does(self):
-        model = self.model(odd_size_mode="squeeze")
+        model = self.model(odd_size_mode="resize")
         images = random_images(1, 3, 70, 90)
         with torch.no_grad():
-            squeezed = model(images).logits
+            resized = model(images).logits
             padded = model(nn.functional.pad(images, (0, 6, 0, 10))).logits
-            assert torch.equal(squeezed, padded)  # 20 x 24 cells, whatever size they stand for
+            assert torch.equal(resized, padded)  # 20 x 24 cells, whatever size they stand for
             (scores,) = model.predict(images, return_scores=True)
-            expected = nn.functional.interpolate(squeezed, (70, 90), mode="bilinear", align_corners=False)
+            expected = nn.functional.interpolate(resized, (70, 90), mode="bilinear", align_corners=False)
             torch.testing.assert_close(scores, expected[0], atol=1e-5, rtol=1e-5)
             (cropped,) = self.model().predict(images, return_scores=True)
         assert (cropped - scores).abs().max() > 1e-3
 
     @pytest.mark.parametrize("name", ["dinov2", "swin"])
     def test_odd_sizes_are_squeezed_on_other_encoders_too(self, name):
-        model = self.model(odd_size_mode="squeeze", backbone_config=TRANSFORMERS_BACKBONES[name]())
+        model = self.model(odd_size_mode="resize", backbone_config=TRANSFORMERS_BACKBONES[name]())
         images, labels = random_images(1, 3, 70, 90), random_labels(self.num_labels, 1, 70, 90)
         divisor = model.size_divisor
         with torch.no_grad():
@@ -213,7 +213,7 @@ def test_hybrid_stem_gives_cells_of_the_whole_image():
     )
     torch.manual_seed(0)
     images = random_images(1, 3, 64, 90)
-    for mode, size in (("crop", (64, 90)), ("squeeze", (8, 12))):
+    for mode, size in (("crop", (64, 90)), ("resize", (8, 12))):
         config = RegProxyConfig(backbone_config=encoder, token_head_depth=0, odd_size_mode=mode, num_labels=3)
         model = RegProxyForSemanticSegmentation(config).eval()
         with torch.no_grad():
@@ -239,7 +239,7 @@ def test_released_weight_decay():
     assert {"decoder.affinity_head.spatial_conv.normalization.weight", "decoder.classifier.bias"} <= groups[0.01]
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     encoder = PlainViTConfig(hidden_size=192, num_hidden_layers=1, num_attention_heads=3, image_size=64)
     model = RegProxyForSemanticSegmentation(RegProxyConfig(backbone_config=encoder, token_head_depth=1))
@@ -278,7 +278,7 @@ def test_defaults_are_those_of_the_released_code():
         ({"region_resolution": [4, 4, 4]}, r"`region_resolution` must be an int or \(h, w\)"),
         ({"num_labels": 0}, "`num_labels` must be at least 1"),
         ({"affinity_conv": "3x3"}, "'depthwise', 'plain', 'none'"),
-        ({"odd_size_mode": "pad"}, "'crop', 'squeeze'"),
+        ({"odd_size_mode": "pad"}, "'crop', 'resize'"),
         ({"loss_reduction": "mean"}, "'pixel_mean', 'valid_mean'"),
     ],
 )

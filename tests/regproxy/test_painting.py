@@ -4,7 +4,7 @@ import torch
 
 from hf_segmodels.inference import upsample_argmax
 from hf_segmodels.regproxy import homogeneity_loss, paint, region_histograms
-from hf_segmodels.regproxy.painting import _paint_by_products, _paint_by_sums, neighbours
+from hf_segmodels.regproxy.painting import _paint_by_products, _paint_by_sums, neighbors
 
 
 def random_regions(batch_size: int, h: int, w: int, rows: int, columns: int, num_labels: int = 5):
@@ -14,7 +14,7 @@ def random_regions(batch_size: int, h: int, w: int, rows: int, columns: int, num
 
 
 def paint_pixel_by_pixel(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
-    """Equation 6 as it stands: each pixel, each neighbour."""
+    """Equation 6 as it stands: each pixel, each neighbor."""
     batch_size, _, h, w, rows, columns = affinity.shape
     painted = torch.zeros(batch_size, token_logits.shape[2], rows * h, columns * w, dtype=token_logits.dtype)
     for u in range(rows * h):
@@ -96,12 +96,12 @@ def test_histogram_of_square_cells_counts_their_pixels():
 
 def test_pixels_count_for_the_tokens_around_by_their_affinity():
     _, affinity = random_regions(2, 2, 4, 3, 4)
-    _, is_inside = neighbours(3, 4, affinity.device)
+    _, is_inside = neighbors(3, 4, affinity.device)
     affinity = affinity * is_inside[:, None, None]
     affinity = affinity / affinity.sum(1, keepdim=True)
     labels = torch.randint(0, 3, (2, 60, 63), generator=torch.Generator().manual_seed(0))
     histograms = region_histograms(affinity, labels, num_labels=3)
-    # every labelled pixel is shared out completely
+    # every labeled pixel is shared out completely
     torch.testing.assert_close(histograms.sum(1), torch.stack([(labels == k).sum((1, 2)) for k in range(3)], 1).float())
     # with one pixel per class and position, a histogram is what painting spreads, turned round
     one_hot = torch.eye(12).expand(2, -1, -1)  # each token a class of its own
@@ -114,7 +114,7 @@ def test_pixels_count_for_the_tokens_around_by_their_affinity():
 
 def test_padding_holds_no_pixels():
     labels = torch.ones(1, 40, 50, dtype=torch.long)
-    histograms = region_histograms(own_cells(4, 4, 3, 4), labels, num_labels=2, covered_size=(48, 64))
+    histograms = region_histograms(own_cells(4, 4, 3, 4), labels, num_labels=2, padded_size=(48, 64))
     assert histograms.view(3, 4, 2)[:, :, 1].tolist() == [[256, 256, 256, 32]] * 2 + [[128, 128, 128, 16]]
 
 

@@ -141,23 +141,23 @@ class TestSegViT(SegViTModelTester):
 
     @pytest.mark.parametrize("prediction_size", [None, 64])
     def test_odd_sizes_are_squeezed_as_the_original_does(self, prediction_size):
-        model = self.model(odd_size_mode="squeeze", prediction_size=prediction_size)
+        model = self.model(odd_size_mode="resize", prediction_size=prediction_size)
         images = random_images(1, 3, 90, 90)
         labels = random_labels(self.num_labels, 1, 90, 90)
         with torch.no_grad():
-            squeezed = model(images, labels=labels)
+            resized = model(images, labels=labels)
             padded = model(nn.functional.pad(images, (0, 6, 0, 6)))
             cropped = self.model(prediction_size=prediction_size)(images, labels=labels)
-            assert torch.equal(squeezed.masks_queries_logits, padded.masks_queries_logits)
+            assert torch.equal(resized.masks_queries_logits, padded.masks_queries_logits)
             (scores,) = model.predict(images, return_scores=True)
-        torch.testing.assert_close(scores, squeezed.logits[0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(scores, resized.logits[0], atol=1e-6, rtol=1e-5)
         if prediction_size is not None:
             expected = nn.functional.interpolate(
                 model(nn.functional.pad(images, (0, 6, 0, 6))).logits, (96, 96), mode="bilinear"
             )
             torch.testing.assert_close(cropped.logits, expected[..., :90, :90], atol=1e-6, rtol=1e-5)
-        assert (squeezed.logits - cropped.logits).abs().max() > 1e-3
-        assert squeezed.loss != cropped.loss
+        assert (resized.logits - cropped.logits).abs().max() > 1e-3
+        assert resized.loss != cropped.loss
 
     @pytest.mark.parametrize("stages", [["stage4"], ["stage1", "stage3"], ["stage1", "stage2", "stage3", "stage4"]])
     def test_maps_of_several_sizes_meet_on_the_finest_grid(self, stages):
@@ -321,7 +321,7 @@ def test_parameter_groups_of_the_recipe():
     assert {"backbone.embeddings.position_embeddings", "backbone.encoder.layers.0.mlp.fc1.bias"} <= groups[2e-5, 0.01]
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     backbone_config = encoder(hidden_size=128)
     config = SegViTConfig(backbone_config=backbone_config, decoder_type="shrunk", num_labels=150, query_grid=16)
@@ -367,7 +367,7 @@ def test_defaults_are_those_of_the_released_code():
         ({"mask_loss_weight": -1.0}, "`mask_loss_weight` must not be negative"),
         ({"min_scaled_size": 0}, "`min_scaled_size` must be at least 1"),
         ({"decoder_type": "atm"}, "'cascade', 'shrunk'"),
-        ({"odd_size_mode": "pad"}, "'crop', 'squeeze'"),
+        ({"odd_size_mode": "pad"}, "'crop', 'resize'"),
         ({"num_labels": 0}, "`num_labels` must be at least 1"),
     ],
 )

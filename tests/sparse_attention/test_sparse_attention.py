@@ -22,7 +22,7 @@ def golden(name: str) -> dict[str, torch.Tensor]:
 
 
 def kinks(locations: torch.Tensor, spatial_shapes: torch.Tensor) -> torch.Tensor:
-    """Where bilinear interpolation has no derivative: a coordinate within rounding of a cell's centre."""
+    """Where bilinear interpolation has no derivative: a coordinate within rounding of a cell's center."""
     cells = spatial_shapes.flip(-1)[:, None]
     position = locations * cells - 0.5
     return ((position - position.round()).abs() < 1e-9).any(-1)
@@ -157,7 +157,7 @@ def test_gradients_reach_every_parameter():
     assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
 
-def test_gradcheck_away_from_cell_centres():
+def test_gradcheck_away_from_cell_centers():
     torch.manual_seed(0)
     shapes = [(3, 4), (2, 2)]
     cells = torch.tensor([[4.0, 3.0], [2.0, 2.0]], dtype=torch.float64)[:, None]

@@ -31,7 +31,7 @@ def two_halves(height: int = 64, width: int = 64) -> torch.Tensor:
 
 
 def border_length(superpixels: torch.Tensor) -> int:
-    """Neighbouring pixels of different superpixels."""
+    """Neighboring pixels of different superpixels."""
     return int((superpixels[1:] != superpixels[:-1]).sum() + (superpixels[:, 1:] != superpixels[:, :-1]).sum())
 
 

@@ -43,7 +43,7 @@ def camera(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def camera_from_one(tmp_path_factory):
-    """The same images with classes from 1 and 0 for unlabelled, as ADE20K has them."""
+    """The same images with classes from 1 and 0 for unlabeled, as ADE20K has them."""
     return write_images(tmp_path_factory.mktemp("camera_from_one"), first_class=1)
 
 
@@ -61,7 +61,7 @@ def recipe(camera, tmp_path, monkeypatch):
             "crop_size": [32, 32],
             "scale_range": [0.8, 1.2],
             "photometric_distortion": False,
-            "max_class_share": 1.0,
+            "max_class_ratio": 1.0,
             "batch_size": 4,
             "max_steps": 4,
             "optimizer": "adamw",

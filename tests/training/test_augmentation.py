@@ -56,7 +56,7 @@ def test_crops_avoid_one_class_filling_them():
     image = tv_tensors.Image(labels[None].repeat(3, 1, 1))
     shares = []
     for share in (1.0, 0.75):
-        crop = RandomCropWithClassLimit([16, 16], max_class_share=share)
+        crop = RandomCropWithClassLimit([16, 16], max_class_ratio=share)
         torch.manual_seed(0)
         drawn = [crop(image, tv_tensors.Mask(labels)) for _ in range(40)]
         assert all(torch.equal(cropped[0], label_map) for cropped, label_map in drawn)
@@ -125,7 +125,7 @@ def test_hue_turns():
     assert 0.07 < max(hues) < 0.105
 
 
-def test_batches_are_normalised_and_padded_at_the_bottom_and_right():
+def test_batches_are_normalized_and_padded_at_the_bottom_and_right():
     samples = [training_augmentation([16, 64], [24, 24], (1.0, 1.0))(*sample(16, 20)), sample(24, 24)]
     processor = RegProxyImageProcessor(do_reduce_labels=True, num_labels=3)
     batch = TrainingCollator(processor, [24, 24])(samples)

@@ -345,14 +345,14 @@ def test_data_images_and_crops_are_the_originals(name: str):
     model, processor = build(name)
     names, palette = load_labels(labels)
     assert list(model.config.id2label.values()) == names
-    assert [tuple(colour) for colour in model.config.palette] == palette
+    assert [tuple(color) for color in model.config.palette] == palette
     assert processor.num_labels == len(names)
-    # only ADE20K's files have 0 for "unlabelled" and come to the processor as they are
+    # only ADE20K's files have 0 for "unlabeled" and come to the processor as they are
     assert processor.do_reduce_labels == (layout == "ade20k")
     is_augreg = str(recipe.pretrained_backbone).endswith(".npz")
     mean, std = NORMALIZATIONS["vit" if is_augreg and method in ("segmenter", "segvit") else "deit"]
     assert (list(processor.image_mean), list(processor.image_std)) == (list(mean), list(std))
-    assert (recipe.scale_range, recipe.max_class_share, recipe.photometric_distortion) == ((0.5, 2.0), 0.75, True)
+    assert (recipe.scale_range, recipe.max_class_ratio, recipe.photometric_distortion) == ((0.5, 2.0), 0.75, True)
     height, width = recipe.crop_size
     assert height == width == as_pair(model.config.window_size)[0]
     if name in OF_PAPERS:
@@ -489,7 +489,7 @@ def test_frozen_encoders_are_read_from_what_lies_on_the_hub(name: str, tmp_path)
             assert torch.equal(ours[name.removeprefix("model.")], values), name
 
 
-def test_batch_norms_are_synchronised_between_gpus():
+def test_batch_norms_are_synchronized_between_gpus():
     encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
     fields = {"model_type": "regproxy", "token_head_depth": 1, "backbone_config": encoder}
     model, _ = build_model(Recipe(dataset="x", model=fields))
@@ -501,11 +501,11 @@ def test_batch_norms_are_synchronised_between_gpus():
     assert synchronize_norms(model, 2, torch.device("cuda")) is model
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     assert [type(norm) for norm in norms] == [torch.nn.SyncBatchNorm] * 2
-    # for optimisers and checkpoints
+    # for optimizers and checkpoints
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
-def test_names_and_colours_of_a_benchmark(tmp_path):
+def test_names_and_colors_of_a_benchmark(tmp_path):
     encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
     fields = {"model_type": "segmenter", "decoder_type": "linear", "backbone_config": encoder}
     recipe = Recipe(dataset="x", id2label="cityscapes", model=fields)
@@ -514,7 +514,7 @@ def test_names_and_colours_of_a_benchmark(tmp_path):
         config = build_model(recipe)[0].config
         own = build_model(dataclasses.replace(recipe, model=fields | {"palette": [[1, 2, 3]] * 19}))[0].config
     assert list(config.id2label.values()) == list(own.id2label.values()) == names
-    assert config.palette == [list(colour) for colour in palette]
+    assert config.palette == [list(color) for color in palette]
     assert own.palette == [[1, 2, 3]] * 19
     # from the layout alone, and in a model that has been trained on something else
     model, processor = build_model(Recipe(dataset="x", layout="cityscapes", model=fields))

@@ -41,7 +41,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def generated():
-    """A label map as the package has them (unlabelled is 255), and the original generator's targets."""
+    """A label map as the package has them (unlabeled is 255), and the original generator's targets."""
     arrays = load("dt_offset.npz")
     raw = arrays["raw_label"].long()
     return torch.where(raw == 0, 255, raw - 1), arrays
@@ -88,8 +88,8 @@ def test_flipped_targets_point_the_other_way(generated):
     difference = (angle_map - expected_angle).remainder(360)
     is_close = (difference <= 2) | (difference >= 358)
     assert is_close.float().mean() > 0.98
-    unlabelled = label_map.flip(-1) == 255
-    assert torch.equal(angle_map[unlabelled], expected_angle[unlabelled])
+    unlabeled = label_map.flip(-1) == 255
+    assert torch.equal(angle_map[unlabeled], expected_angle[unlabeled])
 
     padding = torch.full((2, 3), 255)
     assert torch.equal(flip_boundary_targets(padding, padding)[1], padding)
@@ -294,7 +294,7 @@ def test_coarse_scores_are_refined_without_being_upsampled(stored):
     targets = [stored[name][:, 0] for name in ("seg_label", "distance_map", "angle_map")]
     inputs = (logits, boundaries, directions)
     expected = unept_losses(full[..., :height, :width], refined[..., :height, :width], *maps, *targets)
-    found = unept_losses(logits, None, boundaries, directions, *targets, covered_size=size)
+    found = unept_losses(logits, None, boundaries, directions, *targets, padded_size=size)
     for name, ours, plain in zip(found._fields, found, expected, strict=True):
         torch.testing.assert_close(ours, plain, msg=name)
     for ours, plain in zip(
@@ -303,7 +303,7 @@ def test_coarse_scores_are_refined_without_being_upsampled(stored):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_unlabelled_pixels_are_left_out_only_on_request(stored):
+def test_unlabeled_pixels_are_left_out_only_on_request(stored):
     changed = {key: tensor.clone() for key, tensor in stored.items()}
     ignored = stored["seg_label"] == 255
     assert ignored.any()
@@ -311,11 +311,11 @@ def test_unlabelled_pixels_are_left_out_only_on_request(stored):
     changed["angle_map"][ignored] = 90
     for term in ("boundary", "direction"):
         assert getattr(losses(changed), term) != getattr(losses(stored), term)
-        kept, other = (getattr(losses(case, ignore_unlabelled_boundaries=True), term) for case in (stored, changed))
+        kept, other = (getattr(losses(case, ignore_unlabeled_boundaries=True), term) for case in (stored, changed))
         torch.testing.assert_close(kept, other)
 
 
-@pytest.mark.parametrize("case", ["no boundary predicted", "no boundary at all", "one direction", "nothing labelled"])
+@pytest.mark.parametrize("case", ["no boundary predicted", "no boundary at all", "one direction", "nothing labeled"])
 def test_losses_are_defined_where_the_original_gives_nan(stored, case):
     changed = {key: tensor.clone() for key, tensor in stored.items()}
     options = {}
@@ -327,16 +327,16 @@ def test_losses_are_defined_where_the_original_gives_nan(stored, case):
         changed["angle_map"][:] = 0
     else:
         changed["seg_label"][:] = 255
-        options = {"ignore_unlabelled_boundaries": True}
+        options = {"ignore_unlabeled_boundaries": True}
     for key in ("logits", "mask_logits", "dir_logits"):
         changed[key].requires_grad_()
     found = losses(changed, **options)
     sum(found).backward()
     is_zero = {name: value.item() == 0 for name, value in found._asdict().items()}
     assert is_zero == {
-        "coarse": case == "nothing labelled",
-        "refined": case == "nothing labelled",
-        "boundary": case in ("no boundary at all", "nothing labelled"),
+        "coarse": case == "nothing labeled",
+        "refined": case == "nothing labeled",
+        "boundary": case in ("no boundary at all", "nothing labeled"),
         "direction": case != "no boundary at all",
     }
     assert all(value.isfinite() for value in found)

@@ -307,7 +307,9 @@ class TestUNEPTOnResNet(UNEPTTester):
 def released_model(**overrides) -> UNEPTForSemanticSegmentation:
     torch.manual_seed(0)
     fields = {**SMALL, **WITHOUT_DROPOUT, "backbone_config": tiny_vit(), **overrides}
-    return UNEPTForSemanticSegmentation(UNEPTConfig(num_labels=5, decoder_self_attention="released", **fields)).eval()
+    return UNEPTForSemanticSegmentation(
+        UNEPTConfig(num_labels=5, decoder_self_attention="across_batch", **fields)
+    ).eval()
 
 
 def test_dense_attention_is_multi_head_attention_over_the_queries_of_an_image():
@@ -374,7 +376,7 @@ def test_released_mode_never_mixes_windows(refine_at_inference):
         ({"num_points": 0}, "`num_points` must be at least 1"),
         ({"num_feature_levels": 0}, "`num_feature_levels` must be at least 1"),
         ({"spatial_hidden_sizes": [8]}, "after the first and second convolution"),
-        ({"decoder_self_attention": "full"}, "'sparse', 'dense', 'released'"),
+        ({"decoder_self_attention": "full"}, "'sparse', 'dense', 'across_batch'"),
         ({"semantic_loss_reduction": "sum"}, "'pixel_mean', 'valid_mean'"),
     ],
 )
@@ -388,7 +390,7 @@ def test_defaults_are_the_papers_model_with_the_released_losses():
     assert (config.decoder_self_attention, config.refine_at_inference) == ("sparse", True)
     weights = ("coarse_loss_weight", "refined_loss_weight", "boundary_loss_weight", "direction_loss_weight")
     assert [getattr(config, name) for name in weights] == [0.8, 1.0, 5.0, 0.6]
-    assert (config.semantic_loss_reduction, config.ignore_unlabelled_boundaries) == ("pixel_mean", False)
+    assert (config.semantic_loss_reduction, config.ignore_unlabeled_boundaries) == ("pixel_mean", False)
     backbone = config.backbone_config
     assert (backbone.out_indices, backbone.image_size, backbone.use_distillation_token) == ([4, 8, 12], 480, True)
     assert (config.num_points, config.num_attention_heads, config.hidden_size, config.query_grid) == (
@@ -402,9 +404,9 @@ def test_defaults_are_the_papers_model_with_the_released_losses():
 @pytest.mark.parametrize(
     ("backbone_config", "self_attention", "millions"),
     [
-        (None, "released", 94.842326),
+        (None, "across_batch", 94.842326),
         (None, "sparse", 94.842326 + 2 * (2 * 65792 + 65792 + 32896 - 263168) / 1e6),
-        (ResNetV1cConfig(out_indices=[2, 3, 4]), "released", 32.357942),
+        (ResNetV1cConfig(out_indices=[2, 3, 4]), "across_batch", 32.357942),
     ],
 )
 def test_number_of_parameters(backbone_config, self_attention, millions):
@@ -432,7 +434,7 @@ def test_new_self_attention_for_a_released_checkpoint(tmp_path):
     assert (offsets.weight.abs().max(), offsets.bias.abs().max()) == (0, SMALL["num_points"])
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     model = UNEPTForSemanticSegmentation(UNEPTConfig(backbone_config=tiny_vit(), image_size=320)).eval()
     for embeddings in (model.decoder.query_embeddings, model.encoder.level_embeddings):

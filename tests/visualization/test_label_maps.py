@@ -26,7 +26,7 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
-def test_overlay_mixes_image_and_colour_and_leaves_ignored_pixels(image, label_map):
+def test_overlay_mixes_image_and_color_and_leaves_ignored_pixels(image, label_map):
     before = np.asarray(image).copy()
     mixed = np.asarray(overlay(image, label_map, PALETTE, alpha=0.4)).astype(float)
     expected = 0.6 * before + 0.4 * np.array([255.0, 0, 0])
@@ -53,14 +53,14 @@ def test_label_maps_of_torch_pil_and_numpy_are_the_same(label_map, convert):
     assert (np.asarray(color_label_map(convert(label_map), PALETTE)) == expected).all()
 
 
-def test_more_than_256_classes_have_their_own_colours():
+def test_more_than_256_classes_have_their_own_colors():
     palette = np.arange(900).reshape(300, 3).astype(np.uint8)
     labels = np.array([[0, 254, 255, 256, 299]])
     assert (np.asarray(color_label_map(labels, palette, ignore_index=None))[0] == palette[labels[0]]).all()
     assert (np.asarray(color_label_map(labels, palette, ignore_index=255))[0, 2] == 0).all()
 
 
-def test_a_label_without_a_colour_is_named(label_map):
+def test_a_label_without_a_color_is_named(label_map):
     with pytest.raises(ValueError, match=r"labels \[255\].*0 to 2"):
         color_label_map(label_map, PALETTE, ignore_index=None)
     with pytest.raises(ValueError, match="-1"):
@@ -85,7 +85,7 @@ def test_class_shares_are_of_the_pixels_that_count(label_map):
     assert class_shares(np.full((2, 2), 255), NAMES) == []
 
 
-def test_legend_shows_each_colour_and_grows_with_the_classes(label_map):
+def test_legend_shows_each_color_and_grows_with_the_classes(label_map):
     shares = class_shares(label_map, NAMES)
     picture = legend(shares, PALETTE)
     colors = {color for _, color in picture.getcolors(1 << 20)}

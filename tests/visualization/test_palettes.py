@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Classes get the colours of their data set, or generated ones that can be told apart."""
+"""Classes get the colors of their data set, or generated ones that can be told apart."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hf_segmodels.labels import load_labels
 from hf_segmodels.visualization import generate_palette, palette_for
 
 
-def test_generated_colours_differ_and_a_longer_palette_begins_with_a_shorter():
+def test_generated_colors_differ_and_a_longer_palette_begins_with_a_shorter():
     palette = generate_palette(150)
     assert palette.shape == (150, 3)
     assert palette.dtype == np.uint8
@@ -20,11 +20,11 @@ def test_generated_colours_differ_and_a_longer_palette_begins_with_a_shorter():
     assert min(palette[:20].sum(-1).min(), (255 * 3 - palette[:20].astype(int).sum(-1)).min()) >= 50
 
 
-def test_more_classes_than_colours_repeat():
+def test_more_classes_than_colors_repeat():
     assert generate_palette(5000).shape == (5000, 3)
 
 
-def test_the_data_set_is_recognised_by_its_class_names():
+def test_the_data_set_is_recognized_by_its_class_names():
     names, palette = load_labels("cityscapes")
     config = SegformerConfig(id2label=dict(enumerate(names)))
     assert (palette_for(config) == palette).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_segmodels.regproxy.painting import neighbours, paint
+from hf_segmodels.regproxy.painting import neighbors, paint
 from hf_segmodels.visualization import draw_regions, region_maps
 
 
@@ -14,7 +14,7 @@ from hf_segmodels.visualization import draw_regions, region_maps
 def affinity() -> torch.Tensor:
     """Of an image of 3 x 4 tokens with cells of 2 x 3 pixels, softmaxed inside the image."""
     scores = torch.randn(1, 9, 2, 3, 3, 4, generator=torch.Generator().manual_seed(0))
-    _, is_inside = neighbours(3, 4, scores.device)
+    _, is_inside = neighbors(3, 4, scores.device)
     return scores.masked_fill(~is_inside[:, None, None], -torch.inf).softmax(dim=1)
 
 
@@ -33,7 +33,7 @@ def test_regions_lie_over_their_part_of_the_image(affinity):
     picture = np.asarray(draw_regions(image, affinity[0], [(0, 0)]))
     assert picture.shape == (60, 120, 3)
     changed = (picture != blank).any(axis=2)
-    # the token's neighbourhood ends after two cells; bilinear scaling reaches half a pixel of the map further
+    # the token's neighborhood ends after two cells; bilinear scaling reaches half a pixel of the map further
     assert changed[:40, :60].any()
     assert not changed[46:].any()
     assert not changed[:, 66:].any()

@@ -31,7 +31,7 @@ def model():
 
 
 def test_points_of_an_untrained_model_lie_on_rays_around_the_query(model):
-    # 30 x 50 pixels are padded to 32 x 56, the query at (21, 11) has its centre at (20, 12)
+    # 30 x 50 pixels are padded to 32 x 56, the query at (21, 11) has its center at (20, 12)
     sampled = sampled_points(model, torch.randn(1, 3, 30, 50), (21.0, 11.0))
     assert sampled.query == pytest.approx((20, 12), abs=1e-4)
     assert sampled.points.shape == (2, 4 * 3, 2)

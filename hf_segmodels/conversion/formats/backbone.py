@@ -387,7 +387,7 @@ def resize_position_embeddings(
     mode: str,
 ) -> torch.Tensor:
     """
-    Resizes a position table to another grid of patches: half-pixel centres, no antialias, in float32. The prefix tokens'
+    Resizes a position table to another grid of patches: half-pixel centers, no antialias, in float32. The prefix tokens'
     embeddings are kept.
 
     Args:

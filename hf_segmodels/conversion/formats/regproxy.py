@@ -177,7 +177,7 @@ def regproxy_config(
             token_head_depth=early + 1,
             region_resolution=[cell_height, cell_width],
             batch_norm_eps=norm_eps(head.get("norm_cfg")),
-            odd_size_mode="squeeze",
+            odd_size_mode="resize",
             **window_fields(config.get("test_cfg") or {}),
             **label_fields(num_labels, class_names, config),
         )
@@ -215,7 +215,7 @@ def convert_regproxy(checkpoint: Path, config: Path | None = None) -> Conversion
     fields = image_processor_fields(find_pipelines(values, meta))
     if not fields:
         notes.append(
-            "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+            "the configuration has no pipelines: images are resized and normalized as for ADE20K, 0 is a class"
         )
     backbone = model_config.backbone_config
     return Conversion(

@@ -48,7 +48,7 @@ class Dataset:
 
     Args:
         edge_ratio (`int`): Bound of an image's longer edge, as a multiple of the shorter one's.
-        reduce_labels (`bool`): Whether 0 means "unlabelled" in its label maps.
+        reduce_labels (`bool`): Whether 0 means "unlabeled" in its label maps.
         labels (`str`): Name of its class names.
     """
 
@@ -200,7 +200,7 @@ def segmenter_image_processor(variant: Mapping[str, Any], num_labels: int) -> Se
     of another data set get no bound for the longer edge.
 
     Raises:
-        ConversionError: if the kind of normalisation is not known.
+        ConversionError: if the kind of normalization is not known.
     """
     dataset_fields = variant.get("dataset_kwargs") or {}
     normalization = dataset_fields.get("normalization", variant["net_kwargs"].get("normalization"))

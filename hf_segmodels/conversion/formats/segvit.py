@@ -112,7 +112,7 @@ RELEASES = {
     "segvit-vit-l-shrunk-pascal-context59": Release(24, 59, 2, True, 480, 320, 520, True),
     "segvit-vit-l-shrunk-pascal-context60": Release(24, 60, 2, True, 480, 320, 520, True),
 }
-# Of the original's classes, number -> whether 0 means "unlabelled" in label maps.
+# Of the original's classes, number -> whether 0 means "unlabeled" in label maps.
 _REDUCED = {150: True, 171: True, 59: True, 60: False}
 _DATASET_TYPES = {
     150: "ADE20KDataset",
@@ -319,7 +319,7 @@ def segvit_config(
             query_grid=[side // 16] * 2 if is_shrunk else None,
             # the three quirks of the original
             prediction_size=[side, side],
-            odd_size_mode="squeeze",
+            odd_size_mode="resize",
             small_image_mode="none",
             use_auxiliary_loss=loss.get("dec_layers", num_stages) > 1,
             class_loss_weight=weight * loss.get("cls_weight", 1.0),
@@ -368,7 +368,7 @@ def convert_segvit(checkpoint: Path, config: Path | None = None) -> Conversion:
     processor_fields = image_processor_fields(pipelines)
     if not processor_fields:
         notes.append(
-            "the configuration has no pipelines: images are resized and normalised as for ADE20K, 0 is a class"
+            "the configuration has no pipelines: images are resized and normalized as for ADE20K, 0 is a class"
         )
     num_labels = model_config.num_labels
     said = values["model"]["decode_head"].get("num_classes")

@@ -70,7 +70,7 @@ UNEPT = {
 }
 
 
-# What images of the original's two data sets are resized to, and whether label 0 means "unlabelled"; by number of classes.
+# What images of the original's two data sets are resized to, and whether label 0 means "unlabeled"; by number of classes.
 _PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
     150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
     60: {"size": {"shortest_edge": 520, "longest_edge": 520}, "do_reduce_labels": False},
@@ -216,7 +216,7 @@ def unept_config(
             attention_probs_dropout_prob=network.get("dropout", 0.1),
             spatial_hidden_sizes=[state_dict[f"spatial_branch.convblock{i}.conv1.weight"].shape[0] for i in (1, 2)],
             image_size=8 * side,
-            decoder_self_attention="released",
+            decoder_self_attention="across_batch",
             refine_at_inference=False,
             **window_fields(test),
             **label_fields(num_labels, class_names, values),

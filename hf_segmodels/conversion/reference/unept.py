@@ -54,7 +54,7 @@ def resnet_v1c_features(
     return outputs[1:]
 
 
-def _centres(height: int, width: int) -> torch.Tensor:
+def _centers(height: int, width: int) -> torch.Tensor:
     """`(height * width, 2)`, x before y."""
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
@@ -77,7 +77,7 @@ def _sampled_attention(
     name: str,
     queries: torch.Tensor,
     values: torch.Tensor,
-    centres: torch.Tensor,
+    centers: torch.Tensor,
     shapes: list[tuple[int, int]],
     num_heads: int,
 ) -> torch.Tensor:
@@ -94,7 +94,7 @@ def _sampled_attention(
         # (B, h * w, D) -> (B * M, D / M, h, w)
         maps = values[:, start : start + h * w].mT.reshape(batch_size * num_heads, -1, h, w)
         start += h * w
-        places = centres[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
+        places = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
         # (B, Q, M, P, 2) -> (B * M, Q, P, 2)
         places = places.transpose(1, 2).flatten(0, 1) * 2 - 1
         sampled = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -120,14 +120,14 @@ def _context_branch(
 ) -> torch.Tensor:
     shapes = [(level.shape[2], level.shape[3]) for level in pyramid]
     memory = torch.cat([level.flatten(2).mT for level in pyramid], dim=1)
-    centres = torch.cat([_centres(*shape) for shape in shapes])
+    centers = torch.cat([_centers(*shape) for shape in shapes])
     levels = weights["context_branch.level_embed"]
     positions = torch.cat([_sines(*shape, memory.shape[2]) + levels[i] for i, shape in enumerate(shapes)])
     number = 0
     while f"context_branch.encoder.layers.{number}.norm1.weight" in weights:
         layer = f"context_branch.encoder.layers.{number}"
         attended = _sampled_attention(
-            weights, f"{layer}.self_attn", memory + positions, memory, centres, shapes, num_heads
+            weights, f"{layer}.self_attn", memory + positions, memory, centers, shapes, num_heads
         )
         memory = _norm(weights, f"{layer}.norm1", memory + attended, _EPS)
         memory = _norm(weights, f"{layer}.norm2", memory + _feed_forward(weights, layer, memory), _EPS)
@@ -138,7 +138,7 @@ def _context_branch(
         attended = _across_images(weights, f"{layer}.self_attn", queries, num_heads)
         queries = _norm(weights, f"{layer}.norm2", queries + attended, _EPS)
         attended = _sampled_attention(
-            weights, f"{layer}.cross_attn", queries, memory, _centres(*grid), shapes, num_heads
+            weights, f"{layer}.cross_attn", queries, memory, _centers(*grid), shapes, num_heads
         )
         queries = _norm(weights, f"{layer}.norm1", queries + attended, _EPS)
         queries = _norm(weights, f"{layer}.norm3", queries + _feed_forward(weights, layer, queries), _EPS)
@@ -165,7 +165,7 @@ def unept_forward(
 
     Args:
         weights (`Weights`): Parameters by their original names.
-        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
         query_grid (`tuple[int, int]`): Rows and columns of the query embeddings.
         num_heads (`int`): Heads of the context branch.
         patch_size (`int`): What heights and widths must be multiples of.

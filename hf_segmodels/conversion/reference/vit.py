@@ -56,7 +56,7 @@ def _pad(image: torch.Tensor, multiple: int) -> torch.Tensor:
     return padded
 
 
-# The hybrids' stem: ResNetV2 with weight standardisation, group norm and TensorFlow's "SAME" padding.
+# The hybrids' stem: ResNetV2 with weight standardization, group norm and TensorFlow's "SAME" padding.
 
 
 def _pad_same(image: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
@@ -162,7 +162,7 @@ def timm_hidden_states(
 
     Args:
         weights (`Weights`): Parameters by timm's names, each with `prefix` before it.
-        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
         num_heads (`int`): Attention heads.
         patch_size (`int`): Pixels per token side.
         grid (`tuple[int, int]`): Rows and columns of the position table.
@@ -410,7 +410,7 @@ def regproxy_forward(
     # (batch_size, H, W, K) -> (batch_size, K, H, W)
     token_logits = _linear(weights, "decode_head.mlp.0.0", tokens).permute(0, 3, 1, 2)
 
-    # each pixel's token is `(row, column)`; neighbours that do not exist take no part
+    # each pixel's token is `(row, column)`; neighbors that do not exist take no part
     row = torch.arange(rows * cell_height)[:, None] // cell_height
     column = torch.arange(columns * cell_width)[None] // cell_width
     total, weight_sum = torch.zeros(()), torch.zeros(())

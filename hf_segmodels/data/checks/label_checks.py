@@ -54,7 +54,7 @@ class Findings:
         """That have each label."""
         self.examples: dict[int, list[str]] = {}
         """Of each value, samples that have it."""
-        self.first_colours: dict[int, tuple[int, ...]] = {}
+        self.first_colors: dict[int, tuple[int, ...]] = {}
         self.found: dict[str, list[str]] = {name: [] for name in FAULTS}
         """Samples that have a fault of their own."""
         self.details: dict[str, str] = {}
@@ -89,16 +89,16 @@ class Findings:
         if mode == "F" or mode.startswith("float"):
             self._note("float-label-map", facts, mode)
         elif not facts.values:
-            self._note("colour-label-map", facts, f"{mode}{', all channels alike' if facts.is_grey else ''}")
+            self._note("color-label-map", facts, f"{mode}{', all channels alike' if facts.is_gray else ''}")
         elif (
             mode.startswith("I")
             and self.meaning.num_labels <= 256
             and 0 <= min(facts.values) <= max(facts.values) <= 255
         ):
             self._note("wide-label-map", facts, mode)
-        for value, colour in facts.colours.items():
-            if self.first_colours.setdefault(value, colour) != colour:
-                self._note("differing-palettes", facts, f"value {value} is {self.first_colours[value]} and {colour}")
+        for value, color in facts.colors.items():
+            if self.first_colors.setdefault(value, color) != color:
+                self._note("differing-palettes", facts, f"value {value} is {self.first_colors[value]} and {color}")
                 break
 
     def _add_values(self, facts: SampleFacts) -> None:
@@ -185,8 +185,8 @@ class Findings:
                 "EXIF data turns these images as they are read, but not their label maps: turn the pixels for good (Pillow's "
                 "`ImageOps.exif_transpose`, then save), and look whether the labels lie on the objects."
             ),
-            "colour-label-map": (
-                "These label maps hold colours ({}), not class ids: write one channel with the class of each pixel (mode "
+            "color-label-map": (
+                "These label maps hold colors ({}), not class ids: write one channel with the class of each pixel (mode "
                 "'L' or 'P'). If all channels are alike, keep one of them."
             ),
             "float-label-map": (
@@ -202,8 +202,8 @@ class Findings:
                 "PNG."
             ),
             "differing-palettes": (
-                "The same value has different colours in different files ({}): each palette was made for its own image, so "
-                "values are no classes. Translate the colours into class ids, the same for all files. If the values are "
+                "The same value has different colors in different files ({}): each palette was made for its own image, so "
+                "values are no classes. Translate the colors into class ids, the same for all files. If the values are "
                 "classes after all, allow this."
             ),
         }
@@ -212,7 +212,7 @@ class Findings:
                 is_warning = name in ("turned-image", "wide-label-map")
                 yield _fault(name, message.format(self.details[name]), self.found[name], is_warning)
         if ignored := self.found["all-ignored"]:
-            # a few label maps may all lie in what nobody labelled
+            # a few label maps may all lie in what nobody labeled
             is_most = 2 * len(ignored) > self.num_counted if self.is_whole else len(ignored) == self.num_counted
             message = (
                 f"Nothing in these label maps counts: all pixels are {self.meaning.ignore_index}"
@@ -360,7 +360,7 @@ class Findings:
                 outside or {0},
             )
         if not meaning.do_reduce_labels and outside == {num_labels}:
-            whole = "0 is 'unlabelled' and classes start at 1" if 0 in values else "classes start at 1"
+            whole = "0 is 'unlabeled' and classes start at 1" if 0 in values else "classes start at 1"
             return self._value_fault(
                 "not-reduced",
                 f"Values go up to {num_labels}, one more than the last of {num_labels} classes. If {whole}, set "

@@ -39,11 +39,11 @@ class SampleFacts:
     """PIL's mode, or the dtype of an array."""
     label_format: str = ""
     label_error: str = ""
-    is_grey: bool = False
+    is_gray: bool = False
     """Whether all channels of a map with several are equal."""
     values: dict[int, int] = field(default_factory=dict)
     """Pixels of each value, as it is in the file."""
-    colours: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    colors: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Of these values, where the file has a palette."""
 
 
@@ -112,7 +112,7 @@ def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) 
     bands = label_map.getbands()
     if len(bands) > 1:
         first, *others = [label_map.getchannel(band) for band in bands if band not in ("A", "a")]
-        facts.is_grey = not any(PIL.ImageChops.difference(first, other).getbbox() for other in others)
+        facts.is_gray = not any(PIL.ImageChops.difference(first, other).getbbox() for other in others)
         return
     if label_map.mode in ("L", "P"):
         # faster than through an array
@@ -121,7 +121,7 @@ def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) 
         facts.values = _count(np.asarray(label_map))
     if label_map.mode == "P":
         palette = label_map.getpalette("RGB") or []
-        facts.colours = {
+        facts.colors = {
             value: tuple(palette[3 * value : 3 * value + 3]) for value in facts.values if 3 * value < len(palette)
         }
 

@@ -63,8 +63,8 @@ def create_model_card(
             (`results.json`) wrote; what they hold becomes tables and the metadata's `model-index`.
         dataset (`str`, *optional*): What it was trained on: one of `hf_segmodels.hub.cards.facts.DATASETS` such as `"ade20k"`, a
             repository on the Hub, or any other name. That of a training script's results by default.
-        license (`str`, *optional*): Licence of the weights, an identifier of the Hub (`"mit"`, `"cc-by-nc-4.0"`, `"other"`).
-        license_name, license_link (`str`, *optional*): Name and address of the licence; for `"other"` only.
+        license (`str`, *optional*): License of the weights, an identifier of the Hub (`"mit"`, `"cc-by-nc-4.0"`, `"other"`).
+        license_name, license_link (`str`, *optional*): Name and address of the license; for `"other"` only.
         base_model (`str`, *optional*): Repository on the Hub that the weights come from.
         reported (`Sequence[Mapping]`, *optional*): Figures that others report: `score`, `protocol` and `source` of each, such as
             `{"score": "48.5", "protocol": "single scale", "source": "Table 4 of the paper"}`.
@@ -81,7 +81,7 @@ def create_model_card(
 
     Raises:
         ValueError: for results that are none, are of another model or hold no numbers; a data set with another number of
-            classes; a licence that the Hub would refuse; a kind of model that has no card.
+            classes; a license that the Hub would refuse; a kind of model that has no card.
         ImportError: if Jinja2 is missing.
 
     Example:
@@ -162,9 +162,9 @@ def create_model_card(
 
 def _check_license(license: str | None, name: str | None, link: str | None) -> None:
     if license == "other" and not name:
-        raise ValueError('The licence "other" needs a name: set `license_name`, and `license_link` to its text.')
+        raise ValueError('The license "other" needs a name: set `license_name`, and `license_link` to its text.')
     if license != "other" and (name or link):
-        raise ValueError(f'`license_name` and `license_link` belong to `license="other"`, the licence is {license!r}.')
+        raise ValueError(f'`license_name` and `license_link` belong to `license="other"`, the license is {license!r}.')
 
 
 def _known_dataset(dataset: str | None, num_labels: int) -> Dataset | None:
@@ -235,7 +235,7 @@ def describe_decoder(config: Any) -> str:
 
 def _limits_of(config: Any) -> list[str]:
     """What a model does badly because of its configuration."""
-    if getattr(config, "decoder_self_attention", None) == "released":
+    if getattr(config, "decoder_self_attention", None) == "across_batch":
         return [
             "As in the released code, the images of a batch influence each other (`decoder_self_attention`): segment them one "
             "by one where that matters."
@@ -329,7 +329,7 @@ def _describe_training(measurement: Measurement) -> list[str]:
     if recipe.get("scale_range"):
         extras.append(f"random scale from {recipe['scale_range'][0]} to {recipe['scale_range'][1]}, crop and flip")
     if recipe.get("photometric_distortion") or any(recipe.get("color_jitter") or ()):
-        extras.append("random colours")
+        extras.append("random colors")
     if recipe.get("class_weighting", "none") != "none":
         extras.append(f"classes weighted by `{recipe['class_weighting']}`")
     if recipe.get("ema_decay"):

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What model cards say of methods and data sets: where they come from, their licences, what they are good for."""
+"""What model cards say of methods and data sets: where they come from, their licenses, what they are good for."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Method:
         arxiv (`str`): Number of the paper.
         title, venue (`str`): Of the paper.
         repository (`str`): Of the authors' code.
-        code_licence (`str`): Licence of that code, as a card says it.
+        code_license (`str`): License of that code, as a card says it.
         summary (`str`): How it works.
         limits (`tuple[str, ...]`): What it does badly, or not at all.
         citation (`str`): BibTeX.
@@ -25,7 +25,7 @@ class Method:
     title: str
     venue: str
     repository: str
-    code_licence: str
+    code_license: str
     summary: str
     limits: tuple[str, ...]
     citation: str
@@ -42,7 +42,7 @@ METHODS = {
         title="Segmenter: Transformer for Semantic Segmentation",
         venue="Strudel et al., ICCV 2021",
         repository="https://github.com/rstrudel/segmenter",
-        code_licence="MIT",
+        code_license="MIT",
         summary="A vision transformer gives one token for each patch of the image. A linear layer, or a mask transformer that "
         "works on patches and one embedding for each class together, gives each patch its scores, which are enlarged to the "
         "image by bilinear interpolation.",
@@ -64,7 +64,7 @@ METHODS = {
         title="SegViT: Semantic Segmentation with Plain Vision Transformers",
         venue="Zhang et al., NeurIPS 2022",
         repository="https://github.com/zbwxp/SegVit",
-        code_licence="a two-clause BSD licence for academic use; the authors are to be asked for commercial use",
+        code_license="a two-clause BSD license for academic use; the authors are to be asked for commercial use",
         summary="A query for each class attends to the features of a plain vision transformer; how much it attends to a patch is "
         "its mask there (Attention-to-Mask), and the query itself says whether its class is in the image.",
         limits=(
@@ -86,7 +86,7 @@ METHODS = {
         title="Semantic Segmentation by Early Region Proxy",
         venue="Zhang et al., CVPR 2022",
         repository="https://github.com/YiF-Zhang/RegionProxy",
-        code_licence="MIT",
+        code_license="MIT",
         summary="Early layers of a vision transformer say how much each pixel belongs to the tokens around it, which makes every "
         "token a region of free shape; the last layer says what each region is.",
         limits=(
@@ -108,7 +108,7 @@ METHODS = {
         title="A Unified Efficient Pyramid Transformer for Semantic Segmentation",
         venue="Zhu et al., ICCV Workshops 2021",
         repository="https://github.com/amazon-science/unified-ept",
-        code_licence="Apache-2.0",
+        code_license="Apache-2.0",
         summary="A transformer attends to a few sampled points of a pyramid of features (context), a shallow convolutional branch "
         "keeps detail, and predicted boundaries and directions move scores from inside a segment to its edge.",
         limits=(
@@ -134,7 +134,7 @@ class Dataset:
     Args:
         name (`str`): As its authors call it.
         scenes (`str`): What is on its images.
-        terms (`str`): Its licence, as a card says it.
+        terms (`str`): Its license, as a card says it.
         num_classes (`int`): Number of its classes.
         hub_id (`str`, *optional*): Its repository on the Hub.
     """
@@ -146,7 +146,7 @@ class Dataset:
     hub_id: str | None = None
 
 
-_PASCAL_TERMS = "no licence of it is known here; its photographs are those of PASCAL VOC 2010"
+_PASCAL_TERMS = "no license of it is known here; its photographs are those of PASCAL VOC 2010"
 _PASCAL_SCENES = "everyday photographs, indoors and outdoors"
 
 DATASETS = {

@@ -190,11 +190,11 @@ class EndpointHandler:
             With "label_map" a `dict`:
 
             - **label_map** (`str`) -- PNG in base64, of the image's size: the index of each pixel's class, 8-bit with
-              a palette, or 16-bit grey for more than 255 classes.
+              a palette, or 16-bit gray for more than 255 classes.
             - **height**, **width** (`int`).
             - **classes** (`list[dict]`) -- those that occur, largest first: `index`, `label`, `color` (red, green and
               blue), `share`, `score`.
-            - **unlabelled** (`dict`) -- `index` (255 or 65535) and `share` of the pixels below the threshold.
+            - **unlabeled** (`dict`) -- `index` (255 or 65535) and `share` of the pixels below the threshold.
 
         Raises:
             RequestError: for a request that cannot be answered; a `ValueError`, with `status_code` 400 or 413.
@@ -381,11 +381,11 @@ class EndpointHandler:
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """From labels and confidences `(height, width)` to what is sent."""
         num_labels = self.model.config.num_labels
-        unlabelled = 255 if num_labels <= 255 else 65535
+        unlabeled = 255 if num_labels <= 255 else 65535
         if confidences is not None:
-            labels = np.where(confidences < parameters.threshold, unlabelled, labels)
-        counts = np.bincount(labels.ravel(), minlength=unlabelled + 1)
-        totals = None if confidences is None else np.bincount(labels.ravel(), confidences.ravel(), unlabelled + 1)
+            labels = np.where(confidences < parameters.threshold, unlabeled, labels)
+        counts = np.bincount(labels.ravel(), minlength=unlabeled + 1)
+        totals = None if confidences is None else np.bincount(labels.ravel(), confidences.ravel(), unlabeled + 1)
         classes = [
             {
                 "index": int(index),
@@ -407,9 +407,9 @@ class EndpointHandler:
                 for item in classes
             ]
         palette = _palette(self.model.config, num_labels)
-        if unlabelled == 255:
+        if unlabeled == 255:
             picture = PIL.Image.fromarray(labels.astype(np.uint8))
-            # all 256 colours: with few, PNG would have fewer bits than the index of unlabelled pixels needs
+            # all 256 colors: with few, PNG would have fewer bits than the index of unlabeled pixels needs
             picture.putpalette(palette.tobytes().ljust(768, b"\0"))
         else:
             picture = PIL.Image.fromarray(labels.astype(np.uint16))
@@ -418,7 +418,7 @@ class EndpointHandler:
             "height": labels.shape[0],
             "width": labels.shape[1],
             "classes": [{**item, "color": palette[item["index"]].tolist()} for item in classes],
-            "unlabelled": {"index": unlabelled, "share": float(counts[unlabelled] / labels.size)},
+            "unlabeled": {"index": unlabeled, "share": float(counts[unlabeled] / labels.size)},
         }
 
 
@@ -541,21 +541,21 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """
     Converts an image of any mode to 8-bit RGB.
 
-    Transparent parts become white. 16-bit greys are divided by 257; 32-bit ones are scaled from their lowest to their
+    Transparent parts become white. 16-bit grays are divided by 257; 32-bit ones are scaled from their lowest to their
     highest value.
     """
     if image.mode.startswith("I;16"):
-        return _grey_to_rgb(np.asarray(image), 0, 65535)
+        return _gray_to_rgb(np.asarray(image), 0, 65535)
     if image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return _grey_to_rgb(values, values.min(), values.max())
+        return _gray_to_rgb(values, values.min(), values.max())
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey_to_rgb(values: np.ndarray, low: float, high: float) -> PIL.Image.Image:
+def _gray_to_rgb(values: np.ndarray, low: float, high: float) -> PIL.Image.Image:
     # Pillow's own conversion cuts everything above 255 off
     scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
     return PIL.Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
@@ -568,7 +568,7 @@ def _png(image: PIL.Image.Image) -> str:
 
 
 def _palette(config: Any, num_labels: int) -> np.ndarray:
-    """Colours `(num_labels, 3)`, uint8: the configuration's, where it has some, or Pascal VOC's without its black."""
+    """Colors `(num_labels, 3)`, uint8: the configuration's, where it has some, or Pascal VOC's without its black."""
     palette = np.asarray(getattr(config, "palette", None) or [])
     if palette.shape == (num_labels, 3):
         return palette.astype(np.uint8)

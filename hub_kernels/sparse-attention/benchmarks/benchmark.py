@@ -45,8 +45,8 @@ class _Workload:
         scale = int(os.environ.get("SPARSE_ATTENTION_SCALE", "1"))
         side, along = (number and max(1, number // scale) for number in SIZES[self.size])
         self.shapes = [(side, side)] * LEVELS
-        centres = (torch.arange(along or side) + 0.5) / (along or side)
-        queries = torch.cartesian_prod(centres, centres).flip(-1).repeat(1 if along else LEVELS, 1)
+        centers = (torch.arange(along or side) + 0.5) / (along or side)
+        queries = torch.cartesian_prod(centers, centers).flip(-1).repeat(1 if along else LEVELS, 1)
         offsets = torch.randn(1, len(queries), HEADS, LEVELS, POINTS, 2) * 6 / side
         inputs = (
             torch.randn(1, LEVELS * side * side, HEADS, HEAD_DIM),

@@ -31,7 +31,7 @@ def test_outputs_and_gradients_of_the_original(kernel, device, name):
     for tensor, key in zip(found, ("output", "grad_value", None, "grad_attention_weights"), strict=True):
         if key is not None:
             torch.testing.assert_close(tensor, case[key], atol=1e-10, rtol=0)
-    # at a cell's centre the interpolation has no derivative, and rounding chooses a side
+    # at a cell's center the interpolation has no derivative, and rounding chooses a side
     position = case["sampling_locations"] * case["spatial_shapes"].flip(-1)[:, None] - 0.5
     is_smooth = ((position - position.round()).abs() > 1e-9).all(-1)
     assert is_smooth.any()
@@ -74,7 +74,7 @@ def test_gradcheck(kernel, device):
     torch.manual_seed(0)
     shapes = [(3, 4), (2, 2)]
     cells = torch.tensor([[4.0, 3.0], [2.0, 2.0]], dtype=torch.float64)[:, None]
-    # 0.05 to 0.95 cells from a centre, also outside
+    # 0.05 to 0.95 cells from a center, also outside
     whole = torch.randint(-2, 4, (1, 3, 2, 2, 2, 2))
     locations = (whole + 0.5 + 0.05 + 0.9 * torch.rand(whole.shape, dtype=torch.float64)) / cells
     inputs = torch.randn(1, 16, 2, 3, dtype=torch.float64), locations, torch.rand(1, 3, 2, 2, 2, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_points_at_no_place_are_outside_and_get_no_gradient(kernel, device, bad)
 
 
 def test_borders_as_grid_sample(kernel, device):
-    """Exactly on borders and centres of cells, and just inside and outside, on sizes whose places are exact."""
+    """Exactly on borders and centers of cells, and just inside and outside, on sizes whose places are exact."""
     shapes = [(4, 8)]
     steps = torch.tensor([-0.5, -0.25, 0.0, 0.5, 1.0, 3.25, 3.5, 4.0, 4.25, 4.5, 7.5, 8.0, 8.5], dtype=torch.float64)
     places = torch.cartesian_prod(steps / 8, steps / 4)

@@ -71,7 +71,7 @@ def sparse_attention(
             `(height, width)` of each level, as numbers; their areas add up to `num_values`.
         sampling_locations (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points, 2)`):
             Points as `(x, y)`: 0 is the left or upper border of the level, 1 the right or lower one, and the first
-            cell's centre lies at half a cell (`align_corners=False`). Cells outside the level count as zeros; a point
+            cell's center lies at half a cell (`align_corners=False`). Cells outside the level count as zeros; a point
             at NaN or infinity counts as outside and gets no gradient. At least float32.
         attention_weights (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points)`):
             Weight of each point.
