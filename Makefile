@@ -56,7 +56,7 @@ test-minimum:  ## the everyday tests on the lowest versions of torch and transfo
 kernel: setup  ## compiles the kernel for sparse attention for this machine; models then use it
 	$(BIN)/python hub_kernels/sparse-attention/tools/build_local.py
 
-benchmark: setup  ## times what is fast here against the plain way, after checking that results agree
+benchmark: setup  ## times what is fast here against the baseline, after checking that results agree
 	$(BIN)/python benchmarks/segment_image.py
 	$(BIN)/python benchmarks/painting.py
 	$(BIN)/python benchmarks/shrunk.py
@@ -72,10 +72,12 @@ benchmark-gpu: setup  ## sparse attention on a CUDA device; writes the results f
 docs: setup  ## the pages in docs/ and the API as a site, in build/docs; fails on any warning
 	$(BIN)/mkdocs build --strict
 
-quality: setup  ## lint, format check, types, transformers' rules for model code, stale model cards
+quality: setup  ## lint, format check, types, spelling, terms, transformers' rules for model code, stale model cards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python -m pytest --quiet tests/package/test_language.py
 	$(BIN)/mlinter --no-progress hf_segmodels
 	$(BIN)/python model_cards/make_cards.py --check
 

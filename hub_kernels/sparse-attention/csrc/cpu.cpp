@@ -71,7 +71,7 @@ INLINE double load(double stored) { return stored; }
 INLINE float load(BFloat16 stored) { return bits_as<float>(static_cast<uint32_t>(stored.bits) << 16); }
 INLINE float load(Float16 stored) {
   const uint32_t magnitude = static_cast<uint32_t>(stored.bits & 0x7fffu) << 13;
-  // the exponent's bias grows from 15 to 127; this also normalises what is subnormal in half precision
+  // the exponent's bias grows from 15 to 127; this also normalizes what is subnormal in half precision
   const uint32_t finite = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);
   const uint32_t result = magnitude >= (0x7c00u << 13) ? (magnitude | 0x7f800000u) : finite;
   return bits_as<float>(result | (static_cast<uint32_t>(stored.bits & 0x8000u) << 16));

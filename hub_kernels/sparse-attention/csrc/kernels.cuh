@@ -1,7 +1,7 @@
 // Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 //
-// CUDA kernels, without torch. `LANES` neighbouring threads share one head of one query and hold `WIDTH` channels
-// each, 16 bytes of what is stored; neighbouring groups take neighbouring queries of the same head, whose points lie
+// CUDA kernels, without torch. `LANES` neighboring threads share one head of one query and hold `WIDTH` channels
+// each, 16 bytes of what is stored; neighboring groups take neighboring queries of the same head, whose points lie
 // close together. With `WHOLE` they cover all channels at once; otherwise `WIDTH` is 1 and they loop.
 #pragma once
 
