@@ -11,7 +11,7 @@ image, 150 classes, random weights (seed 0). Each model takes its own documented
 `predict` is not. Modes:
 
 - *eager*, *sdpa*: the implementation of attention, in float32; a model without the second keeps its own attention there.
-- *compile*: `torch.compile` with its defaults, float32, sdpa. Compilation is not in the figures.
+- *compile*: `torch.compile` with its defaults, float32, sdpa. Compilation time is not included.
 - *bf16*: model and images in bfloat16, sdpa.
 
 Before anything is timed, label maps of one model in `eager`, `sdpa` and `compile` have to agree in all but 0.1 % of the pixels
@@ -22,7 +22,7 @@ before. Multiply-adds are those of all matrix products and convolutions (`params
 samples points left out.
 
 Accuracy is not measured: weights are random. `--output` writes compare_models_DEVICE.json, in which a run replaces the scales that
-it measured, and `--page` writes the tables and figures of all such files as benchmarks.md. Run it on a quiet machine.
+it measured, and `--page` writes the tables and plots of all such files as benchmarks.md. Run it on a quiet machine.
 """
 
 import argparse
@@ -394,7 +394,7 @@ def command(name: str, scale: str, mode: str, arguments: argparse.Namespace) -> 
 
 @torch.inference_mode()
 def measure(scale: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of a scale."""
+    """Measure all models and modes of a scale."""
     device, size = torch.device(arguments.device), arguments.size
     ways: dict[tuple[str, str], Way] = {}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -498,7 +498,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"time, {NUM_LABELS} classes, random weights: speed and memory depend on them little, **accuracy is not measured**. The",
         "methods of this package are in bold; the others are models of transformers of about the same size. All rows of a table",
         "were timed in turns in one run. Peak memory is over what the process holds with the model loaded; compilation is not in",
-        "the figures.",
+        "the numbers.",
     ]
     if not results:
         lines += ["", "**No results have been measured yet.**"]
@@ -525,7 +525,7 @@ def plot(scales: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    matplotlib.rcParams["svg.hashsalt"] = "compare_models"  # the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "compare_models"  # the same numbers give the same file
     figure = Figure(figsize=(9, 6), layout="constrained")
     panel = figure.subplots()
     rows = [row for measured in scales.values() for row in measured["rows"] if row["mode"] == "sdpa"]
@@ -547,7 +547,7 @@ def plot(scales: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def write_page(results_folder: Path, folder: Path) -> None:
-    """Writes the page and its figures from all results files in a folder."""
+    """Writes the page and its plots from all results files in a folder."""
     files = sorted(results_folder.glob("compare_models_*.json"))
     results = {file.stem.removeprefix("compare_models_"): json.loads(file.read_text()) for file in files}
     folder.mkdir(parents=True, exist_ok=True)
@@ -575,7 +575,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--output", type=Path, help="folder for the results file (default: results are only printed)")
     parser.add_argument("--page", type=Path, help="folder for the page of what lies in benchmarks/results or --output")
     arguments = parser.parse_args()
     if arguments.repeats < 1:

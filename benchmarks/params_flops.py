@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Counts parameters and multiply-adds of the papers' models and prints them beside the figures in the papers.
+Counts parameters and multiply-adds of the papers' models and prints them next to the numbers in the papers.
 
     python benchmarks/params_flops.py [--method segvit]
 
@@ -16,11 +16,11 @@ SegViT's authors used fvcore, which follows operations instead: all matrix produ
 five operations for each element of a LayerNorm and four for each of a bilinear upsampling. Masks are upsampled to the
 training crop, and scores from there to the image, as in the released code.
 
-UN-EPT's figure is that of mmcv's way, with the backbone's linear layers but without the decoder's self-attention. What the
+UN-EPT's number is counted in mmcv's way, with the backbone's linear layers but without the decoder's self-attention. What the
 sampling of points costs is in neither count (`grid_sample` is no product): about 0.8 billion for DeiT-B.
 
-A figure fits if it is within one unit of the last digit in the paper, which may have been rounded or cut; an increment (+)
-is the difference of two such figures and may be two units off. Rows that do not fit are marked, and say so.
+A number fits if it is within one unit of the last digit in the paper, which may have been rounded or cut; an increment (+)
+is the difference of two such numbers and may be two units off. Rows that do not fit are marked, and say so.
 """
 
 import argparse
@@ -64,12 +64,12 @@ class Row:
         name (`str`): The model there.
         build (`Callable`): Builds it.
         image_size (`int`): Side of its square input in pixels.
-        parameters, multiply_adds (`str`): As printed: `"5.8M"`, `"+0.1G"`; empty where not given.
+        parameters, multiply_adds (`str`): As printed: `"5.8M"`, `"+0.1G"`; empty if the paper gives none.
         num_windows (`int`): Windows that make one image.
         left_out (`str`): Modules that the authors' count lacks (regular expression on their names).
         by_operations (`bool`): Whether the authors' count follows operations (fvcore) instead of layers (mmcv).
-        base (`Row`, *optional*): What figures with a plus are added to.
-        misfit (`str`): Why a figure does not fit, where it is known not to.
+        base (`Row`, *optional*): The row that increments (`+`) are added to.
+        misfit (`str`): Why a number is known not to fit.
     """
 
     table: str
@@ -191,7 +191,7 @@ def encoder(name: str, image_size: int) -> Callable[[], nn.Module]:
 
 
 def increments(base: Row, rows: list[tuple[str, Callable[[], nn.Module], str, str]]) -> list[Row]:
-    """A row with absolute figures and those below it that have increments."""
+    """Return a row of absolute numbers and the rows below it that have increments."""
     return [
         base,
         *(
@@ -210,7 +210,7 @@ def regproxy_rows() -> list[Row]:
             ("Ti/16", 512, "6M", ""),
             ("S/16", 512, "22M", ""),
             ("B/16", 512, "86M", ""),
-            ("L/16", 640, "307M", "the paper's figure is that of ViT's own paper"),
+            ("L/16", 640, "307M", "the paper's number is that of ViT's own paper"),
             ("R26+S/32", 512, "37M", ""),
             ("R50+L/32", 640, "330M", "1.0M more, an ImageNet classifier's, would fit"),
         )
@@ -265,8 +265,8 @@ def regproxy_rows() -> list[Row]:
         rows += increments(
             Row(strides, f"{name}, 1x1", regproxy(name, region_resolution=1), 512, own[1], own[0]),
             [
-                (f"{name}, {side}x{side}", regproxy(name, region_resolution=side), *figures.split())
-                for side, figures in zip((2, 4, 8, 16), added, strict=True)
+                (f"{name}, {side}x{side}", regproxy(name, region_resolution=side), *numbers.split())
+                for side, numbers in zip((2, 4, 8, 16), added, strict=True)
             ],
         )
     for name, own, plain, depthwise in (
@@ -389,7 +389,7 @@ METHODS: dict[str, Callable[[], list[Row]]] = {"regproxy": regproxy_rows, "segvi
 
 
 def fits(printed: str, value: float, base_value: float = 0.0) -> bool:
-    """Whether a figure of a paper (`"5.8M"`, `"+0.1G"`) is that of a measured value, as the module says."""
+    """Return whether a number of a paper (`"5.8M"`, `"+0.1G"`) is that of a measured value, as the module says."""
     digits = re.fullmatch(r"(\+?)(\d+(?:\.(\d+))?)[MG]", printed)
     if digits is None:
         raise ValueError(f"Cannot read {printed!r}.")
@@ -399,7 +399,7 @@ def fits(printed: str, value: float, base_value: float = 0.0) -> bool:
 
 
 def check(row: Row) -> bool:
-    """Whether all figures of a row fit."""
+    """Return whether all numbers of a row fit."""
     counts = count(row)
     base = count(row.base) if row.base is not None else Counts(0, 0, 0)
     pairs = (
@@ -411,7 +411,7 @@ def check(row: Row) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=list(METHODS), help="all of them where not given")
+    parser.add_argument("--method", choices=list(METHODS), help="(default: all)")
     arguments = parser.parse_args()
     for method in [arguments.method] if arguments.method else METHODS:
         table = ""

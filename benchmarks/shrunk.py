@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--output", type=Path, help="folder for the results file (default: results are only printed)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)

@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--output", type=Path, help="folder for the results file (default: results are only printed)")
     parser.add_argument("--time-of", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", nargs=3, metavar=("SIZE", "WAY", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()

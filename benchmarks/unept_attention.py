@@ -12,10 +12,10 @@ A step is forward and backward with labels and ready-made boundary targets: one 
 - *scaling*: the context branch alone (its encoder over three levels at 1/16, its decoder over queries at 1/8), since the
   backbone's attention is quadratic in pixels whatever the decoder does; images of 256 to 1024 pixels a side (`dense`: to
   640, where it still fits). An exponent
-  of 1 means that a figure grows linearly in pixels; it is the slope from 512 pixels a side on, in logarithms.
+  of 1 means that a quantity grows linearly in pixels; it is the slope from 512 pixels a side on, in logarithms.
 
-The operation runs through `grid_sample`; `--kernel` lets a compiled one take its place where there is one. Each figure is
-that of a process of its own. Peak memory is over what is held before the step (model and input): on CUDA what
+The operation runs through `grid_sample`; `--kernel` lets a compiled one take its place where there is one. Each measurement is
+made in a process of its own. Peak memory is over what is held before the step (model and input): on CUDA what
 torch allocated, on CPUs (Linux only) what the process occupied. With `--output`, a plot of the scaling is drawn as SVG.
 """
 
@@ -114,9 +114,11 @@ def measure_apart(form: str, side: int | None, arguments: argparse.Namespace) ->
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def exponent(figures: dict[int, dict[str, float]], name: str) -> float:
-    """Slope of a figure over pixels, in logarithms, by least squares over sides of 512 and more."""
-    points = [(math.log(side * side), math.log(figure[name])) for side, figure in figures.items() if side >= 512]
+def exponent(measurements: dict[int, dict[str, float]], name: str) -> float:
+    """Slope of a measurement over pixels, in logarithms, by least squares over sides of 512 and more."""
+    points = [
+        (math.log(side * side), math.log(measured[name])) for side, measured in measurements.items() if side >= 512
+    ]
     if len(points) < 2:
         return math.nan
     x_mean, y_mean = (statistics.mean(values) for values in zip(*points, strict=True))
@@ -131,8 +133,8 @@ def plot(scaling: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     for panel, (name, label, unit) in zip(
         panels, (("seconds", "time of a step, s", 1), ("bytes", "peak memory, GiB", 2**30)), strict=True
     ):
-        for form, figures in scaling.items():
-            panel.loglog(figures.keys(), [values[name] / unit for values in figures.values()], "o-", label=form)
+        for form, measured in scaling.items():
+            panel.loglog(measured.keys(), [values[name] / unit for values in measured.values()], "o-", label=form)
         sides = list(scaling["sparse"])
         start = scaling["sparse"][sides[-1]][name] / unit
         linear = [start * (side / sides[-1]) ** 2 for side in sides]
@@ -151,8 +153,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sides", type=int, nargs="*", default=list(SIDES), help="of the scaling; none skips it")
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
-    parser.add_argument("--kernel", action="store_true", help="use a compiled kernel where there is one")
+    parser.add_argument("--output", type=Path, help="folder for the results file (default: results are only printed)")
+    parser.add_argument("--kernel", action="store_true", help="use a compiled kernel if there is one")
     parser.add_argument("--measure", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,17 +166,17 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure, arguments.side, arguments.repeats, device)))
         return
 
-    figures = {}
+    at_480 = {}
     for form in FORMS:
-        figures[form] = measure_apart(form, None, arguments)
-        print(f"model at 480x480, {form}: {figures[form]['bytes'] / 2**30:.2f} GiB, {figures[form]['seconds']:.2f} s")
+        at_480[form] = measure_apart(form, None, arguments)
+        print(f"model at 480x480, {form}: {at_480[form]['bytes'] / 2**30:.2f} GiB, {at_480[form]['seconds']:.2f} s")
     scaling: dict[str, dict[int, dict[str, float]]] = {}
     exponents: dict[str, dict[str, float]] = {}
     for form in ("sparse", "dense", "across_batch") if arguments.sides else ():
         sides = [side for side in arguments.sides if form != "dense" or side <= LARGEST_DENSE_SIDE]
         scaling[form] = {side: measure_apart(form, side, arguments) for side in sides}
-        for side, figure in scaling[form].items():
-            print(f"context branch, {form}, {side}: {figure['bytes'] / 2**30:.2f} GiB, {figure['seconds']:.2f} s")
+        for side, measured in scaling[form].items():
+            print(f"context branch, {form}, {side}: {measured['bytes'] / 2**30:.2f} GiB, {measured['seconds']:.2f} s")
         exponents[form] = {name: exponent(scaling[form], name) for name in ("seconds", "bytes")}
         print(f"context branch, {form}: grows with pixels to the power of {exponents[form]}")
     if arguments.output is not None:
@@ -183,8 +185,8 @@ def main() -> None:
             "threads": arguments.threads,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "commit": commit(),
-            "operation": "kernel where there is one" if arguments.kernel else "grid_sample",
-            "model at 480x480": figures,
+            "operation": "kernel if there is one" if arguments.kernel else "grid_sample",
+            "model at 480x480": at_480,
             "context branch": scaling,
             "exponents": exponents,
         }

@@ -18,8 +18,8 @@ def script(repository):
 
 def test_exponent_of_figures_that_grow_with_a_power_of_pixels(script):
     # below 512 pixels a side something else may matter
-    figures = {side: {"bytes": 5 * float(side * side) ** 1.7 if side >= 512 else 1.0} for side in script.SIDES}
-    assert script.exponent(figures, "bytes") == pytest.approx(1.7)
+    measurements = {side: {"bytes": 5 * float(side * side) ** 1.7 if side >= 512 else 1.0} for side in script.SIDES}
+    assert script.exponent(measurements, "bytes") == pytest.approx(1.7)
     assert math.isnan(script.exponent({256: {"bytes": 1.0}, 512: {"bytes": 2.0}}, "bytes"))
 
 
@@ -28,6 +28,6 @@ def test_exponent_of_figures_that_grow_with_a_power_of_pixels(script):
 @pytest.mark.parametrize("form", ["sparse", "dense, eager"])
 def test_measures_in_a_process_of_its_own(script, form):
     arguments = argparse.Namespace(device="cpu", threads=1, repeats=1, kernel=False)
-    figures = script.measure_apart(form, 64, arguments)
-    assert figures["seconds"] > 0
-    assert figures["bytes"] > 0
+    measurements = script.measure_apart(form, 64, arguments)
+    assert measurements["seconds"] > 0
+    assert measurements["bytes"] > 0
