@@ -3,9 +3,11 @@
 
 import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,11 +17,11 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
 )
+from transformers.dynamic_module_utils import get_imports
 
-import hf_segmodels
-from common.exported_models import MODELS, make_model, run_clean_process, write_expected
+from common.exported_models import CLASS_NAMES, MODELS, make_image, make_model, run_clean_process, write_expected
 from hf_segmodels import SegmenterForSemanticSegmentation, SegmenterImageProcessor, SegmenterImageProcessorPil
-from hf_segmodels.hub import RemoteCode, export_for_hub
+from hf_segmodels.hub import EndpointHandler, RemoteCode, export_for_hub
 from hf_segmodels.utils.errors import UserError
 
 
@@ -56,8 +58,6 @@ class TestFolder:
         }
         assert (exported / "README.md").read_text() == "A card."
         assert (exported / "model.safetensors").is_file()
-        handler = Path(hf_segmodels.__file__).parent / "hub" / "endpoint" / "handler.py"
-        assert read(exported).get("handler.py") == (handler.read_bytes() if handler.exists() else None)
 
     def test_model_is_left_alone(self, parts, exported: Path, tmp_path: Path):
         model, image_processor = parts
@@ -124,7 +124,7 @@ class TestWriting:
     def test_a_folder_of_something_else_is_not_touched(self, parts, tmp_path: Path):
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "to_mother.txt").write_text("Dear")
-        with pytest.raises(UserError, match="holds files that are no model: choose another folder"):
+        with pytest.raises(UserError, match="holds other files than a model: choose another folder"):
             export_for_hub(*parts, tmp_path / "letters")
         with pytest.raises(UserError, match="is a file"):
             export_for_hub(*parts, tmp_path / "letters" / "to_mother.txt")
@@ -138,6 +138,40 @@ class TestWriting:
                 export_for_hub(*parts, tmp_path / name)
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         assert read(tmp_path / "old") == read(exported)
+
+
+class TestHandler:
+    def test_packages(self, exported: Path):
+        files = [exported / "handler.py", *exported.glob("hub_endpoint_*.py")]
+        assert len(files) > 1
+        for path in files:
+            packages = set(get_imports(path)) - sys.stdlib_module_names
+            # `handler.py` imports the package only if it is installed
+            assert packages <= {"PIL", "numpy", "torch", "transformers", "hf_segmodels"}, path.name
+            assert "hf_segmodels" not in packages or path.name == "handler.py"
+
+    def test_several_models_in_one_process(self, parts, exported: Path, tmp_path: Path):
+        """Each handler runs the modules in its own folder, also when servers load both under one name."""
+        pytest.importorskip("fastapi")
+        from common.endpoint_server import load_handler
+
+        other_parts = make_model("unept")
+        other = export_for_hub(*other_parts, tmp_path / "other", card="A card.")
+        changed = other / "hub_endpoint_requests.py"
+        changed.write_text(changed.read_text().replace('"masks or label_map"', '"a form of this folder"'))
+        path = list(sys.path)
+        handlers = [load_handler(folder) for folder in (exported, other)]
+        assert sys.path == path
+        request = {"inputs": make_image()}
+        for handler, (model, image_processor) in zip(handlers, (parts, other_parts), strict=True):
+            assert type(handler).__module__ != EndpointHandler.__module__
+            inputs = image_processor(request["inputs"], return_tensors="pt")
+            labels = model.predict(**inputs, target_sizes=[(64, 80)])[0].numpy()
+            shares = {item["label"]: item["share"] for item in handler(request)}
+            assert shares == {CLASS_NAMES[int(label)]: (labels == label).mean() for label in np.unique(labels)}
+        for handler, message in zip(handlers, ("masks or label_map", "a form of this folder"), strict=True):
+            with pytest.raises(ValueError, match=f"send {message}"):
+                handler({**request, "parameters": {"output": "other"}})
 
 
 class OwnSegmenter(SegmenterForSemanticSegmentation):
@@ -159,13 +193,15 @@ class TestRefusals:
         small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "decoder_hidden_size": 8, "num_attention_heads": [1] * 4}
         segformer = SegformerForSemanticSegmentation(SegformerConfig(**small))
         assert "give a Segmenter, SegViT" in self.refused(segformer, parts[1], tmp_path)
-        assert "a class of your own" in self.refused(OwnSegmenter(parts[0].config), parts[1], tmp_path)
+        assert "export the class that it is derived from" in self.refused(
+            OwnSegmenter(parts[0].config), parts[1], tmp_path
+        )
         compiled = torch.nn.Module()
         compiled._orig_mod = parts[0]  # as `torch.compile` wraps it, which takes long to import
         assert "model that was compiled" in self.refused(compiled, parts[1], tmp_path)
 
     def test_image_processors_of_others(self, parts, tmp_path: Path):
-        assert "use an image processor of theirs" in self.refused(parts[0], OwnImageProcessor(), tmp_path)
+        assert "image processor OwnImageProcessor" in self.refused(parts[0], OwnImageProcessor(), tmp_path)
 
     def test_encoders_of_others(self, parts, tmp_path: Path):
         model = make_model("segmenter-linear")[0]

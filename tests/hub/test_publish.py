@@ -136,7 +136,12 @@ class TestDryRun:
 class TestErrors:
     @pytest.mark.parametrize(
         ("repo_id", "reason"),
-        [("tiny", "the owner is missing"), ("a/b/c", "is no name"), ("me/a b", "is no name"), ("me/-x", "is no name")],
+        [
+            ("tiny", "the owner is missing"),
+            ("a/b/c", "is not a valid repository name"),
+            ("me/a b", "is not a valid repository name"),
+            ("me/-x", "is not a valid repository name"),
+        ],
     )
     def test_malformed_name(self, folder: Path, capsys, repo_id, reason):
         assert publish(folder, "--dry-run", repo_id=repo_id) == 2
@@ -146,7 +151,7 @@ class TestErrors:
 
     def test_no_folder(self, tmp_path: Path, capsys):
         assert publish(tmp_path / "nowhere", "--dry-run") == 2
-        assert "there is no folder" in capsys.readouterr().err
+        assert "is not a folder" in capsys.readouterr().err
         assert publish(tmp_path, "--dry-run") == 2
         assert "no config.json" in capsys.readouterr().err
 
