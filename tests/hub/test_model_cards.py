@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Model cards: what they say is so, their examples run, and those in the repository are not stale."""
+"""Model cards: they match the model and its results, their examples run, and the cards in the repository are up to date."""
 
 import json
 import math
@@ -230,9 +230,10 @@ def test_results_of_a_training_script(segmenter):
     assert arguments == str({"window_size": [32, 32], "window_stride": [24, 24], "scales": [1.0], "flip": False})
     for line in (
         "Starts from `some_vit.npz`.",
-        "1,200 updates, with 8 crops of 320x240 pixels for each process.",
-        "adamw, learning rate 0.001 (poly, 10 updates of warm-up), weight decay 0.05.",
-        "Mixed precision (bf16), seed 3.",
+        "1,200 training steps with 8 crops of 320x240 pixels per process.",
+        "adamw, learning rate 0.001 (poly, 10 warm-up steps), weight decay 0.05.",
+        "Mixed precision (bf16).",
+        "Seed 3.",
     ):
         assert f"- {line}\n" in card.text
 
@@ -271,10 +272,10 @@ def test_files_that_hold_no_results_are_refused(segmenter, text: str | None, mes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "ade20k"}, "ADE20K .* has 150 classes, the model 3"),
+        ({"dataset": "ade20k"}, "ADE20K .* has 150 classes, the model has 3"),
         ({"license": "other"}, "needs a name: set `license_name`"),
-        ({"license": "mit", "license_name": "mine"}, 'belong to `license="other"`'),
-        ({"license_link": "https://example.org"}, 'belong to `license="other"`'),
+        ({"license": "mit", "license_name": "mine"}, 'need `license="other"`'),
+        ({"license_link": "https://example.org"}, 'need `license="other"`'),
     ],
 )
 def test_contradictions_are_refused(segmenter, options: dict, message: str):
@@ -299,9 +300,9 @@ def test_what_nobody_said_is_unknown(segmenter):
     card = create_model_card(*segmenter)
     assert card.data.license == "unknown"
     assert (card.data.datasets, card.data.base_model, card.data.eval_results) == (None, None, None)
-    assert "Weights: **not known**" in card.text
-    assert "| Trained on | not stated |" in card.text
-    assert "Data: the terms of the data set are not known here" in card.text
+    assert "Weights: **unknown**" in card.text
+    assert "| Trained on | unknown |" in card.text
+    assert "Data: the terms of the data set are unknown" in card.text
     assert "Not measured." in card.text
 
 
@@ -429,7 +430,7 @@ def test_windows_and_classes_are_those_of_the_converter(name: str):
     text = read_card(name).text
     assert f"| windows of {release.crop_size}x{release.crop_size} pixels every {stride}" in text
     assert f"| Classes | {release.num_labels} |" in text
-    assert f"{release.num_layers} layers of width" in text
+    assert f"vision transformer: {release.num_layers} layers, hidden size" in text
 
 
 def test_every_released_checkpoint_has_a_card(repository: Path):
