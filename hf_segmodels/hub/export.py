@@ -60,7 +60,6 @@ _HANDLER = f'''{MARK}; see {PACKAGE}/hub/export.py.
 """Custom handler of Hugging Face Inference Endpoints, for the model in this folder."""
 
 import contextlib
-import importlib
 import importlib.machinery
 import importlib.util
 import sys

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Exported folders: what is in them, what cannot be exported, and that they load without the package."""
+"""Exported folders: content, models that cannot be exported, and loading without the package."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 class TestFolder:
-    def test_says_where_each_class_is(self, exported: Path):
+    def test_auto_maps(self, exported: Path):
         config = json.loads((exported / "config.json").read_text())
         assert config["auto_map"] == {
             "AutoConfig": "configuration_segmenter.SegmenterConfig",
@@ -59,7 +59,7 @@ class TestFolder:
         assert (exported / "README.md").read_text() == "A card."
         assert (exported / "model.safetensors").is_file()
 
-    def test_model_is_left_alone(self, parts, exported: Path, tmp_path: Path):
+    def test_the_model_is_not_changed(self, parts, exported: Path, tmp_path: Path):
         model, image_processor = parts
         model.save_pretrained(tmp_path)
         image_processor.save_pretrained(tmp_path)
@@ -76,7 +76,7 @@ class TestFolder:
             assert torch.equal(tensor, parts[0].state_dict()[name])
         again = export_for_hub(model, image_processor, tmp_path / "again", card="A card.")
         ours, theirs = read(again), read(exported)
-        # loading writes the type of the weights down for the encoder, too
+        # loading sets the data type of the weights in the encoder's configuration, too
         ours["config.json"] = ours["config.json"].replace(
             b'"dtype": "float32",\n    "final', b'"dtype": null,\n    "final'
         )
@@ -97,7 +97,7 @@ class TestFolder:
         folder = export_for_hub(make_model("segmenter-linear")[0].bfloat16(), parts[1], tmp_path / "new")
         assert AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
-    def test_requirements_are_those_of_the_package(self, repository: Path, tmp_path: Path):
+    def test_requirements_of_the_package(self, repository: Path, tmp_path: Path):
         project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
         known = {*project["dependencies"], *extras["superpixels"], *extras["dev"]}
@@ -110,7 +110,7 @@ class TestFolder:
 
 
 class TestWriting:
-    def test_an_earlier_export_is_replaced_and_other_files_stay(self, parts, tmp_path: Path):
+    def test_an_earlier_export_is_replaced_and_other_files_are_kept(self, parts, tmp_path: Path):
         folder = export_for_hub(*make_model("unept"), tmp_path / "new")
         (folder / "mine.py").write_text("print('mine')\n")
         (folder / "checkpoint-1").mkdir()
@@ -121,7 +121,7 @@ class TestWriting:
         assert (folder / "checkpoint-1").is_dir()
         assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.model_type == "segmenter"
 
-    def test_a_folder_of_something_else_is_not_touched(self, parts, tmp_path: Path):
+    def test_other_folders_are_refused(self, parts, tmp_path: Path):
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "to_mother.txt").write_text("Dear")
         with pytest.raises(UserError, match="holds other files than a model: choose another folder"):
@@ -130,7 +130,7 @@ class TestWriting:
             export_for_hub(*parts, tmp_path / "letters" / "to_mother.txt")
         assert read(tmp_path / "letters") == {"to_mother.txt": b"Dear"}
 
-    def test_nothing_is_left_of_a_failure(self, parts, exported: Path, tmp_path: Path, monkeypatch):
+    def test_a_failure_changes_nothing(self, parts, exported: Path, tmp_path: Path, monkeypatch):
         shutil.copytree(exported, tmp_path / "old")
         monkeypatch.setattr(RemoteCode, "write", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
         for name in ("old", "new"):
@@ -189,7 +189,7 @@ class TestRefusals:
         assert not any(folder.iterdir())
         return str(error.value)
 
-    def test_models_of_others(self, parts, tmp_path: Path):
+    def test_other_models(self, parts, tmp_path: Path):
         small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "decoder_hidden_size": 8, "num_attention_heads": [1] * 4}
         segformer = SegformerForSemanticSegmentation(SegformerConfig(**small))
         assert "give a Segmenter, SegViT" in self.refused(segformer, parts[1], tmp_path)
@@ -197,18 +197,18 @@ class TestRefusals:
             OwnSegmenter(parts[0].config), parts[1], tmp_path
         )
         compiled = torch.nn.Module()
-        compiled._orig_mod = parts[0]  # as `torch.compile` wraps it, which takes long to import
+        compiled._orig_mod = parts[0]  # as `torch.compile` does, which takes long to import
         assert "model that was compiled" in self.refused(compiled, parts[1], tmp_path)
 
-    def test_image_processors_of_others(self, parts, tmp_path: Path):
+    def test_other_image_processors(self, parts, tmp_path: Path):
         assert "image processor OwnImageProcessor" in self.refused(parts[0], OwnImageProcessor(), tmp_path)
 
-    def test_encoders_of_others(self, parts, tmp_path: Path):
+    def test_other_encoders(self, parts, tmp_path: Path):
         model = make_model("segmenter-linear")[0]
         model.backbone = torch.nn.Identity()
         assert "encoder Identity" in self.refused(model, parts[1], tmp_path)
 
-    def test_weights_that_are_not_there(self, parts, tmp_path: Path):
+    def test_missing_or_quantized_weights(self, parts, tmp_path: Path):
         assert "offloading" in self.refused(make_model("segmenter-linear")[0].to("meta"), parts[1], tmp_path)
         model = make_model("segmenter-linear")[0]
         model.hf_quantizer = object()
@@ -223,7 +223,7 @@ def test_all_models_in_a_process_without_the_package(tmp_path: Path):
         write_expected(model, image_processor, tmp_path / "expected" / name)
         folder = export_for_hub(model, image_processor, tmp_path / "exported" / name)
         cases[name] = (folder, tmp_path / "expected" / name)
-    # without a word, such as that a pipeline does not support the model
+    # no output, such as the warning that a pipeline does not support the model
     assert run_clean_process(cases, tmp_path) == ""
 
 

@@ -49,7 +49,7 @@ def to_base64(data: bytes) -> str:
 
 
 def to_label_map(segments: list[dict]) -> np.ndarray:
-    """Masks as one label map, -1 where none is; fails where two are."""
+    """Masks as one label map, -1 outside of all masks; fails if masks overlap."""
     masks = np.stack([decode(segment["mask"]) for segment in segments])
     assert set(np.unique(masks)) <= {0, 255}
     assert ((masks == 255).sum(axis=0) <= 1).all()
@@ -110,7 +110,7 @@ class TestAnswers:
         folder = save_tiny_model(method, tmp_path)
         handler = EndpointHandler(str(folder))
         scores = torch.from_numpy(predict(folder, image, return_scores=True))
-        # several queries may be sure of the same class
+        # several queries may predict the same class
         probabilities = scores.clamp(max=1) if method == "SegViT" else scores.softmax(dim=0)
         confidence, labels = probabilities.amax(dim=0).numpy(), scores.argmax(dim=0).numpy()
         threshold = float(np.median(confidence))
@@ -121,7 +121,7 @@ class TestAnswers:
             assert segment["score"] == pytest.approx(confidence[mask].mean(), rel=1e-5)
         assert sum(segment["share"] for segment in segments) == pytest.approx((confidence >= threshold).mean())
 
-    def test_nothing_is_sure_enough(self, handler, image):
+    def test_no_pixel_above_the_threshold(self, handler, image):
         assert handler({"inputs": image, "parameters": {"threshold": 1.0}}) == []
         answer = handler({"inputs": image, "parameters": {"threshold": 1.0, "output": "label_map"}})
         assert (decode(answer["label_map"]) == 255).all()
@@ -170,7 +170,7 @@ class TestAnswers:
         answer = handler({"inputs": image, "parameters": {"output": "label_map"}})
         assert all(item["color"] == palette[item["index"]] for item in answer["classes"])
 
-    def test_what_is_passed_in_is_left_alone(self, handler, image):
+    def test_requests_are_not_changed(self, handler, image):
         data = {"inputs": to_base64(encode(image)), "parameters": {"scales": [1.0], "flip": True}}
         before = json.dumps(data)
         handler(data)
@@ -196,7 +196,7 @@ class TestAnswers:
 
 @pytest.fixture(scope="module")
 def image_files(image) -> dict[str, bytes]:
-    """Files of many kinds; the animation's first picture is `image`."""
+    """Image files of many formats and modes; the first picture of animations is `image`."""
     values = np.asarray(image.convert("L"))
     transparent = image.copy()
     transparent.putalpha(Image.fromarray(values))
@@ -224,7 +224,7 @@ def image_files(image) -> dict[str, bytes]:
 
 
 class TestImages:
-    def test_read_as_the_commands_read_them(self, image_files, folder, handler, tmp_path):
+    def test_same_pixels_as_read_image(self, image_files, folder, handler, tmp_path):
         for name, data in image_files.items():
             path = tmp_path / "image"
             path.write_bytes(data)
@@ -235,7 +235,7 @@ class TestImages:
     def test_exif_orientation(self, image_files, handler):
         assert decode(handler({"inputs": image_files["turned"]})[0]["mask"]).shape == (50, 40)
 
-    def test_ways_of_sending(self, handler, image):
+    def test_forms_of_inputs(self, handler, image):
         data = encode(image)
         text = to_base64(data)
         in_lines = base64.encodebytes(data).decode()
@@ -244,8 +244,8 @@ class TestImages:
         for inputs in (bytearray(data), image, text, in_lines, f"data:image/png;base64,{text}"):
             assert handler({"inputs": inputs}) == expected
 
-    def test_an_image_that_a_server_has_read(self, image_files, handler):
-        """As the inference toolkit does, which converts to RGB but leaves the EXIF data in place."""
+    def test_image_decoded_by_the_server(self, image_files, handler):
+        """The inference toolkit converts to RGB but keeps the EXIF data."""
         image = Image.open(io.BytesIO(image_files["turned"])).convert("RGB")
         assert handler({"inputs": image}) == handler({"inputs": image_files["turned"]})
 
@@ -339,8 +339,8 @@ class TestRefusals:
             assert handler({"inputs": image})
         assert handler({"inputs": smooth_image(9, 8)})
 
-    def test_limits_are_of_what_is_needed(self, folder, monkeypatch, image):
-        """40 x 50 pixels, which the processor makes 32 x 40, in windows at 0, 2 and 4 of the height and 0 to 6 of the width."""
+    def test_limits_are_exact(self, folder, monkeypatch, image):
+        """The processor resizes 40 x 50 pixels to 32 x 40; 28 x 36 windows start at 2 rows and 3 columns."""
         for variable, limit, parameters in [
             ("MAX_BYTES", len(encode(image)), {}),
             ("MAX_PIXELS", 2000, {}),
@@ -391,7 +391,7 @@ class TestRefusals:
         monkeypatch.undo()
         assert handler({"inputs": image}) == expected
 
-    def test_an_allocation_that_is_too_large_for_this_machine(self, handler, image, monkeypatch):
+    def test_allocation_that_fails(self, handler, image, monkeypatch):
         monkeypatch.setattr(handler.model, "predict", lambda **options: torch.empty(2**60, dtype=torch.uint8))
         with pytest.raises(ServerError, match="out of memory"):
             handler({"inputs": image})
@@ -420,7 +420,7 @@ class TestSettings:
             ("DTYPE", "int8"),
         ],
     )
-    def test_bad_values_are_named_at_the_start(self, variable, value, folder, monkeypatch):
+    def test_invalid_values_are_refused_at_the_start(self, variable, value, folder, monkeypatch):
         monkeypatch.setenv(f"HF_SEGMODELS_{variable}", value)
         with pytest.raises(ValueError, match=f"HF_SEGMODELS_{variable} is '{value}'"):
             EndpointHandler(str(folder))
@@ -511,7 +511,7 @@ class TestURLs:
             ("/endless", "more than the 20000000 bytes"),
         ],
     )
-    def test_what_is_not_fetched(self, path, message, file_server, open_handler):
+    def test_failed_downloads(self, path, message, file_server, open_handler):
         start = time.monotonic()
         with pytest.raises(RequestError, match=message):
             open_handler({"inputs": file_server + path})
@@ -534,8 +534,8 @@ class TestURLs:
             with pytest.raises(RequestError, match="not public|cannot fetch"):
                 handler({"inputs": f"http://{host}:{port}/image"})
 
-    def test_a_name_that_leads_to_a_private_address(self, file_server, handler, monkeypatch):
-        """One private address among public ones is enough; nothing is connected to."""
+    def test_name_with_a_private_address(self, file_server, handler, monkeypatch):
+        """A private address among public ones is enough, and there is no connection."""
         port = int(file_server.rpartition(":")[2])
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("93.184.216.34", "127.0.0.1")]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
@@ -543,8 +543,8 @@ class TestURLs:
         with pytest.raises(RequestError, match="not public"):
             handler({"inputs": f"http://photos.example:{port}/image"})
 
-    def test_the_address_that_was_checked_is_the_one_connected_to(self, monkeypatch):
-        """A name may mean another address when it is looked up again."""
+    def test_the_checked_address_is_used(self, monkeypatch):
+        """A second look-up of a name may give another address."""
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
         connected = []
 
@@ -601,7 +601,7 @@ def test_concurrent_calls(handler):
     assert found == expected * 4
 
 
-def test_no_more_images_at_a_time_than_allowed(folder, monkeypatch, image):
+def test_max_concurrent(folder, monkeypatch, image):
     monkeypatch.setenv("HF_SEGMODELS_MAX_CONCURRENT", "2")
     handler = EndpointHandler(str(folder))
     running, most, lock, predict = 0, 0, threading.Lock(), handler.model.predict
@@ -623,7 +623,7 @@ def test_no_more_images_at_a_time_than_allowed(folder, monkeypatch, image):
     assert most == 2
 
 
-# Under a server. fastapi and uvicorn come with Gradio.
+# With a server. fastapi and uvicorn are dependencies of Gradio.
 
 
 def send(address: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
@@ -682,7 +682,7 @@ class TestServer:
 
 
 def requests_of(number: int, seed: int) -> list[tuple[bytes, str, bool]]:
-    """Bodies with content type and whether they are good; images differ in size and content."""
+    """Bodies with content type and whether they are valid; images differ in size and content."""
     generator = random.Random(seed)
     requests = []
     for index in range(number):
@@ -720,10 +720,9 @@ def resident_bytes(pid: int) -> int:
 
 @pytest.mark.slow
 class TestLoad:
-    def test_200_concurrent_requests_of_which_some_are_broken(self, folder, handler, tmp_path):
+    def test_200_concurrent_requests_some_of_them_invalid(self, folder, handler, tmp_path):
         """
-        Each gets its own answer. The process has grown by less than 48 MiB after two such loads, measured from where a
-        first one has left it.
+        Each request gets its own answer. After a first round, two more rounds add less than 48 MiB to the process.
         """
         pytest.importorskip("fastapi")
         from common.endpoint_server import serve_in_process
@@ -737,10 +736,10 @@ class TestLoad:
             for _ in range(3):
                 answers = send_all(address, requests, workers=200)
                 sizes.append(resident_bytes(pid))
-                for (_, _, is_good), (status, content), wanted in zip(requests, answers, expected, strict=True):
+                for (_, _, is_good), (status, content), answer in zip(requests, answers, expected, strict=True):
                     assert status == (200 if is_good else 400)
                     if is_good:
-                        assert content == wanted
+                        assert content == answer
                     else:
                         assert list(content) == ["error"]
         assert sizes[-1] - sizes[0] < 48 * 2**20, sizes
@@ -748,7 +747,7 @@ class TestLoad:
 
 
 def mutate_bytes(data: bytes, generator: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or put in."""
+    """Change, remove, repeat or insert some bytes."""
     mutated = bytearray(data)
     for _ in range(generator.choice([1, 2, 5, 20])):
         place = generator.randrange(len(mutated) + 1)
@@ -792,7 +791,7 @@ STRANGE = [
 
 
 def mutate_value(value: object, generator: random.Random) -> object:
-    """Somewhere in the JSON, another value, a key more or a key less."""
+    """Change a value, add a key or remove a key somewhere in JSON."""
     if isinstance(value, dict) and value and generator.random() < 0.85:
         changed = dict(value)
         key = generator.choice(list(changed))
@@ -816,7 +815,7 @@ def mutate_value(value: object, generator: random.Random) -> object:
 
 
 def mutated_requests(number: int, seed: int) -> Iterator[tuple[bytes, str]]:
-    """Image files and JSON, each changed somewhere."""
+    """Image files and JSON requests with random changes."""
     generator = random.Random(seed)
     formats = ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM"]
     for index in range(number):
