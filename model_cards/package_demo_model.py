@@ -1,13 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Package the output of a recipe as the demo model.
+Turns the output of a recipe into the model that the package ships.
 
     python model_cards/package_demo_model.py RUN_FOLDER --recipe training/recipes/segmenter_camvid.yaml [--minutes MINUTES]
     python model_cards/package_demo_model.py --card-only
 
-Writes the weights in half precision, the image processor and a model card to hf_segmodels/demo/model/, and the scores of
-the written model to benchmarks/results/demo_model_camvid.json. With --card-only, only the card is written, from the existing
-model and results file.
+Writes the weights in half precision, the processor and a model card to hf_segmodels/demo/model/, and the scores that the
+card quotes, measured on what was written, to benchmarks/results/demo_model_camvid.json. With --card-only the card alone,
+from that file and the model that is there.
 """
 
 import argparse
@@ -32,25 +32,27 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL_FOLDER = REPOSITORY / "hf_segmodels" / "demo" / "model"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "demo_model_camvid.json"
 
-DESCRIPTION = "A small model for street scenes, to try the package. It was trained on the 367 images of CamVid's training split only."
-# observed with the current model; check again when the model changes
+DESCRIPTION = (
+    "A small model for street scenes, to try the package with. It saw the 367 images of CamVid's training split only."
+)
+# what was seen of the model that is there: to be looked at again with another one
 LIMITS = (
-    "It was trained on the streets of one English town seen from a car. On other photographs it finds most of the buildings, "
-    "trees and sky, and confuses the rest with known classes (hazy sky or water with road).",
+    "It knows the streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and "
+    "sky, and takes the rest for something it knows (hazy sky or water for road).",
 )
 PROTOCOL = """\
-Measured on CamVid in the SegNet split, 480x360 pixels, with `model.predict`. Label 255 (void) is ignored in training and
-scores. Nothing was selected on the test split. The validation scores are from the end of training. All numbers come from
+CamVid in the SegNet split, 480x360 pixels, through `model.predict`; labels 255 (void) were not trained on and do not count.
+Nothing was chosen on the test split. The validation scores are those at the end of training. All figures are from
 `{results}`.
 
-Trained with the recipe below; its head lists later changes of the recipe, if any.
+Trained by the recipe below; its head says what has changed in it since, if anything.
 
     accelerate launch training/run_segmentation_accelerate.py {command}
 """
 
 
 def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
-    """Evaluate the model in `folder` on a split, with `predict` at the original image size."""
+    """Scores of the model in `folder` on a split, through `predict` at the images' own size."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     data = SegmentationData(dataset, split, processor=processor)
@@ -60,7 +62,7 @@ def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
 
 
 def write_model(run: Path) -> None:
-    """Write the weights in half precision; `dtype` in the configuration is float32, so that the model computes in float32."""
+    """Weights in half precision; the configuration says float32, so that they are computed with in float32."""
     model = AutoModelForSemanticSegmentation.from_pretrained(run, dtype=torch.float32)
     shutil.rmtree(MODEL_FOLDER, ignore_errors=True)
     halves = {name: value.half() for name, value in model.state_dict().items()}
@@ -70,7 +72,7 @@ def write_model(run: Path) -> None:
 
 
 def demo_card(results: Path) -> ModelCard:
-    """Create the model card from `results` and the configuration, without the weights."""
+    """The model card: every figure in it from `results` and the configuration; the weights are not needed."""
     measured = load_results(results)
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(MODEL_FOLDER))
@@ -90,21 +92,21 @@ def demo_card(results: Path) -> ModelCard:
         limits=LIMITS,
         sections={
             "How it was trained and measured": protocol
-            + (f"\nTraining took {minutes:.0f} minutes on two CPU cores." if minutes else "")
+            + (f"\nin {minutes:.0f} minutes on two CPU cores." if minutes else "")
         },
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Package the demo model.")
+    parser = argparse.ArgumentParser(description="Packages the demo model.")
     parser.add_argument("run", type=Path, nargs="?", help="output_dir of the recipe")
     parser.add_argument("--recipe", type=Path, help="the recipe that was run")
     parser.add_argument(
-        "--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe in that run"
+        "--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what was given after the recipe"
     )
     parser.add_argument("--dataset", default="../shared/data/camvid")
-    parser.add_argument("--minutes", type=float, help="duration of the training on two CPU cores")
-    parser.add_argument("--card-only", action="store_true", help="only write the card of the existing model")
+    parser.add_argument("--minutes", type=float, help="how long the training took on two CPU cores")
+    parser.add_argument("--card-only", action="store_true", help="write the card of the model that is there")
     arguments = parser.parse_args()
     if not arguments.card_only:
         if arguments.run is None or arguments.recipe is None:
@@ -114,7 +116,7 @@ def main() -> None:
 
 
 def package(arguments: argparse.Namespace) -> None:
-    """Write the model and its results."""
+    """Writes model and results."""
     write_model(arguments.run)
     trained = load_results(arguments.run / "results.json")
     recipe = {key: value for key, value in trained["recipe"].items() if key != "output_dir"}

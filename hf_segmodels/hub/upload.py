@@ -124,15 +124,7 @@ def publish(
             return Publication(sizes)
         api = HfApi(token=token)
         with _hub_errors(repo_id, api.endpoint):
-            url = _upload(
-                api,
-                files,
-                repo_id,
-                type(predictor.model).__name__,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-            )
+            url = _upload(api, files, repo_id, type(predictor.model).__name__, private, revision, create_pr)
     return Publication(sizes, url)
 
 
@@ -141,7 +133,6 @@ def _upload(
     files: list[Path],
     repo_id: str,
     model_name: str,
-    *,
     private: bool | None,
     revision: str | None,
     create_pr: bool,
@@ -160,10 +151,7 @@ def _upload(
     stale = [name for name in present if name not in names and _is_stale(api, repo_id, info.sha, name)]
     commit = api.create_commit(
         repo_id,
-        [
-            *(CommitOperationDelete(name) for name in stale),
-            *(CommitOperationAdd(path.name, path) for path in files),
-        ],
+        [*(CommitOperationDelete(name) for name in stale), *(CommitOperationAdd(path.name, path) for path in files)],
         commit_message=f"Upload {model_name}",
         revision=revision,
         create_pr=create_pr,

@@ -217,15 +217,9 @@ class EndpointHandler:
             if counts[index]
         ]
         if parameters.output == "masks":
-            return [
-                {
-                    "label": item["label"],
-                    "score": item["score"],
-                    "mask": _png(PIL.Image.fromarray((labels == item["index"]).astype(np.uint8) * np.uint8(255))),
-                    "share": item["share"],
-                }
-                for item in classes
-            ]
+            for item in classes:
+                item["mask"] = _png(PIL.Image.fromarray((labels == item.pop("index")).astype(np.uint8) * np.uint8(255)))
+            return classes
         palette = _palette(self.model.config, num_labels)
         if unlabeled == 255:
             picture = PIL.Image.fromarray(labels.astype(np.uint8))

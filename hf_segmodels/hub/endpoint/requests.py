@@ -92,7 +92,7 @@ class Parameters:
         window_size (`int` or `list[int]`, *optional*): Window in pixels; 0 is the whole image. Defaults to the model's.
         window_stride (`int` or `list[int]`, *optional*): Stride in pixels. Defaults to the model's, or to `window_size`.
         scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): Factors that the image is resized by.
-        flip (`bool`, *optional*, defaults to `False`): Whether to average with mirrored copies.
+        flip (`bool`, *optional*, defaults to `False`): Whether to average with flipped copies.
         threshold (`float`, *optional*): Confidence below which a pixel gets no class. By default all pixels get one.
         output (`str`, *optional*, defaults to `"masks"`): `"masks"` or `"label_map"`.
     """
