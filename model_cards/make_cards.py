@@ -1,11 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Writes the cards of this folder from checkpoints.yaml, and the demo model's from its results file.
+Write the cards of this folder from checkpoints.yaml, and the card of the demo model from its results file.
 
-    python model_cards/make_cards.py            # writes what has changed
-    python model_cards/make_cards.py --check    # fails where a card is stale
+    python model_cards/make_cards.py            # writes cards that changed
+    python model_cards/make_cards.py --check    # fails if a card is stale
 
-No weights are needed: models are built without values, from the recipes of the checkpoints.
+No weights are needed: models are built on the meta device, from the recipes of the checkpoints.
 """
 
 import argparse
@@ -34,39 +34,39 @@ README = FOLDER / "README.md"
 _TABLE = re.compile(r"(?<=<!-- cards -->\n).*(?=<!-- end of cards -->)", re.DOTALL)
 _PROTOCOLS = {
     "single scale": "single scale",
-    "multi-scale": "scales 0.5, 0.75, 1, 1.25, 1.5, 1.75, with mirrored copies",
+    "multi-scale": "scales 0.5, 0.75, 1, 1.25, 1.5, 1.75, with flipped copies",
 }
 
 
 def read_checkpoints() -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `checkpoints.yaml` says of methods and of checkpoints."""
+    """Read the facts about methods and about checkpoints in `checkpoints.yaml`."""
     facts = yaml.safe_load(CHECKPOINTS.read_text(encoding="utf-8"))
     return facts["methods"], facts["checkpoints"]
 
 
 def build_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[Any, Any, Recipe]:
-    """Model without values, image processor and recipe of a checkpoint."""
+    """Model on the meta device, image processor and recipe of a checkpoint."""
     recipe = Recipe.read(RECIPES / f"{checkpoint['recipe']}.yaml", ["pretrained_backbone=null"])
     with torch.device("meta"):
         return *build_model(recipe), recipe
 
 
 def checkpoint_card(name: str, checkpoint: Mapping[str, Any], methods: Mapping[str, Any]) -> tuple[ModelCard, Any]:
-    """The card of a released checkpoint, and its model."""
+    """Card and model of a released checkpoint."""
     model, image_processor, recipe = build_checkpoint(checkpoint)
     key = checkpoint["recipe"].partition("/")[0]
     method, facts = METHODS[key], methods[key]
     values = {"name": name, "file": checkpoint["file"]}
     if "url" in checkpoint:
         values["url"] = f"{facts['url']}/{checkpoint['url']}"
-    left_out = f"Left out: {facts['left_out']}." if facts["left_out"] else "Nothing in it is left out."
+    left_out = f"Not converted: {facts['left_out']}." if facts["left_out"] else "All tensors are converted."
     original = (
-        f"This is the card of a checkpoint of [the authors]({method.repository}) after conversion; the weights are theirs. "
-        f"{facts['license_remark']}\n\n{facts['download'].format(**values)}\n\n"
-        "Converted, and compared with an independent forward pass over the original weights, by\n\n"
+        f"This card describes a checkpoint of [the authors]({method.repository}) after conversion. {facts['license_remark']}\n\n"
+        f"{facts['download'].format(**values)}\n\n"
+        "Convert it, and compare the result with an independent forward pass over the original weights:\n\n"
         f"```bash\nhf-segmodels convert --method {key} {facts['convert'].format(**values)}\n```\n\n"
-        f"The file has {checkpoint['tensors']} tensors by the authors' code and configuration; the file itself was not at hand "
-        f"when this card was written. {left_out}"
+        f"The file has {checkpoint['tensors']} tensors according to the authors' code and configuration (not verified against the "
+        f"original file). {left_out}"
     )
     differences = "\n".join(f"- {text}" for text in [*facts["differences"], *checkpoint.get("notes", ())])
     card = create_model_card(
@@ -85,7 +85,7 @@ def checkpoint_card(name: str, checkpoint: Mapping[str, Any], methods: Mapping[s
         ],
         sections={
             "The original checkpoint": original,
-            "Differences between the paper, the authors' code and this model": "A converted model behaves as the code that "
+            "Differences between the paper, the authors' code and this model": "A converted model behaves like the code that "
             f"trained it.\n\n{differences}",
         },
     )
@@ -97,7 +97,7 @@ def _source(source: str, repository: str) -> str:
 
 
 def make_cards() -> dict[Path, str]:
-    """All files that this script writes, with what should be in them."""
+    """Path and content of all files that this script writes."""
     methods, checkpoints = read_checkpoints()
     files, rows = {}, []
     for name, checkpoint in checkpoints.items():
@@ -105,8 +105,8 @@ def make_cards() -> dict[Path, str]:
         files[FOLDER / f"{name}.md"] = f"{card}\n"
         rows.append(_row(name, checkpoint, model))
     head = "| card | parameters, M | classes | mIoU | multi-scale |\n|---|---|---|---|---|\n"
-    text, places = _TABLE.subn(lambda _: head + "".join(rows), README.read_text(encoding="utf-8"))
-    if places != 1:
+    text, num_tables = _TABLE.subn(lambda _: head + "".join(rows), README.read_text(encoding="utf-8"))
+    if num_tables != 1:
         raise SystemExit(f"{README} needs the lines `<!-- cards -->` and `<!-- end of cards -->` for its table.")
     files[README] = text
     files[MODEL_FOLDER / "README.md"] = f"{demo_card(RESULTS)}\n"
@@ -125,14 +125,14 @@ def _row(name: str, checkpoint: Mapping[str, Any], model: Any) -> str:
 
 
 def stale_files(files: Mapping[Path, str]) -> list[Path]:
-    """Files that differ from what they should be, are missing, or are cards of nothing."""
+    """Files that are missing or out of date, and cards without an entry in `checkpoints.yaml`."""
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     return stale + [path for path in FOLDER.glob("*.md") if path not in files]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Writes the model cards of this folder and of the demo model.")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a card is stale")
+    parser = argparse.ArgumentParser(description="Write the model cards of this folder and of the demo model.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a card is stale")
     arguments = parser.parse_args(argv)
 
     files = make_cards()
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in stale:
             print(f"stale: {path.relative_to(REPOSITORY)}", file=sys.stderr)
         if stale:
-            print("run `python model_cards/make_cards.py` and look at what changes", file=sys.stderr)
+            print("run `python model_cards/make_cards.py` and review the changes", file=sys.stderr)
         return 1 if stale else 0
     for path in stale:
         if path in files:
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"wrote {path.relative_to(REPOSITORY)}")
         else:
             path.unlink()
-            print(f"removed {path.relative_to(REPOSITORY)}, which is no card of {CHECKPOINTS.name}")
+            print(f"removed {path.relative_to(REPOSITORY)}, which has no entry in {CHECKPOINTS.name}")
     return 0
 
 

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A model for the Hub: what people who have never heard of this package need to use it."""
+"""Export and upload of models to the Hugging Face Hub, with their code, model card and endpoint handler."""
 
 import sys
 from typing import TYPE_CHECKING

@@ -1,8 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A model as a folder that loads anywhere: weights, configuration, image processor, and the code of all three."""
+"""Export of a model to a folder that loads without this package: weights, configuration, image processor, and code."""
 
 import copy
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,11 @@ from .cards.facts import METHODS
 from .remote_code import MARK, PACKAGE, flat_name, flatten
 
 
-# The lower bounds are those of pyproject.toml.
+# lower bounds of pyproject.toml
 _REQUIREMENTS = ("numpy>=2.1", "pillow>=11.0", "torch>=2.11", "torchvision>=0.26", "transformers>=5.17,<6")
 _MORE_REQUIREMENTS = {"superpixel_vit": "scikit-image>=0.25", "timm_backbone": "timm>=1.0.20"}
-# What an export, an earlier one too, may have left in a folder, beside its code.
-_ARTIFACTS = (
+# files that an export writes, code aside
+_FILES = (
     "README.md",
     "config.json",
     "handler.py",
@@ -40,12 +39,12 @@ _ARTIFACTS = (
     "requirements.txt",
 )
 
-_SAVED_WITH = """
+_OTHER_BACKEND = """
 
 from typing import TYPE_CHECKING
 
 
-if TYPE_CHECKING:  # so that `save_pretrained` of this class takes the other backend's module along
+if TYPE_CHECKING:  # so that `save_pretrained` of this class copies the module of the other backend, too
     from .{module} import {name}  # noqa: F401
 """
 _PIPELINE_NAMES = """
@@ -53,22 +52,45 @@ _PIPELINE_NAMES = """
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 
-# `pipeline("image-segmentation")` looks at these names only, and would log that the model is not supported
+# `pipeline("image-segmentation")` only checks these names, and would log that the model is not supported
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault("{model_type}", "{name}")
 """
+_HANDLER_MODULE = "hub.endpoint.handler"
+_HANDLER = f'''{MARK}; see {PACKAGE}/hub/export.py.
+"""Custom handler of Hugging Face Inference Endpoints, for the model in this folder."""
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import sys
+import uuid
+from pathlib import Path
+
+
+with contextlib.suppress(ImportError):
+    import {PACKAGE}  # noqa: F401  (its own classes are used where it is installed)
+
+# Servers load this file by its path. The modules next to it are a package under a name of its own, so that handlers of
+# several models fit into one process.
+_spec = importlib.machinery.ModuleSpec(f"{PACKAGE}_{{uuid.uuid4().hex}}", None, is_package=True)
+_spec.submodule_search_locations = [str(Path(__file__).resolve().parent)]
+sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+EndpointHandler = importlib.import_module(f"{{_spec.name}}.{flat_name(_HANDLER_MODULE)}").EndpointHandler
+'''
 
 
 @dataclass(frozen=True)
 class RemoteCode:
     """
-    The code that a model needs in a repository, and what says where in it each class is.
+    The code that a model needs in a repository, and the `auto_map`s that lead to its classes.
 
     Args:
         files (`dict[str, str]`): Source code by file name.
-        auto_map (`dict[str, str]`): Of the model's configuration.
-        backbone_auto_map (`dict[str, str]`, *optional*): Of the encoder's; `None` where transformers has it.
-        processor_auto_map (`dict[str, dict[str, str]]`, *optional*): Of the image processor; `None` where transformers
-            has it.
+        auto_map (`dict[str, str]`): `auto_map` of the model's configuration.
+        backbone_auto_map (`dict[str, str]`, *optional*):
+            `auto_map` of the encoder's configuration; `None` for an encoder of transformers.
+        processor_auto_map (`dict[str, dict[str, str]]`, *optional*):
+            `auto_map` of the image processor; `None` without one or for one of transformers.
     """
 
     files: dict[str, str]
@@ -77,75 +99,62 @@ class RemoteCode:
     processor_auto_map: dict[str, dict[str, str]] | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, image_processor: ImageProcessingMixin | None = None) -> "RemoteCode":
+    def from_model(cls, model: PreTrainedModel, image_processor: ImageProcessingMixin | None = None) -> "RemoteCode":
         """
-        Collects the code of a model of this package, and of its image processor.
+        Collect the code of a model of this package, of its image processor, and of the endpoint handler.
+
+        Args:
+            model (`PreTrainedModel`): The model.
+            image_processor (`ImageProcessingMixin`, *optional*): Its image processor, of either backend.
 
         Raises:
-            UserError: for models, encoders and image processors that are neither this package's nor transformers'.
+            UserError: if the model is not a class of this package, or the encoder or image processor is neither a class of
+                this package nor of transformers.
         """
         if not isinstance(model, SegmentationPreTrainedModel) or not _is_own(model):
-            raise UserError(
-                f"{_describe(model)} is no model of {PACKAGE}, whose code would be exported: {_advice(model)}."
-            )
-        modules, footers = [type(model).__module__, type(model.config).__module__], {}
-        footers[_within_package(type(model))] = _PIPELINE_NAMES.format(
-            model_type=model.config.model_type, name=type(model).__name__
-        )
-        auto_map = {
-            "AutoConfig": _reference(type(model.config)),
-            "AutoModelForSemanticSegmentation": _reference(type(model)),
+            raise UserError(f"{_describe(model)} is not a model class of {PACKAGE}: {_advice(model)}.")
+        modules = [_HANDLER_MODULE, _module(model), _module(model.config)]
+        footers = {
+            _module(model): _PIPELINE_NAMES.format(model_type=model.config.model_type, name=type(model).__name__)
         }
-        backbone, backbone_auto_map = model.backbone, None
+        auto_map = {"AutoConfig": _reference(model.config), "AutoModelForSemanticSegmentation": _reference(model)}
+        backbone, backbone_auto_map, processor_auto_map = model.backbone, None, None
         if _is_own(backbone):
-            modules += [type(backbone).__module__, type(backbone.config).__module__]
-            backbone_auto_map = {
-                "AutoConfig": _reference(type(backbone.config)),
-                "AutoBackbone": _reference(type(backbone)),
-            }
-        elif not type(backbone).__module__.startswith("transformers."):
+            modules += [_module(backbone), _module(backbone.config)]
+            backbone_auto_map = {"AutoConfig": _reference(backbone.config), "AutoBackbone": _reference(backbone)}
+        elif not _is_of_transformers(backbone):
             raise UserError(
-                f"the encoder {_describe(backbone)} is neither {PACKAGE}'s nor transformers': nothing would load it."
+                f"the encoder {_describe(backbone)} is neither a class of {PACKAGE} nor of transformers: use one of these."
             )
-        processor_auto_map = None
-        if image_processor is not None and not type(image_processor).__module__.startswith("transformers."):
-            if not isinstance(
-                image_processor, (SegmentationImageProcessor, SegmentationImageProcessorPil)
-            ) or not _is_own(image_processor):
-                raise UserError(
-                    f"{_describe(image_processor)} is neither {PACKAGE}'s nor transformers': use an image processor of "
-                    "theirs."
-                )
-            backends = both_backends(_reference(type(image_processor)))
+        if _is_own(image_processor) and isinstance(
+            image_processor, (SegmentationImageProcessor, SegmentationImageProcessorPil)
+        ):
+            backends = both_backends(_reference(image_processor))
             processor_auto_map = {"AutoImageProcessor": backends}
-            room = type(image_processor).__module__.rpartition(".")[0]
+            module_package = _module(image_processor).rpartition(".")[0]
             references = [reference.split(".") for reference in backends.values()]
             for (module, _), (other_module, other_name) in zip(references, reversed(references), strict=True):
-                modules.append(f"{room}.{module}")
-                footers[f"{room}.{module}".removeprefix(f"{PACKAGE}.")] = _SAVED_WITH.format(
-                    module=other_module, name=other_name
-                )
-        return cls(
-            files=flatten((module.removeprefix(f"{PACKAGE}.") for module in modules), footers),
-            auto_map=auto_map,
-            backbone_auto_map=backbone_auto_map,
-            processor_auto_map=processor_auto_map,
-        )
+                modules.append(f"{module_package}.{module}")
+                footers[modules[-1]] = _OTHER_BACKEND.format(module=other_module, name=other_name)
+        elif image_processor is not None and not _is_of_transformers(image_processor):
+            raise UserError(
+                f"the image processor {_describe(image_processor)} is neither a class of {PACKAGE} nor of transformers: "
+                "use one of these."
+            )
+        return cls(flatten(modules, footers), auto_map, backbone_auto_map, processor_auto_map)
 
-    def name_in(self, config: PreTrainedConfig, image_processor: Any = None) -> None:
-        """Sets `auto_map` of a model's configuration, its encoder's, and an image processor."""
-        config.auto_map = dict(self.auto_map)
+    def set_auto_map(self, config: PreTrainedConfig, image_processor: Any = None) -> None:
+        """Set `auto_map` of a model's configuration, its encoder's configuration, and an image processor."""
+        _set_auto_map(config, self.auto_map)
         _set_auto_map(config.backbone_config, self.backbone_auto_map)
         if image_processor is not None:
             _set_auto_map(image_processor, self.processor_auto_map)
 
     def write(self, folder: Path, config: PreTrainedConfig) -> None:
-        """Writes the files, with the handler for endpoints and the requirements of a model with this configuration."""
-        for name, source in self.files.items():
-            (folder / name).write_text(source, encoding="utf-8")
-        shutil.copyfile(Path(__file__).parent / "endpoint" / "handler.py", folder / "handler.py")
+        """Write the code, the endpoint handler, and the requirements of a model with this configuration into a folder."""
         requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
-        (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+        for name, text in {**self.files, "handler.py": _HANDLER, "requirements.txt": requirements}.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def export_for_hub(
@@ -158,32 +167,31 @@ def export_for_hub(
     **card_options: Any,
 ) -> Path:
     """
-    Writes a folder that `from_pretrained(folder, trust_remote_code=True)` of the Auto classes loads without this package:
+    Export a model to a folder that the Auto classes load without this package, with `trust_remote_code=True`. It holds the
     weights as safetensors, `config.json`, `preprocessor_config.json`, the Python modules that they need, `handler.py` for
-    Inference Endpoints, `requirements.txt` and a model card. With this package imported it loads as any other folder.
+    Inference Endpoints, `requirements.txt` and a model card. With this package imported, it loads as any other folder.
 
     Args:
         model (`PreTrainedModel`):
-            A model of this package, on an encoder of this package's or transformers'. It is left as it is.
+            A model of this package, with an encoder of this package or of transformers. It is not changed.
         image_processor (`ImageProcessingMixin`):
-            Its image processor, of either backend; both are exported.
+            The model's image processor, of either backend; both backends are exported.
         folder (`str` or `Path`):
-            Where to. It is new or empty, or holds a model: that is replaced, files that are not of a model are kept.
-            Nothing changes unless all could be written.
+            Output folder: a new or empty folder, or the folder of a model. The model in it is replaced, other files are
+            kept. If the export fails, the folder is not changed.
         repo_id (`str`, *optional*):
-            Name of the repository that it is for, for the card.
+            Name of the repository, for the card.
         card (`str`, *optional*):
-            Text of the model card, `README.md`. If unset, one is made from the model ([`create_model_card`]); SuperpixelViT
-            has none.
+            Text of the model card, `README.md`. Defaults to the card of [`create_model_card`]; SuperpixelViT has no card.
         card_options:
-            For the card that is made, such as `results`, `dataset`, `license`; see [`create_model_card`].
+            Options of [`create_model_card`], such as `results`, `dataset` or `license`.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        UserError: if the model or the image processor cannot be exported, the card's options do not fit them or come with a
-            `card`, or the folder holds something that is no model.
+        UserError: if the model or image processor cannot be exported, the card's options are invalid or given together with
+            `card`, or the folder holds other files than a model.
 
     Example:
 
@@ -197,11 +205,11 @@ def export_for_hub(
     ```
     """
     folder = Path(folder).expanduser()
-    code = RemoteCode.of(model, image_processor)
+    code = RemoteCode.from_model(model, image_processor)
     _check_weights(model)
     if is_non_empty(folder) and not (folder / "config.json").is_file():
-        what = "holds files that are no model" if folder.is_dir() else "is a file"
-        raise UserError(f"{folder} {what}: choose another folder.")
+        problem = "holds other files than a model" if folder.is_dir() else "is a file"
+        raise UserError(f"{folder} {problem}: choose another folder.")
     if card is not None and card_options:
         raise UserError(f"there is a model card already: leave out {', '.join(card_options)}, or the card.")
     if card is None and (card_options or model.config.model_type in METHODS):
@@ -212,12 +220,12 @@ def export_for_hub(
             raise UserError(f"cannot write the model card: {error}") from error
 
     config, image_processor = copy.deepcopy(model.config), copy.deepcopy(image_processor)
-    with atomic_directory(folder, artifacts) as partial:
-        # names of weights that an encoder of transformers has had in all its versions
+    with atomic_directory(folder, exported_files) as partial:
+        # the original names of weights, which every version of transformers reads for its own encoders
         model.save_pretrained(partial, save_original_format=True)
-        # a copy: the model itself stays one whose folders need this package
+        # the copy gets the `auto_map`, so that `save_pretrained` of the model itself stays without code
         config.architectures, config.dtype = model.config.architectures, model.config.dtype
-        code.name_in(config, image_processor)
+        code.set_auto_map(config, image_processor)
         config.save_pretrained(partial)
         image_processor.save_pretrained(partial)
         code.write(partial, config)
@@ -228,7 +236,8 @@ def export_for_hub(
 
 class RemoteCodeCallback(TrainerCallback):
     """
-    For transformers' `Trainer`: what it pushes to the Hub loads without this package, with `trust_remote_code=True`.
+    Callback for transformers' `Trainer` that adds the model's code to what it pushes to the Hub. The repository then loads
+    without this package, with `trust_remote_code=True`.
 
     Example:
 
@@ -242,33 +251,33 @@ class RemoteCodeCallback(TrainerCallback):
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Lets the configurations that checkpoints hold name the code: pushes copy them."""
-        self._name_code(kwargs["model"], kwargs.get("processing_class"))
+        """Set `auto_map` before training, since pushes copy the configurations of checkpoints."""
+        self._set_auto_map(kwargs["model"], kwargs.get("processing_class"))
 
     def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the code into the folder that is pushed."""
-        code = self._name_code(kwargs["model"], kwargs.get("processing_class"))
+        """Write the code into the folder that is pushed."""
+        code = self._set_auto_map(kwargs["model"], kwargs.get("processing_class"))
         if args.should_save:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             code.write(folder, kwargs["model"].config)
 
     @staticmethod
-    def _name_code(model: Any, image_processor: Any) -> RemoteCode:
-        code = RemoteCode.of(model, image_processor)
-        code.name_in(model.config, image_processor)
+    def _set_auto_map(model: Any, image_processor: Any) -> RemoteCode:
+        code = RemoteCode.from_model(model, image_processor)
+        code.set_auto_map(model.config, image_processor)
         return code
 
 
-def artifacts(folder: Path) -> Iterator[Path]:
-    """What an export wrote into a folder, which may hold other files."""
-    for pattern in _ARTIFACTS:
+def exported_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder that an export wrote."""
+    for pattern in _FILES:
         yield from folder.glob(pattern)
-    yield from (path for path in folder.glob("*.py") if path.name not in _ARTIFACTS and is_written_here(path))
+    yield from (path for path in folder.glob("*.py") if path.name not in _FILES and is_exported_module(path))
 
 
-def is_written_here(path: Path) -> bool:
-    """Whether a file is code that an export wrote."""
+def is_exported_module(path: Path) -> bool:
+    """Whether a file is a module that an export wrote."""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(len(MARK)) == MARK
 
@@ -277,13 +286,18 @@ def _is_own(part: Any) -> bool:
     return type(part).__module__.startswith(f"{PACKAGE}.")
 
 
-def _within_package(part: type) -> str:
-    return part.__module__.removeprefix(f"{PACKAGE}.")
+def _is_of_transformers(part: Any) -> bool:
+    return type(part).__module__.startswith("transformers.")
 
 
-def _reference(part: type) -> str:
-    """`MODULE.CLASS` in the flat folder."""
-    return f"{flat_name(_within_package(part))}.{part.__name__}"
+def _module(part: Any) -> str:
+    """Module of an object's class, within the package."""
+    return type(part).__module__.removeprefix(f"{PACKAGE}.")
+
+
+def _reference(part: Any) -> str:
+    """`MODULE.CLASS` of an object's class, in the flat folder."""
+    return f"{flat_name(_module(part))}.{type(part).__name__}"
 
 
 def _describe(part: Any) -> str:
@@ -294,9 +308,7 @@ def _advice(model: Any) -> str:
     if type(model).__module__.startswith("transformers_modules."):
         return f"it was loaded with code from the Hub; `import {PACKAGE}` first and load it again"
     if isinstance(model, SegmentationPreTrainedModel):
-        return (
-            "a class of your own has code of your own; publish it by hand, or export the class that it is derived from"
-        )
+        return "export the class that it is derived from, or publish your own class by hand"
     if hasattr(model, "merge_and_unload"):
         return "merge the adapter into it first (`model.merge_and_unload()`)"
     if hasattr(model, "_orig_mod"):
@@ -306,17 +318,15 @@ def _advice(model: Any) -> str:
 
 def _check_weights(model: PreTrainedModel) -> None:
     if getattr(model, "hf_quantizer", None) is not None:
-        raise UserError("the model is quantized: export it unquantized, and quantize it when it is loaded.")
+        raise UserError("the model is quantized: export the unquantized model, and quantize it after loading.")
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError("the model has adapters: merge them, or remove them, and export it then.")
+        raise UserError("the model has adapters: merge or remove them before the export.")
     if any(parameter.device == torch.device("meta") for parameter in model.parameters()):
-        raise UserError(
-            "some weights are not there (they are on the device `meta`): load the model without offloading."
-        )
+        raise UserError("some weights are on the device `meta`: load the model without offloading.")
 
 
 def _set_auto_map(part: Any, auto_map: dict | None) -> None:
-    """An `auto_map` of an earlier export would name files that are not there."""
+    """Set an `auto_map`, or remove one of an earlier export, whose files no longer exist."""
     if auto_map is not None:
         part.auto_map = copy.deepcopy(auto_map)
     elif hasattr(part, "auto_map"):
@@ -328,4 +338,4 @@ def _requirements(config: PreTrainedConfig) -> list[str]:
     return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])
 
 
-__all__ = ["RemoteCode", "RemoteCodeCallback", "artifacts", "export_for_hub", "is_written_here"]
+__all__ = ["RemoteCode", "RemoteCodeCallback", "export_for_hub", "exported_files", "is_exported_module"]

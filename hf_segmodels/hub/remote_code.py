@@ -2,10 +2,10 @@
 """
 A model's code as one flat folder, for transformers' `trust_remote_code=True`.
 
-transformers copies the files of a repository that a module names by `from .x import y`, which it looks for with a regular
-expression: it knows neither folders nor `from . import x`, and demands each package that a module imports, wherever it does
-so, unless within `try`. [`flatten`] collects the modules that some modules of this package need, gives them names of one
-folder and rewrites their imports.
+transformers copies the files of a repository that a module imports with `from .x import y`. It finds these imports with a
+regular expression, so that it supports neither folders nor `from . import x`. It also requires every package that a module
+imports anywhere outside of `try`. [`flatten`] collects the modules that a model needs, gives them names in one folder and
+rewrites their imports.
 """
 
 import ast
@@ -20,23 +20,23 @@ from pathlib import Path
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
 MARK = f"# Written by {PACKAGE}"
-"""How each file begins that [`flatten`] made."""
+"""First words of each file that an export writes."""
 
-# what is there wherever transformers runs a model on images
+# packages that are installed wherever transformers runs a model on images
 _REQUIRED = {"PIL", "huggingface_hub", "numpy", "torch", "transformers"}
 _KEPT_NAMES = ("configuration_", "image_processing_", "loss_", "modeling_")
 _LINE_LENGTH = 120
-# as in transformers' `get_relative_imports`
+# same as in transformers' `get_relative_imports`
 _RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\S+)\s*$|from\s+\.(\S+)\s+import)", flags=re.MULTILINE)
 
 
 class RemoteCodeError(Exception):
-    """Code that cannot be put into one folder; says which line."""
+    """Code that cannot be put into one folder; the message names the line."""
 
 
 @dataclass(frozen=True)
 class _Import:
-    """`name` of the module `module` (dotted, within the package), under the name that follows `as` if there is one."""
+    """Import of `name` from `module` (dotted, within the package), *optionally* under another name."""
 
     module: str
     name: str
@@ -48,18 +48,18 @@ class _Import:
 
 def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) -> dict[str, str]:
     """
-    The source code of modules of this package, and of all that they need of it, for one folder.
+    Collect the source code of modules of this package, and of all modules of the package that they import, for one folder.
 
     Args:
         modules (`Iterable[str]`): Dotted names within the package, such as `"segmenter.modeling_segmenter"`.
-        footers (`Mapping[str, str]`, *optional*): Code to add at the end of modules, by the modules' names.
+        footers (`Mapping[str, str]`, *optional*): Code to append to modules, by dotted name.
 
     Returns:
-        `dict[str, str]`: Source code by file name, sorted; the same for the same package.
+        `dict[str, str]`: Source code by file name, sorted by name.
 
     Raises:
-        RemoteCodeError: if a module cannot travel, because it imports a module as a whole, by name or under a condition of
-            packages that may be absent.
+        RemoteCodeError: if a module imports a whole module or `*`, uses `importlib`, imports a package outside of `try` that
+            may be absent, or two modules get the same file name.
     """
     pending, needed = sorted(modules), dict[str, list[tuple[ast.ImportFrom, list[_Import]]]]()
     while pending:
@@ -69,12 +69,10 @@ def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) ->
             pending += [imported.module for _, names in needed[module] for imported in names]
     names = {module: flat_name(module) for module in sorted(needed)}
     if len(set(names.values())) < len(names):
-        raise RemoteCodeError(
-            f"Two modules have one name in a flat folder: {sorted(names.items(), key=lambda n: n[1])}."
-        )
+        raise RemoteCodeError(f"Two modules get the same file name: {sorted(names.items(), key=lambda n: n[1])}.")
     sources = {}
     for module, name in names.items():
-        source = f"{MARK} from {_path(module).relative_to(ROOT.parent).as_posix()}: change it there.\n"
+        source = f"{MARK} from {_path(module).relative_to(ROOT.parent).as_posix()}; make changes there.\n"
         sources[f"{name}.py"] = source + _rewrite(module, needed[module], names) + (footers or {}).get(module, "")
     for file, source in sources.items():
         _check(file, source, sources)
@@ -83,15 +81,15 @@ def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) ->
 
 def flat_name(module: str) -> str:
     """
-    `"inference.label_search"` -> `"inference_label_search"`; modules that transformers finds by their names
-    (`modeling_X`) keep them.
+    Name of a module in the flat folder: `"inference.prediction"` becomes `"inference_prediction"`. Modules that transformers
+    finds by name (`modeling_X`) keep their last name.
     """
     leaf = module.rpartition(".")[2]
     return leaf if leaf.startswith(_KEPT_NAMES) else module.replace(".", "_")
 
 
 def _path(module: str) -> Path:
-    """File of a module or, for a package, of its `__init__`."""
+    """File of a module, or the `__init__.py` of a package."""
     path = ROOT.joinpath(*module.split(".")) if module else ROOT
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -102,7 +100,7 @@ def _parse(module: str) -> ast.Module:
 
 
 def _imports(module: str) -> list[tuple[ast.ImportFrom, list[_Import]]]:
-    """Each import of something of this package in a module, at whatever depth, and where that is defined."""
+    """Imports from this package in a module, at any depth, with the modules that define the names."""
     found = []
     for node in ast.walk(_parse(module)):
         if isinstance(node, ast.ImportFrom) and (source := _source(module, node)) is not None:
@@ -110,17 +108,17 @@ def _imports(module: str) -> list[tuple[ast.ImportFrom, list[_Import]]]:
                 (node, [_Import(*_definition(source, alias.name, module, node), alias.asname) for alias in node.names])
             )
         elif isinstance(node, ast.Import) and any(_is_own(alias.name) for alias in node.names):
-            raise _error(module, node, "it imports a module as a whole; import what is in it")
+            raise _error(module, node, "it imports a whole module; import names from it")
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             packages = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             if "importlib" in packages:
-                raise _error(module, node, "modules that are imported by name cannot be followed")
+                raise _error(module, node, "imports through `importlib` are not supported")
     _check_packages(module, _parse(module))
     return sorted(found, key=lambda item: item[0].lineno)
 
 
 def _check_packages(module: str, node: ast.AST) -> None:
-    """transformers looks for the packages of all imports but those in `try` when it loads the code."""
+    """Check that packages which may be absent are imported within `try`: transformers requires all others."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Try):
             continue
@@ -129,7 +127,7 @@ def _check_packages(module: str, node: ast.AST) -> None:
             names = [child.module or ""]
         for name in (name.partition(".")[0] for name in names):
             if name not in _REQUIRED | {PACKAGE} and name not in sys.stdlib_module_names:
-                raise _error(module, child, f"{name} may be absent; import it in `try`, and say there what to install")
+                raise _error(module, child, f"{name} may be absent; import it in `try`, and say what to install")
         _check_packages(module, child)
 
 
@@ -138,38 +136,38 @@ def _is_own(name: str) -> bool:
 
 
 def _source(module: str, node: ast.ImportFrom) -> str | None:
-    """The module of this package that a `from ... import` names; `None` for another package's."""
+    """Module of this package that a `from ... import` names, or `None` for another package."""
     if node.level == 0:
         return (node.module or "").partition(".")[2] if _is_own(node.module or "") else None
-    # the package that holds the module; an `__init__` is its own
+    # the package that contains the module; for an `__init__`, the package itself
     package = module.split(".") if _path(module).name == "__init__.py" else module.split(".")[:-1]
     kept = package[: len(package) - (node.level - 1)]
     return ".".join([*kept, *([node.module] if node.module else [])])
 
 
 def _definition(source: str, name: str, module: str, node: ast.ImportFrom) -> tuple[str, str]:
-    """Module and name where what `source` gives as `name` is defined: through the imports of an `__init__`."""
+    """Module that defines `name` of `source`, and the name there; follows the imports of an `__init__`."""
     if name == "*":
-        raise _error(module, node, "import names, not all there are")
+        raise _error(module, node, "it imports `*`; import names")
     if _path(source).name != "__init__.py":
         return source, name
     if _path(f"{source}.{name}" if source else name).exists():
-        raise _error(module, node, "it imports a module as a whole; import what is in it")
+        raise _error(module, node, "it imports a whole module; import names from it")
     for inner in ast.walk(_parse(source)):
         if isinstance(inner, ast.ImportFrom) and (inner_source := _source(source, inner)) is not None:
             for alias in inner.names:
                 if (alias.asname or alias.name) == name:
                     return _definition(inner_source, alias.name, source, inner)
-    raise _error(module, node, f"`{name}` is defined in an `__init__`, which does not travel; move it to a module")
+    raise _error(module, node, f"`{name}` is defined in an `__init__`, which is not exported; move it to a module")
 
 
 def _error(module: str, node: ast.AST, reason: str) -> RemoteCodeError:
     path = _path(module).relative_to(ROOT.parent).as_posix()
-    return RemoteCodeError(f"{path}:{getattr(node, 'lineno', 0)} cannot be part of a model's repository: {reason}.")
+    return RemoteCodeError(f"{path}:{getattr(node, 'lineno', 0)} cannot be exported: {reason}.")
 
 
 def _rewrite(module: str, imports: list[tuple[ast.ImportFrom, list[_Import]]], names: Mapping[str, str]) -> str:
-    """The source code of a module, with same-folder imports where the package's own are."""
+    """Source code of a module with same-folder imports in place of the package's."""
     lines = _path(module).read_text(encoding="utf-8").splitlines(keepends=True)
     for node, imported in reversed(imports):
         first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
@@ -196,7 +194,7 @@ def _import_lines(module: str, names: list[str], indentation: str) -> list[str]:
 
 
 def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
-    """That transformers will find each file, and look for none that is not there."""
+    """Check that the files which transformers finds in a source are exactly the files that it imports."""
     named = {f"{first or second}.py" for first, second in _RELATIVE_IMPORT.findall(source)}
     imported = {
         f"{node.module}.py"
@@ -206,7 +204,7 @@ def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
     if named != imported or not imported <= sources.keys():
         wrong = sorted((named ^ imported) | (imported - sources.keys()))
         raise RemoteCodeError(
-            f"{file} names modules, perhaps in a docstring, that are not next to it: {', '.join(wrong)}."
+            f"{file} names modules that are not exported, perhaps in a docstring: {', '.join(wrong)}."
         )
 
 

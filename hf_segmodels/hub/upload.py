@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Putting a model into a repository on the Hub, in one commit: what `hf-segmodels publish` does."""
+"""Upload of a model to the Hub in one commit, for `hf-segmodels publish`."""
 
 import contextlib
 import tempfile
@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # httpx's or httpx2's, by the version
+    HTTPError,  # from httpx or httpx2, depending on the version
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
@@ -22,10 +22,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..inference.predictor import load_predictor
 from ..utils.errors import UserError, first_line
-from .export import artifacts, export_for_hub, is_written_here
+from .export import export_for_hub, exported_files, is_exported_module
 
 
-# Weights of an earlier upload, which a loader could take for the model's.
+# weights that an earlier upload may have left, and that would be loaded instead of the new ones
 _WEIGHTS = (
     "model*.safetensors",
     "model*.safetensors.index.json",
@@ -37,11 +37,11 @@ _WEIGHTS = (
 @dataclass(frozen=True)
 class Publication:
     """
-    What [`publish`] did, or would do.
+    Result of [`publish`].
 
     Args:
-        files (`dict[str, int]`): Size in bytes of each file, by its name.
-        url (`str`, *optional*): Where the commit or the pull request is; `None` after a dry run.
+        files (`dict[str, int]`): Size of each file in bytes, by name.
+        url (`str`, *optional*): Address of the commit or pull request; `None` for a dry run.
     """
 
     files: dict[str, int]
@@ -61,46 +61,46 @@ def publish(
     **card_options: Any,
 ) -> Publication:
     """
-    Exports the model in a folder ([`export_for_hub`]) and uploads it in one commit. Code and weights of an earlier upload
-    that are no longer part of the model are deleted in the same commit, other files of the repository stay.
+    Export the model in a folder with [`export_for_hub`] and upload it in one commit. The commit also deletes code and weights
+    of an earlier upload that are no longer part of the model. Other files of the repository are kept.
 
     Args:
         folder (`str` or `Path`):
-            A model and its image processor, as training, converting or `save_pretrained` writes them. Its `README.md`, if
-            there is one, becomes the model card; otherwise one is made, with the scores in its `results.json`, if any.
+            Folder of a model and its image processor, as training, conversion or `save_pretrained` writes it. Its
+            `README.md` becomes the model card. Without one, a card is made, with the scores of `results.json` if it exists.
         repo_id (`str`):
-            Name of the repository, `OWNER/NAME`. It is created if there is none.
+            Name of the repository, `OWNER/NAME`. A repository that does not exist is created.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to stop before anything is sent. Needs no network and no token.
+            Whether to stop before the upload. A dry run needs neither network nor token.
         output (`str` or `Path`, *optional*):
-            Folder for what is uploaded; a temporary one if unset.
+            Folder for the exported files; defaults to a temporary folder.
         private (`bool`, *optional*):
-            Whether a repository that is created is private; as the owner's settings say if unset.
+            Whether a new repository is private; defaults to the setting of its owner.
         revision (`str`, *optional*):
-            Branch to commit to, created if there is none; `main` if unset.
+            Branch to commit to, created if it does not exist; defaults to `main`.
         create_pr (`bool`, *optional*, defaults to `False`):
             Whether to open a pull request instead of committing.
         token (`str`, *optional*):
-            Access token; that of `hf auth login` or of the variable `HF_TOKEN` if unset.
+            Access token; defaults to the token of `hf auth login` or of the variable `HF_TOKEN`.
         card_options:
-            For the card that is made: `results`, `dataset`, `license` and others of [`create_model_card`].
+            Options of [`create_model_card`], such as `results`, `dataset` or `license`.
 
     Returns:
-        [`Publication`]: The files, and where they are.
+        [`Publication`]: The files and the address of the commit.
 
     Raises:
-        UserError: if the folder holds no model that can be exported, the name is malformed, there is no token or it does
-            not permit the upload, or the Hub cannot be reached.
+        UserError: if the folder holds no model that can be exported, `repo_id` is malformed, there is no token or it does not
+            permit the upload, or the Hub cannot be reached.
     """
     _check_name(repo_id)
     if create_pr and revision is not None:
-        raise UserError("a pull request is always one to `main`: leave out either the revision or the pull request.")
+        raise UserError("a pull request always targets `main`: leave out the revision or the pull request.")
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give the folder of a model.")
+        raise UserError(f"{folder} is not a folder: give the folder of a model.")
     if not dry_run and token is None and get_token() is None:
         raise UserError(
-            "there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write "
+            "there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN to a token with write permission "
             "(https://huggingface.co/settings/tokens)."
         )
     predictor = load_predictor(str(folder), device="cpu", dtype="auto")
@@ -118,21 +118,13 @@ def publish(
             card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
             **card_options,
         )
-        files = sorted(artifacts(exported))
+        files = sorted(exported_files(exported))
         sizes = {path.name: path.stat().st_size for path in files}
         if dry_run:
             return Publication(sizes)
         api = HfApi(token=token)
-        with _explained(repo_id, api.endpoint):
-            url = _upload(
-                api,
-                files,
-                repo_id,
-                type(predictor.model).__name__,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-            )
+        with _hub_errors(repo_id, api.endpoint):
+            url = _upload(api, files, repo_id, type(predictor.model).__name__, private, revision, create_pr)
     return Publication(sizes, url)
 
 
@@ -141,7 +133,6 @@ def _upload(
     files: list[Path],
     repo_id: str,
     model_name: str,
-    *,
     private: bool | None,
     revision: str | None,
     create_pr: bool,
@@ -152,18 +143,15 @@ def _upload(
     info = api.model_info(repo_id, revision=revision)
     if private and info.private is False:
         raise UserError(
-            f"{repo_id} exists and is public: make it private in its settings first, or leave out --private."
+            f"{repo_id} already exists and is public: make it private in its settings first, or leave out --private."
         )
-    # not `upload_folder`, which may make several commits: nobody is to load half of an update
+    # `upload_folder` may make several commits, so that someone could load half of an update
     names = {path.name for path in files}
-    there = [sibling.rfilename for sibling in info.siblings or []]
-    stale = [name for name in there if name not in names and _is_stale(api, repo_id, info.sha, name)]
+    present = [sibling.rfilename for sibling in info.siblings or []]
+    stale = [name for name in present if name not in names and _is_stale(api, repo_id, info.sha, name)]
     commit = api.create_commit(
         repo_id,
-        [
-            *(CommitOperationDelete(name) for name in stale),
-            *(CommitOperationAdd(path.name, path) for path in files),
-        ],
+        [*(CommitOperationDelete(name) for name in stale), *(CommitOperationAdd(path.name, path) for path in files)],
         commit_message=f"Upload {model_name}",
         revision=revision,
         create_pr=create_pr,
@@ -177,7 +165,7 @@ def _is_stale(api: HfApi, repo_id: str, commit: str | None, name: str) -> bool:
     if not name.endswith(".py"):
         return any(fnmatch(name, pattern) for pattern in _WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
-        return is_written_here(Path(api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
+        return is_exported_module(Path(api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
 
 
 def _check_name(repo_id: str) -> None:
@@ -188,39 +176,39 @@ def _check_name(repo_id: str) -> None:
         problem = first_line(error).rstrip(".")
     if problem is not None:
         raise UserError(
-            f"{repo_id!r} is no name of a repository ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
+            f"{repo_id!r} is not a valid repository name ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
         )
 
 
 @contextlib.contextmanager
-def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Says what to do about the Hub's errors."""
+def _hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turn errors of the Hub into messages that say what to do."""
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise UserError("the Hub is not to be used while HF_HUB_OFFLINE is set: unset it.") from error
+        raise UserError("the Hub cannot be used while HF_HUB_OFFLINE is set: unset it.") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{repo_id} has no such revision: {first_line(error)}") from error
+        raise UserError(f"this revision of {repo_id} does not exist: {first_line(error)}") from error
     except HfHubHTTPError as error:
         status, reason = error.response.status_code, first_line(error)
         if status == 401:
-            advice = "the access token is not valid: run `hf auth login` again, or set HF_TOKEN to another"
+            advice = "the access token is not valid: run `hf auth login` again, or set HF_TOKEN to another token"
         elif status in (403, 404):
             advice = (
-                f"the access token may not write to {repo_id}: use one with that permission, or a repository of your own, or "
-                "open a pull request with --create-pr"
+                f"the access token may not write to {repo_id}: use a token with write permission, a repository of your own, or "
+                "--create-pr for a pull request"
             )
         elif status >= 500:
-            advice = f"{endpoint} has a problem: try again later"
+            advice = f"{endpoint} failed: try again later"
         else:
-            advice = f"{endpoint} refuses the upload"
+            advice = f"{endpoint} refused the upload"
         raise UserError(f"{advice} ({reason}).") from error
     except (HTTPError, LocalEntryNotFoundError) as error:
         raise UserError(
             f"cannot reach {endpoint}: check the network, and HF_ENDPOINT if it is set ({first_line(error)})."
         ) from error
-    except ValueError as error:  # of the card's metadata, which the Hub checks
-        raise UserError(f"the Hub does not accept the files: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # the Hub checks the metadata of the card
+        raise UserError(f"the Hub did not accept the model card: {' '.join(str(error).split())}") from error
 
 
 __all__ = ["Publication", "publish"]

@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-What a user does who has never heard of the package. Run by `exported_models.run_clean_process` as a script of its own:
-nothing of the package or its tests can be imported here.
+Use of exported models without the package. `exported_models.run_clean_process` runs this file as a script, which can import
+neither the package nor its tests.
 """
 
 import base64
@@ -82,11 +82,15 @@ def check_backbone(source: str) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
-def check_handler(folder: Path, expected: dict, image: Image.Image) -> None:
+def load_handler(folder: Path):
     spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
-    handler = sys.modules["handler"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(handler)
-    answer = handler.EndpointHandler()({"inputs": image, "parameters": {"output": "label_map"}})
+    module = sys.modules["handler"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler()
+
+
+def check_handler(handler, expected: dict, image: Image.Image) -> None:
+    answer = handler({"inputs": image, "parameters": {"output": "label_map"}})
     labels = np.asarray(Image.open(BytesIO(base64.b64decode(answer["label_map"]))))
     for found in answer["classes"]:
         np.testing.assert_array_equal(255 * (labels == found["index"]), expected[f"mask_{found['label']}"])
@@ -112,6 +116,7 @@ def push(source: str, repo_id: str) -> None:
         Trainer(model, arguments, processing_class=image_processor).push_to_hub()
 
 
+handlers = []
 for name, (source, expected_folder) in sorted(ARGUMENTS["cases"].items()):
     with np.load(Path(expected_folder, "expected.npz")) as arrays:
         expected = dict(arrays)
@@ -121,7 +126,10 @@ for name, (source, expected_folder) in sorted(ARGUMENTS["cases"].items()):
     check_backbone(source)
     check_saved_again(source, expected, image)
     if Path(source).is_dir():
-        check_handler(Path(source), expected, image)
+        handlers.append((load_handler(Path(source)), expected, image))
     if name in ARGUMENTS["push"]:
         push(source, ARGUMENTS["push"][name])
     print(name)
+# after all were loaded, so that modules of the same name would be mixed up
+for arguments in handlers:
+    check_handler(*arguments)

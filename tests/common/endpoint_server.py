@@ -1,11 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-A server by the contract of Inference Endpoints' custom handlers, for the tests.
+Test server that follows the contract of custom handlers for Inference Endpoints.
 
     python tests/common/endpoint_server.py FOLDER
 
-It loads `EndpointHandler` from the folder's `handler.py`, prints its port, and answers `POST /` with JSON, or with an image
-file and parameters in the query. Requests run in threads, several at a time.
+It loads `EndpointHandler` from the folder's `handler.py`, prints its port, and accepts `POST /` with JSON, or with an image
+file and parameters in the query. Requests run in parallel threads.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from fastapi.responses import JSONResponse
 
 
 def load_handler(folder: Path) -> Any:
-    """An `EndpointHandler` of the folder's own `handler.py`, loaded as servers do."""
+    """Load `EndpointHandler` from the `handler.py` of a folder, as servers do."""
     spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -46,7 +46,7 @@ def create_app(handler: Any) -> FastAPI:
             try:
                 data = json.loads(body)
             except (ValueError, RecursionError) as error:
-                return JSONResponse({"error": f"the body is no JSON: {error}"}, status_code=400)
+                return JSONResponse({"error": f"the body is not valid JSON: {error}"}, status_code=400)
         else:
             data = {"inputs": body, "parameters": dict(request.query_params)}
         try:
@@ -66,7 +66,7 @@ def _listen() -> socket.socket:
 
 @contextlib.contextmanager
 def serve_in_thread(app: Any) -> Iterator[str]:
-    """Serves an application in this process; gives its address."""
+    """Serve an application in this process; yields its address."""
     listener = _listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -82,7 +82,7 @@ def serve_in_thread(app: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serve_in_process(folder: Path, log: Path, **environment: str) -> Iterator[tuple[str, int]]:
-    """Serves a folder in a process of its own, whose output goes to `log`; gives its address and the process' number."""
+    """Serve a folder in a new process that logs to `log`; yields its address and process ID."""
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, __file__, str(folder)],

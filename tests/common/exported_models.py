@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Small models of every kind, and what a process without the package has to get from their exported folders."""
+"""Small models of every kind, and a check that a process without the package loads their exported folders."""
 
 import json
 import os
@@ -66,7 +66,7 @@ MODELS: dict[str, Callable[[], tuple[str, dict]]] = {
 
 
 def make_model(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """One of `MODELS`, with the first random weights that give several classes, and its image processor."""
+    """Create one of `MODELS`, with random weights that predict several classes, and its image processor."""
     prefix, fields = MODELS[name]()
     config = getattr(hf_segmodels, f"{prefix}Config")(**fields, id2label=CLASS_NAMES)
     model = getattr(hf_segmodels, f"{prefix}ForSemanticSegmentation")(config).eval()
@@ -93,7 +93,7 @@ def masks_of(segments: list[dict]) -> dict[str, np.ndarray]:
 
 
 def write_expected(model: PreTrainedModel, image_processor: BaseImageProcessor, folder: Path) -> None:
-    """Writes what this process gets from a model, for [`run_clean_process`]."""
+    """Write the outputs of a model in this process, for [`run_clean_process`]."""
     image = make_image()
     inputs = image_processor(image, return_tensors="pt")
     with torch.no_grad():
@@ -118,17 +118,17 @@ def run_clean_process(
     **environment: str,
 ) -> str:
     """
-    Loads models in a process that can import neither `hf_segmodels` nor `blocked`, and compares what it gets.
+    Load models in a process that can import neither `hf_segmodels` nor `blocked`, and compare their outputs.
 
     Args:
-        cases: By name: folder or repository of a model, and the folder of [`write_expected`].
+        cases: By name, the folder or repository of a model, and the folder of [`write_expected`].
         cache: Folder for transformers' caches.
-        blocked: Packages.
-        push: Repositories that a `Trainer` pushes models to afterwards, by the models' names.
-        environment: Variables of the process.
+        blocked: Packages that the process cannot import.
+        push: By name, the repository that a `Trainer` pushes a model to afterwards.
+        environment: Environment variables of the process.
 
     Returns:
-        What the process said, logs too.
+        Standard error of the process, with its log.
     """
     script = Path(__file__).with_name("clean_process.py")
     arguments = {

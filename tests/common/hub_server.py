@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A stand-in for the Hub: repositories of models in memory, and the part of its API that uploads and downloads use."""
+"""Mock of the Hub: model repositories in memory, and the API of uploads and downloads."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ OWNER = "someone"
 
 @dataclass
 class Repository:
-    """Files of each commit, by name, and the commit of each branch."""
+    """Repository with the files of each commit, by name, and the commit of each branch."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
@@ -41,14 +41,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The stand-in: `repositories` by name. `OWNER` may write to its own with `TOKEN`."""
+    """Mock of the Hub with `repositories` by name. `OWNER` may write to the repositories of `OWNER` with `TOKEN`."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     failure: int | None = None
-    """Status that every request gets."""
+    """Status of the answer to every request, if set."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif parts[2:3] == ["resolve"]:
             self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
-            self.fail(404, "", f"the stand-in does not know {self.command} {url.path}")
+            self.fail(404, "", f"the mock does not support {self.command} {url.path}")
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -158,7 +158,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self.answer(200, {"files": files})
             case ["commit", revision]:
                 return self.commit(name, repository, revision, body, "create_pr" in query)
-        return self.fail(404, "", f"the stand-in does not know {action}")
+        return self.fail(404, "", f"the mock does not support {action}")
 
     def info(self, name: str, repository: Repository, revision: str) -> None:
         sha = repository.branches.get(revision, revision)
@@ -205,7 +205,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A stand-in on a free port of this machine."""
+    """Run the mock on a free local port."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -219,7 +219,7 @@ def running_hub() -> Iterator[Hub]:
 
 
 def use_hub(url: str, monkeypatch: pytest.MonkeyPatch, token: str | None = TOKEN) -> None:
-    """Lets `huggingface_hub` in this process talk to a stand-in, as the environment would have it before its import."""
+    """Connect `huggingface_hub` in this process to the mock, like environment variables set before its import."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
@@ -237,6 +237,6 @@ def use_hub(url: str, monkeypatch: pytest.MonkeyPatch, token: str | None = TOKEN
 
 
 def environment_of(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
-    """The same for another process."""
+    """Environment variables that connect another process to the mock."""
     variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     return variables if token is None else {**variables, "HF_TOKEN": token}

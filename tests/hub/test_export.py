@@ -1,11 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Exported folders: what is in them, what cannot be exported, and that they load without the package."""
+"""Exported folders: content, models that cannot be exported, and loading without the package."""
 
 import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,11 +17,11 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
 )
+from transformers.dynamic_module_utils import get_imports
 
-import hf_segmodels
-from common.exported_models import MODELS, make_model, run_clean_process, write_expected
+from common.exported_models import CLASS_NAMES, MODELS, make_image, make_model, run_clean_process, write_expected
 from hf_segmodels import SegmenterForSemanticSegmentation, SegmenterImageProcessor, SegmenterImageProcessorPil
-from hf_segmodels.hub import RemoteCode, export_for_hub
+from hf_segmodels.hub import EndpointHandler, RemoteCode, export_for_hub
 from hf_segmodels.utils.errors import UserError
 
 
@@ -38,7 +40,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 class TestFolder:
-    def test_says_where_each_class_is(self, exported: Path):
+    def test_auto_maps(self, exported: Path):
         config = json.loads((exported / "config.json").read_text())
         assert config["auto_map"] == {
             "AutoConfig": "configuration_segmenter.SegmenterConfig",
@@ -56,10 +58,8 @@ class TestFolder:
         }
         assert (exported / "README.md").read_text() == "A card."
         assert (exported / "model.safetensors").is_file()
-        handler = Path(hf_segmodels.__file__).parent / "hub" / "endpoint" / "handler.py"
-        assert read(exported).get("handler.py") == (handler.read_bytes() if handler.exists() else None)
 
-    def test_model_is_left_alone(self, parts, exported: Path, tmp_path: Path):
+    def test_the_model_is_not_changed(self, parts, exported: Path, tmp_path: Path):
         model, image_processor = parts
         model.save_pretrained(tmp_path)
         image_processor.save_pretrained(tmp_path)
@@ -76,7 +76,7 @@ class TestFolder:
             assert torch.equal(tensor, parts[0].state_dict()[name])
         again = export_for_hub(model, image_processor, tmp_path / "again", card="A card.")
         ours, theirs = read(again), read(exported)
-        # loading writes the type of the weights down for the encoder, too
+        # loading sets the data type of the weights in the encoder's configuration, too
         ours["config.json"] = ours["config.json"].replace(
             b'"dtype": "float32",\n    "final', b'"dtype": null,\n    "final'
         )
@@ -97,7 +97,7 @@ class TestFolder:
         folder = export_for_hub(make_model("segmenter-linear")[0].bfloat16(), parts[1], tmp_path / "new")
         assert AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
-    def test_requirements_are_those_of_the_package(self, repository: Path, tmp_path: Path):
+    def test_requirements_of_the_package(self, repository: Path, tmp_path: Path):
         project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
         known = {*project["dependencies"], *extras["superpixels"], *extras["dev"]}
@@ -110,7 +110,7 @@ class TestFolder:
 
 
 class TestWriting:
-    def test_an_earlier_export_is_replaced_and_other_files_stay(self, parts, tmp_path: Path):
+    def test_an_earlier_export_is_replaced_and_other_files_are_kept(self, parts, tmp_path: Path):
         folder = export_for_hub(*make_model("unept"), tmp_path / "new")
         (folder / "mine.py").write_text("print('mine')\n")
         (folder / "checkpoint-1").mkdir()
@@ -121,16 +121,16 @@ class TestWriting:
         assert (folder / "checkpoint-1").is_dir()
         assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.model_type == "segmenter"
 
-    def test_a_folder_of_something_else_is_not_touched(self, parts, tmp_path: Path):
+    def test_other_folders_are_refused(self, parts, tmp_path: Path):
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "to_mother.txt").write_text("Dear")
-        with pytest.raises(UserError, match="holds files that are no model: choose another folder"):
+        with pytest.raises(UserError, match="holds other files than a model: choose another folder"):
             export_for_hub(*parts, tmp_path / "letters")
         with pytest.raises(UserError, match="is a file"):
             export_for_hub(*parts, tmp_path / "letters" / "to_mother.txt")
         assert read(tmp_path / "letters") == {"to_mother.txt": b"Dear"}
 
-    def test_nothing_is_left_of_a_failure(self, parts, exported: Path, tmp_path: Path, monkeypatch):
+    def test_a_failure_changes_nothing(self, parts, exported: Path, tmp_path: Path, monkeypatch):
         shutil.copytree(exported, tmp_path / "old")
         monkeypatch.setattr(RemoteCode, "write", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
         for name in ("old", "new"):
@@ -138,6 +138,40 @@ class TestWriting:
                 export_for_hub(*parts, tmp_path / name)
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         assert read(tmp_path / "old") == read(exported)
+
+
+class TestHandler:
+    def test_packages(self, exported: Path):
+        files = [exported / "handler.py", *exported.glob("hub_endpoint_*.py")]
+        assert len(files) > 1
+        for path in files:
+            packages = set(get_imports(path)) - sys.stdlib_module_names
+            # `handler.py` imports the package only if it is installed
+            assert packages <= {"PIL", "numpy", "torch", "transformers", "hf_segmodels"}, path.name
+            assert "hf_segmodels" not in packages or path.name == "handler.py"
+
+    def test_several_models_in_one_process(self, parts, exported: Path, tmp_path: Path):
+        """Each handler runs the modules in its own folder, also when servers load both under one name."""
+        pytest.importorskip("fastapi")
+        from common.endpoint_server import load_handler
+
+        other_parts = make_model("unept")
+        other = export_for_hub(*other_parts, tmp_path / "other", card="A card.")
+        changed = other / "hub_endpoint_requests.py"
+        changed.write_text(changed.read_text().replace('"masks or label_map"', '"a form of this folder"'))
+        path = list(sys.path)
+        handlers = [load_handler(folder) for folder in (exported, other)]
+        assert sys.path == path
+        request = {"inputs": make_image()}
+        for handler, (model, image_processor) in zip(handlers, (parts, other_parts), strict=True):
+            assert type(handler).__module__ != EndpointHandler.__module__
+            inputs = image_processor(request["inputs"], return_tensors="pt")
+            labels = model.predict(**inputs, target_sizes=[(64, 80)])[0].numpy()
+            shares = {item["label"]: item["share"] for item in handler(request)}
+            assert shares == {CLASS_NAMES[int(label)]: (labels == label).mean() for label in np.unique(labels)}
+        for handler, message in zip(handlers, ("masks or label_map", "a form of this folder"), strict=True):
+            with pytest.raises(ValueError, match=f"send {message}"):
+                handler({**request, "parameters": {"output": "other"}})
 
 
 class OwnSegmenter(SegmenterForSemanticSegmentation):
@@ -155,24 +189,26 @@ class TestRefusals:
         assert not any(folder.iterdir())
         return str(error.value)
 
-    def test_models_of_others(self, parts, tmp_path: Path):
+    def test_other_models(self, parts, tmp_path: Path):
         small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "decoder_hidden_size": 8, "num_attention_heads": [1] * 4}
         segformer = SegformerForSemanticSegmentation(SegformerConfig(**small))
         assert "give a Segmenter, SegViT" in self.refused(segformer, parts[1], tmp_path)
-        assert "a class of your own" in self.refused(OwnSegmenter(parts[0].config), parts[1], tmp_path)
+        assert "export the class that it is derived from" in self.refused(
+            OwnSegmenter(parts[0].config), parts[1], tmp_path
+        )
         compiled = torch.nn.Module()
-        compiled._orig_mod = parts[0]  # as `torch.compile` wraps it, which takes long to import
+        compiled._orig_mod = parts[0]  # as `torch.compile` does, which takes long to import
         assert "model that was compiled" in self.refused(compiled, parts[1], tmp_path)
 
-    def test_image_processors_of_others(self, parts, tmp_path: Path):
-        assert "use an image processor of theirs" in self.refused(parts[0], OwnImageProcessor(), tmp_path)
+    def test_other_image_processors(self, parts, tmp_path: Path):
+        assert "image processor OwnImageProcessor" in self.refused(parts[0], OwnImageProcessor(), tmp_path)
 
-    def test_encoders_of_others(self, parts, tmp_path: Path):
+    def test_other_encoders(self, parts, tmp_path: Path):
         model = make_model("segmenter-linear")[0]
         model.backbone = torch.nn.Identity()
         assert "encoder Identity" in self.refused(model, parts[1], tmp_path)
 
-    def test_weights_that_are_not_there(self, parts, tmp_path: Path):
+    def test_missing_or_quantized_weights(self, parts, tmp_path: Path):
         assert "offloading" in self.refused(make_model("segmenter-linear")[0].to("meta"), parts[1], tmp_path)
         model = make_model("segmenter-linear")[0]
         model.hf_quantizer = object()
@@ -187,7 +223,7 @@ def test_all_models_in_a_process_without_the_package(tmp_path: Path):
         write_expected(model, image_processor, tmp_path / "expected" / name)
         folder = export_for_hub(model, image_processor, tmp_path / "exported" / name)
         cases[name] = (folder, tmp_path / "expected" / name)
-    # without a word, such as that a pipeline does not support the model
+    # no output, such as the warning that a pipeline does not support the model
     assert run_clean_process(cases, tmp_path) == ""
 
 

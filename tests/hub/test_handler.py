@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`handler.py`: what requests are answered with, what is refused, and that neither load nor nonsense brings it down."""
+"""Endpoint handler: answers, refused requests, and robustness under load and with malformed requests."""
 
 import base64
 import http.server
@@ -7,10 +7,7 @@ import io
 import json
 import logging
 import random
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -28,15 +25,13 @@ from huggingface_hub import InferenceClient
 from PIL import Image, PngImagePlugin
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-import hf_segmodels.hub.endpoint.handler
 from common.tiny_models import METHODS, save_tiny_model, smooth_image
 from common.tiny_segmenter import CLASS_NAMES, save_tiny_segmenter
-from hf_segmodels.hub.endpoint.handler import EndpointHandler, RequestError, ServerError, fetch, is_public
+from hf_segmodels.hub import export_for_hub
+from hf_segmodels.hub.endpoint.download import fetch, is_public
+from hf_segmodels.hub.endpoint.handler import EndpointHandler, RequestError, ServerError
+from hf_segmodels.hub.endpoint.requests import PARAMETERS, Settings
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.image_processing.rgb_images import to_rgb
-
-
-HANDLER = Path(hf_segmodels.hub.endpoint.handler.__file__)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -54,7 +49,7 @@ def to_base64(data: bytes) -> str:
 
 
 def to_label_map(segments: list[dict]) -> np.ndarray:
-    """Masks as one label map, -1 where none is; fails where two are."""
+    """Masks as one label map, -1 outside of all masks; fails if masks overlap."""
     masks = np.stack([decode(segment["mask"]) for segment in segments])
     assert set(np.unique(masks)) <= {0, 255}
     assert ((masks == 255).sum(axis=0) <= 1).all()
@@ -71,9 +66,11 @@ def predict(folder: Path, image: Image.Image, **options) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = save_tiny_segmenter(tmp_path_factory.mktemp("model"))
-    shutil.copy(HANDLER, folder / "handler.py")
-    return folder
+    """A tiny exported Segmenter."""
+    saved = save_tiny_segmenter(tmp_path_factory.mktemp("saved"))
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved)
+    image_processor = AutoImageProcessor.from_pretrained(saved)
+    return export_for_hub(model, image_processor, tmp_path_factory.mktemp("model"), card="A card.")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,7 @@ class TestAnswers:
         folder = save_tiny_model(method, tmp_path)
         handler = EndpointHandler(str(folder))
         scores = torch.from_numpy(predict(folder, image, return_scores=True))
-        # several queries may be sure of the same class
+        # several queries may predict the same class
         probabilities = scores.clamp(max=1) if method == "SegViT" else scores.softmax(dim=0)
         confidence, labels = probabilities.amax(dim=0).numpy(), scores.argmax(dim=0).numpy()
         threshold = float(np.median(confidence))
@@ -124,7 +121,7 @@ class TestAnswers:
             assert segment["score"] == pytest.approx(confidence[mask].mean(), rel=1e-5)
         assert sum(segment["share"] for segment in segments) == pytest.approx((confidence >= threshold).mean())
 
-    def test_nothing_is_sure_enough(self, handler, image):
+    def test_no_pixel_above_the_threshold(self, handler, image):
         assert handler({"inputs": image, "parameters": {"threshold": 1.0}}) == []
         answer = handler({"inputs": image, "parameters": {"threshold": 1.0, "output": "label_map"}})
         assert (decode(answer["label_map"]) == 255).all()
@@ -173,7 +170,7 @@ class TestAnswers:
         answer = handler({"inputs": image, "parameters": {"output": "label_map"}})
         assert all(item["color"] == palette[item["index"]] for item in answer["classes"])
 
-    def test_what_is_passed_in_is_left_alone(self, handler, image):
+    def test_requests_are_not_changed(self, handler, image):
         data = {"inputs": to_base64(encode(image)), "parameters": {"scales": [1.0], "flip": True}}
         before = json.dumps(data)
         handler(data)
@@ -199,7 +196,7 @@ class TestAnswers:
 
 @pytest.fixture(scope="module")
 def image_files(image) -> dict[str, bytes]:
-    """Files of many kinds; the animation's first picture is `image`."""
+    """Image files of many formats and modes; the first picture of animations is `image`."""
     values = np.asarray(image.convert("L"))
     transparent = image.copy()
     transparent.putalpha(Image.fromarray(values))
@@ -227,7 +224,7 @@ def image_files(image) -> dict[str, bytes]:
 
 
 class TestImages:
-    def test_read_as_the_commands_read_them(self, image_files, folder, handler, tmp_path):
+    def test_same_pixels_as_read_image(self, image_files, folder, handler, tmp_path):
         for name, data in image_files.items():
             path = tmp_path / "image"
             path.write_bytes(data)
@@ -238,17 +235,7 @@ class TestImages:
     def test_exif_orientation(self, image_files, handler):
         assert decode(handler({"inputs": image_files["turned"]})[0]["mask"]).shape == (50, 40)
 
-    def test_conversion_is_that_of_the_package(self, image_files):
-        modes = set()
-        for data in image_files.values():
-            image = Image.open(io.BytesIO(data))
-            modes.add(image.mode)
-            ours, expected = hf_segmodels.hub.endpoint.handler.to_rgb(image), to_rgb(image)
-            assert ours.mode == "RGB"
-            np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
-        assert modes >= {"RGB", "CMYK", "RGBA", "P", "I;16", "F", "LA", "1"}
-
-    def test_ways_of_sending(self, handler, image):
+    def test_forms_of_inputs(self, handler, image):
         data = encode(image)
         text = to_base64(data)
         in_lines = base64.encodebytes(data).decode()
@@ -257,8 +244,8 @@ class TestImages:
         for inputs in (bytearray(data), image, text, in_lines, f"data:image/png;base64,{text}"):
             assert handler({"inputs": inputs}) == expected
 
-    def test_an_image_that_a_server_has_read(self, image_files, handler):
-        """As the inference toolkit does, which converts to RGB but leaves the EXIF data in place."""
+    def test_image_decoded_by_the_server(self, image_files, handler):
+        """The inference toolkit converts to RGB but keeps the EXIF data."""
         image = Image.open(io.BytesIO(image_files["turned"])).convert("RGB")
         assert handler({"inputs": image}) == handler({"inputs": image_files["turned"]})
 
@@ -296,23 +283,23 @@ class TestRefusals:
             ({"inputs": ["a", "b"]}, "one image for each request"),
             ({"inputs": 5}, "`inputs` is 5"),
             ({"inputs": {"image": "a"}}, "send an image file"),
-            ({"inputs": ""}, "no image that can be read"),
-            ({"inputs": b""}, "no image that can be read"),
+            ({"inputs": ""}, "not a readable image"),
+            ({"inputs": b""}, "not a readable image"),
             ({"inputs": "?!"}, "neither base64 nor a URL"),
             ({"inputs": "aGVsbG8"}, "neither base64 nor a URL"),
-            ({"inputs": "aGVsbG8h"}, "no image that can be read"),
+            ({"inputs": "aGVsbG8h"}, "not a readable image"),
             ({"inputs": "a photo \ud800"}, "neither base64 nor a URL"),
-            ({"inputs": "file:///etc/passwd"}, "no others are fetched"),
-            ({"inputs": "ftp://example.com/a.png"}, "no others are fetched"),
+            ({"inputs": "file:///etc/passwd"}, "only http:// and https:// are fetched"),
+            ({"inputs": "ftp://example.com/a.png"}, "only http:// and https:// are fetched"),
             ({"inputs": "data:image/png,abc"}, "not in base64"),
             ({"inputs": "data:image/png;base64"}, "not in base64"),
-            ({"inputs": "http://"}, "cannot be read"),
-            ({"inputs": "http://[::1/a.png"}, "cannot be read"),
-            ({"inputs": "http://example.com:port/"}, "cannot be read"),
-            ({"inputs": "http://a..b/"}, "cannot be read"),
-            ({"inputs": "http://user:word@example.com/a.png"}, "cannot be read"),
-            ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "no image that can be read"),
-            ({"inputs": b"GIF89a", "threshold": 0.5}, "unknown key 'threshold' beside `inputs`"),
+            ({"inputs": "http://"}, "the URL in `inputs` is not valid"),
+            ({"inputs": "http://[::1/a.png"}, "the URL in `inputs` is not valid"),
+            ({"inputs": "http://example.com:port/"}, "the URL in `inputs` is not valid"),
+            ({"inputs": "http://a..b/"}, "the URL in `inputs` is not valid"),
+            ({"inputs": "http://user:word@example.com/a.png"}, "the URL in `inputs` is not valid"),
+            ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "not a readable image"),
+            ({"inputs": b"GIF89a", "threshold": 0.5}, "unknown key 'threshold' next to `inputs`"),
             ({"inputs": b"GIF89a", "parameters": [1]}, "send an object"),
             ({"inputs": b"GIF89a", "parameters": {"mask_threshold": 0.5}}, "unknown parameter 'mask_threshold'"),
             ({"inputs": b"GIF89a", "parameters": {"x" * 10000: 1}}, "unknown parameter 'xxx"),
@@ -326,7 +313,7 @@ class TestRefusals:
 
     def test_damaged_images(self, handler, image):
         for data in (encode(image)[:-40], encode(image, "JPEG")[:-200], encode(image, "GIF")[:200]):
-            with pytest.raises(RequestError, match="damaged|no image that can be read"):
+            with pytest.raises(RequestError, match="damaged|not a readable image"):
                 handler({"inputs": data})
 
     @pytest.mark.parametrize(
@@ -338,7 +325,7 @@ class TestRefusals:
             ("MAX_NETWORK_PIXELS", "9000", {"window_size": 32, "window_stride": 1}, "send a larger `window_stride`"),
             ("MAX_NETWORK_PIXELS", "2000", {"flip": True}, "send a larger `window_stride`"),
             ("MAX_NETWORK_PIXELS", "20000", {"window_size": 500}, "send a larger `window_stride`"),
-            ("MAX_SCORES", "9999", {"threshold": 0.5}, "1999 pixels are allowed"),
+            ("MAX_SCORES", "9999", {"threshold": 0.5}, "for at most 1999 pixels"),
         ],
     )
     def test_limits(self, variable, value, parameters, message, folder, monkeypatch, image):
@@ -352,8 +339,8 @@ class TestRefusals:
             assert handler({"inputs": image})
         assert handler({"inputs": smooth_image(9, 8)})
 
-    def test_limits_are_of_what_is_needed(self, folder, monkeypatch, image):
-        """40 x 50 pixels, which the processor makes 32 x 40, in windows at 0, 2 and 4 of the height and 0 to 6 of the width."""
+    def test_limits_are_exact(self, folder, monkeypatch, image):
+        """The processor resizes 40 x 50 pixels to 32 x 40; 28 x 36 windows start at 2 rows and 3 columns."""
         for variable, limit, parameters in [
             ("MAX_BYTES", len(encode(image)), {}),
             ("MAX_PIXELS", 2000, {}),
@@ -404,7 +391,7 @@ class TestRefusals:
         monkeypatch.undo()
         assert handler({"inputs": image}) == expected
 
-    def test_an_allocation_that_is_too_large_for_this_machine(self, handler, image, monkeypatch):
+    def test_allocation_that_fails(self, handler, image, monkeypatch):
         monkeypatch.setattr(handler.model, "predict", lambda **options: torch.empty(2**60, dtype=torch.uint8))
         with pytest.raises(ServerError, match="out of memory"):
             handler({"inputs": image})
@@ -433,18 +420,18 @@ class TestSettings:
             ("DTYPE", "int8"),
         ],
     )
-    def test_bad_values_are_named_at_the_start(self, variable, value, folder, monkeypatch):
+    def test_invalid_values_are_refused_at_the_start(self, variable, value, folder, monkeypatch):
         monkeypatch.setenv(f"HF_SEGMODELS_{variable}", value)
         with pytest.raises(ValueError, match=f"HF_SEGMODELS_{variable} is '{value}'"):
             EndpointHandler(str(folder))
 
     def test_documented(self, repository):
         text = (repository / "docs/endpoints.md").read_text(encoding="utf-8")
-        for name, setting in hf_segmodels.hub.endpoint.handler.Settings.__dataclass_fields__.items():
+        for name, setting in Settings.__dataclass_fields__.items():
             default = f"{setting.default:,}" if isinstance(setting.default, int) else str(setting.default)
             (line,) = [line for line in text.splitlines() if line.startswith(f"| `HF_SEGMODELS_{name.upper()}` |")]
             assert default in line or name == "device"
-        for name in hf_segmodels.hub.endpoint.handler._READERS:
+        for name in PARAMETERS:
             assert f"| `{name}` |" in text
 
     def test_models_without_predict(self, tmp_path):
@@ -454,20 +441,6 @@ class TestSettings:
         SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="Segformer.* has no `predict`"):
             EndpointHandler(str(tmp_path))
-
-
-def test_the_file_stands_alone(folder):
-    """Nothing but the standard library, numpy, Pillow, torch and transformers, and no module that is not there."""
-    code = (
-        "import ast, sys; tree = ast.parse(open(sys.argv[1]).read())\n"
-        "names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}\n"
-        "names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}\n"
-        "print(*sorted({name.split('.')[0] for name in names} - sys.stdlib_module_names))"
-    )
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(folder / "handler.py")], capture_output=True, text=True, check=True
-    )
-    assert process.stdout.split() == ["PIL", "numpy", "torch", "transformers"]
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -538,7 +511,7 @@ class TestURLs:
             ("/endless", "more than the 20000000 bytes"),
         ],
     )
-    def test_what_is_not_fetched(self, path, message, file_server, open_handler):
+    def test_failed_downloads(self, path, message, file_server, open_handler):
         start = time.monotonic()
         with pytest.raises(RequestError, match=message):
             open_handler({"inputs": file_server + path})
@@ -561,8 +534,8 @@ class TestURLs:
             with pytest.raises(RequestError, match="not public|cannot fetch"):
                 handler({"inputs": f"http://{host}:{port}/image"})
 
-    def test_a_name_that_leads_to_a_private_address(self, file_server, handler, monkeypatch):
-        """One private address among public ones is enough; nothing is connected to."""
+    def test_name_with_a_private_address(self, file_server, handler, monkeypatch):
+        """A private address among public ones is enough, and there is no connection."""
         port = int(file_server.rpartition(":")[2])
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("93.184.216.34", "127.0.0.1")]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
@@ -570,8 +543,8 @@ class TestURLs:
         with pytest.raises(RequestError, match="not public"):
             handler({"inputs": f"http://photos.example:{port}/image"})
 
-    def test_the_address_that_was_checked_is_the_one_connected_to(self, monkeypatch):
-        """A name may mean another address when it is looked up again."""
+    def test_the_checked_address_is_used(self, monkeypatch):
+        """A second look-up of a name may give another address."""
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
         connected = []
 
@@ -628,7 +601,7 @@ def test_concurrent_calls(handler):
     assert found == expected * 4
 
 
-def test_no_more_images_at_a_time_than_allowed(folder, monkeypatch, image):
+def test_max_concurrent(folder, monkeypatch, image):
     monkeypatch.setenv("HF_SEGMODELS_MAX_CONCURRENT", "2")
     handler = EndpointHandler(str(folder))
     running, most, lock, predict = 0, 0, threading.Lock(), handler.model.predict
@@ -650,7 +623,7 @@ def test_no_more_images_at_a_time_than_allowed(folder, monkeypatch, image):
     assert most == 2
 
 
-# Under a server. fastapi and uvicorn come with Gradio.
+# With a server. fastapi and uvicorn are dependencies of Gradio.
 
 
 def send(address: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
@@ -709,7 +682,7 @@ class TestServer:
 
 
 def requests_of(number: int, seed: int) -> list[tuple[bytes, str, bool]]:
-    """Bodies with content type and whether they are good; images differ in size and content."""
+    """Bodies with content type and whether they are valid; images differ in size and content."""
     generator = random.Random(seed)
     requests = []
     for index in range(number):
@@ -747,10 +720,9 @@ def resident_bytes(pid: int) -> int:
 
 @pytest.mark.slow
 class TestLoad:
-    def test_200_concurrent_requests_of_which_some_are_broken(self, folder, handler, tmp_path):
+    def test_200_concurrent_requests_some_of_them_invalid(self, folder, handler, tmp_path):
         """
-        Each gets its own answer. The process has grown by less than 48 MiB after two such loads, measured from where a
-        first one has left it.
+        Each request gets its own answer. After a first round, two more rounds add less than 48 MiB to the process.
         """
         pytest.importorskip("fastapi")
         from common.endpoint_server import serve_in_process
@@ -764,10 +736,10 @@ class TestLoad:
             for _ in range(3):
                 answers = send_all(address, requests, workers=200)
                 sizes.append(resident_bytes(pid))
-                for (_, _, is_good), (status, content), wanted in zip(requests, answers, expected, strict=True):
+                for (_, _, is_good), (status, content), answer in zip(requests, answers, expected, strict=True):
                     assert status == (200 if is_good else 400)
                     if is_good:
-                        assert content == wanted
+                        assert content == answer
                     else:
                         assert list(content) == ["error"]
         assert sizes[-1] - sizes[0] < 48 * 2**20, sizes
@@ -775,7 +747,7 @@ class TestLoad:
 
 
 def mutate_bytes(data: bytes, generator: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or put in."""
+    """Change, remove, repeat or insert some bytes."""
     mutated = bytearray(data)
     for _ in range(generator.choice([1, 2, 5, 20])):
         place = generator.randrange(len(mutated) + 1)
@@ -819,7 +791,7 @@ STRANGE = [
 
 
 def mutate_value(value: object, generator: random.Random) -> object:
-    """Somewhere in the JSON, another value, a key more or a key less."""
+    """Change a value, add a key or remove a key somewhere in JSON."""
     if isinstance(value, dict) and value and generator.random() < 0.85:
         changed = dict(value)
         key = generator.choice(list(changed))
@@ -843,7 +815,7 @@ def mutate_value(value: object, generator: random.Random) -> object:
 
 
 def mutated_requests(number: int, seed: int) -> Iterator[tuple[bytes, str]]:
-    """Image files and JSON, each changed somewhere."""
+    """Image files and JSON requests with random changes."""
     generator = random.Random(seed)
     formats = ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM"]
     for index in range(number):

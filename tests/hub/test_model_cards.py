@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Model cards: what they say is so, their examples run, and those in the repository are not stale."""
+"""Model cards: they match the model and its results, their examples run, and the cards in the repository are up to date."""
 
 import json
 import math
@@ -159,7 +159,7 @@ def test_the_examples_run(method: str, windows: dict, tmp_path: Path, monkeypatc
     assert {int(label) for label in namespace["labels"].unique()} <= set(NAMES)
 
 
-def test_examples_of_a_repository_with_its_own_code_do_without_the_package(segmenter):
+def test_examples_with_remote_code_do_not_import_the_package(segmenter):
     snippets = code_blocks(create_model_card(*segmenter, repo_id="me/tiny", remote_code=True).text, "python")
     assert len(snippets) == 3
     assert "hf_segmodels" not in "".join(snippets)
@@ -167,7 +167,7 @@ def test_examples_of_a_repository_with_its_own_code_do_without_the_package(segme
     assert "".join(snippets).count('"me/tiny", trust_remote_code=True)') == 3
 
 
-def test_metadata_and_figures_are_those_of_the_file(segmenter, tmp_path: Path):
+def test_metadata_and_scores_match_the_results_file(segmenter, tmp_path: Path):
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(results()))
     card = create_model_card(
@@ -192,12 +192,12 @@ def test_metadata_and_figures_are_those_of_the_file(segmenter, tmp_path: Path):
     assert "| road | 50.0 |" in card.text
     assert "| sky | does not occur |" in card.text
     assert "`scores.json`, torch 9.9, CPU, 1 threads, commit abc" in card.text
-    # where the data and the model lay is nobody's business
+    # paths of data and model are private
     assert "/data" not in str(card)
     assert "somewhere" not in str(card)
 
 
-def test_what_the_command_writes_is_read(segmenter, tmp_path: Path):
+def test_results_of_the_command(segmenter, tmp_path: Path):
     pytest.importorskip("accelerate", reason="part of the `train` and `dev` extras")
     write_folders(tmp_path / "streets" / "validation", {"a": label_map(0, 1, 2, size=(32, 40))})
     for part in segmenter:
@@ -224,15 +224,16 @@ def test_results_of_a_training_script(segmenter):
     plain = {key: value for key, value in results().items() if key not in ("dataset", "layout", "protocol", "dtype")}
     card = create_model_card(*segmenter, results=[{**plain, "recipe": RECIPE | {"dataset": "x/my_set"}, "step": 1200}])
     assert "| Trained on | my_set |" in card.text
-    # evaluated as the model's configuration says
+    # windows of the model's configuration
     assert "windows of 32x32 pixels every 24, in bfloat16" in card.text
     (arguments,) = {str(result.metric_args) for result in card.data.eval_results}
     assert arguments == str({"window_size": [32, 32], "window_stride": [24, 24], "scales": [1.0], "flip": False})
     for line in (
         "Starts from `some_vit.npz`.",
-        "1,200 updates, with 8 crops of 320x240 pixels for each process.",
-        "adamw, learning rate 0.001 (poly, 10 updates of warm-up), weight decay 0.05.",
-        "Mixed precision (bf16), seed 3.",
+        "1,200 training steps with 8 crops of 320x240 pixels per process.",
+        "adamw, learning rate 0.001 (poly, 10 warm-up steps), weight decay 0.05.",
+        "Mixed precision (bf16).",
+        "Seed 3.",
     ):
         assert f"- {line}\n" in card.text
 
@@ -251,7 +252,7 @@ def test_results_of_a_training_script(segmenter):
         ({"recipe": RECIPE | {"model": {"model_type": "segvit"}}}, "is of a 'segvit' model, this is 'segmenter'"),
     ],
 )
-def test_results_of_something_else_are_refused(segmenter, changes: dict, message: str):
+def test_results_of_other_models_are_refused(segmenter, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         create_model_card(*segmenter, results=results(**changes))
 
@@ -260,7 +261,7 @@ def test_results_of_something_else_are_refused(segmenter, changes: dict, message
     ("text", "message"),
     [(None, "Cannot read the results"), ("{", "is no JSON"), ("[1]", "holds no results")],
 )
-def test_files_that_hold_no_results_are_refused(segmenter, text: str | None, message: str, tmp_path: Path):
+def test_other_files_are_refused(segmenter, text: str | None, message: str, tmp_path: Path):
     path = tmp_path / "scores.json"
     if text is not None:
         path.write_text(text)
@@ -271,18 +272,18 @@ def test_files_that_hold_no_results_are_refused(segmenter, text: str | None, mes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "ade20k"}, "ADE20K .* has 150 classes, the model 3"),
+        ({"dataset": "ade20k"}, "ADE20K .* has 150 classes, the model has 3"),
         ({"license": "other"}, "needs a name: set `license_name`"),
-        ({"license": "mit", "license_name": "mine"}, 'belong to `license="other"`'),
-        ({"license_link": "https://example.org"}, 'belong to `license="other"`'),
+        ({"license": "mit", "license_name": "mine"}, 'need `license="other"`'),
+        ({"license_link": "https://example.org"}, 'need `license="other"`'),
     ],
 )
-def test_contradictions_are_refused(segmenter, options: dict, message: str):
+def test_contradictory_options_are_refused(segmenter, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         create_model_card(*segmenter, **options)
 
 
-def test_a_model_without_a_card():
+def test_model_type_without_cards():
     encoder = tiny_encoder()
     model = SuperpixelViTForSemanticSegmentation(SuperpixelViTConfig(backbone_config=encoder, num_labels=3))
     with pytest.raises(ValueError, match="no cards for 'superpixel_vit' models, only for segmenter"):
@@ -295,13 +296,13 @@ def test_without_jinja(segmenter, monkeypatch: pytest.MonkeyPatch):
         create_model_card(*segmenter)
 
 
-def test_what_nobody_said_is_unknown(segmenter):
+def test_missing_facts_are_unknown(segmenter):
     card = create_model_card(*segmenter)
     assert card.data.license == "unknown"
     assert (card.data.datasets, card.data.base_model, card.data.eval_results) == (None, None, None)
-    assert "Weights: **not known**" in card.text
-    assert "| Trained on | not stated |" in card.text
-    assert "Data: the terms of the data set are not known here" in card.text
+    assert "Weights: **unknown**" in card.text
+    assert "| Trained on | unknown |" in card.text
+    assert "Data: the terms of the data set are unknown" in card.text
     assert "Not measured." in card.text
 
 
@@ -320,7 +321,7 @@ def test_names_of_data_sets(segmenter, dataset: str, shown: str, on_the_hub: lis
     assert "/data" not in str(card)
 
 
-def test_released_self_attention_is_a_limit():
+def test_self_attention_across_the_batch_is_a_limit():
     model, processor = tiny_model("unept", decoder_self_attention="across_batch")
     warning = "the images of a batch influence each other"
     assert warning in create_model_card(model, processor).text
@@ -392,17 +393,17 @@ def test_convert_command_parses(name: str):
     arguments = convert_parser().parse_args(command[2:])
     assert arguments.method == CHECKPOINTS[name]["recipe"].partition("/")[0]
     assert arguments.verify
-    # the examples load what the command writes
+    # the examples load the output of the command
     assert f'from_pretrained("{arguments.output_dir}")' in read_card(name).text
     if arguments.method == "segmenter":
-        # and the command reads what was downloaded, with its variant.yml beside it
+        # the command reads the downloaded file, with variant.yml next to it
         downloads = [shlex.split(line) for line in commands if line.startswith("curl")]
         targets = {Path(words[words.index("--output") + 1]) for words in downloads}
         assert targets == {arguments.checkpoint, arguments.checkpoint.with_name("variant.yml")}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_cards_claim_no_measured_figure(name: str):
+def test_cards_have_no_measured_scores(name: str):
     card = read_card(name)
     assert card.data.eval_results is None
     assert card.data.metrics is None
@@ -411,8 +412,8 @@ def test_cards_claim_no_measured_figure(name: str):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_reported_figures_are_those_of_the_recipe(name: str):
-    """Two people wrote them down from the papers."""
+def test_reported_scores_match_the_recipe(name: str):
+    """Both were copied from the papers independently."""
     recipe = (make_cards.RECIPES / f"{CHECKPOINTS[name]['recipe']}.yaml").read_text()
     (line,) = (line for line in recipe.splitlines() if line.startswith("# mIoU: "))
     scores = {protocol: score for score, protocol in re.findall(r"([\d.]+) (single scale|multi-scale)", line)}
@@ -423,13 +424,13 @@ def test_reported_figures_are_those_of_the_recipe(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if not name.startswith("segmenter")])
-def test_windows_and_classes_are_those_of_the_converter(name: str):
+def test_windows_and_classes_match_the_converter(name: str):
     release = {**REGPROXY, **SEGVIT}[name]
     stride = getattr(release, "stride", release.crop_size if release.num_labels == 150 else 512)
     text = read_card(name).text
     assert f"| windows of {release.crop_size}x{release.crop_size} pixels every {stride}" in text
     assert f"| Classes | {release.num_labels} |" in text
-    assert f"{release.num_layers} layers of width" in text
+    assert f"vision transformer: {release.num_layers} layers, hidden size" in text
 
 
 def test_every_released_checkpoint_has_a_card(repository: Path):
@@ -438,13 +439,13 @@ def test_every_released_checkpoint_has_a_card(repository: Path):
     urls = {fields["url"].replace("/", "_") for name, fields in CHECKPOINTS.items() if name.startswith("segmenter")}
     assert urls == released
     assert {name for name in CHECKPOINTS if name.startswith("regproxy")} == set(REGPROXY)
-    # the paper's models without a file are not in the README of its code
+    # the README of the authors' code lists only models with a file
     files = {fields["file"] for name, fields in CHECKPOINTS.items() if name.startswith("segvit")}
     assert len(files) == 7
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_parameters_and_tensors_are_the_originals(name: str, repository: Path):
+def test_parameters_and_tensors_match_the_original(name: str, repository: Path):
     method, _, _ = CHECKPOINTS[name]["recipe"].partition("/")
     released = json.loads((repository / "tests/fixtures" / method / "released.json").read_text())
     fields = released[CHECKPOINTS[name]["url"].replace("/", "_") if method == "segmenter" else name]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`hf-segmodels publish` against a stand-in for the Hub, and what others load from there."""
+"""`hf-segmodels publish` with a mock of the Hub, and loading the published models."""
 
 import json
 from collections.abc import Iterator
@@ -40,10 +40,10 @@ def test_a_process_without_the_package_loads_what_was_published(hub: Hub, tmp_pa
     image_processor.save_pretrained(tmp_path / "model")
     write_expected(model, image_processor, tmp_path / "expected")
     assert publish(tmp_path / "model") == 0
-    said = run_clean_process(
+    log = run_clean_process(
         {"published": (REPOSITORY, tmp_path / "expected")}, tmp_path, **environment_of(hub, token=None)
     )
-    assert "hf_segmodels" not in said
+    assert "hf_segmodels" not in log
 
 
 class TestUpload:
@@ -52,10 +52,10 @@ class TestUpload:
         repository = hub.repositories[REPOSITORY]
         assert repository.messages == ["Upload SegmenterForSemanticSegmentation"]
         assert not repository.private
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         for name, content in repository.files.items():
-            assert f"{len(content):>13,}  {name}\n" in said
-        assert f"{hub.url}/{REPOSITORY}/commit/{repository.branches['main']}" in said
+            assert f"{len(content):>13,}  {name}\n" in output
+        assert f"{hub.url}/{REPOSITORY}/commit/{repository.branches['main']}" in output
         assert {"config.json", "model.safetensors", "modeling_segmenter.py", "preprocessor_config.json"} <= set(
             repository.files
         )
@@ -116,37 +116,42 @@ class TestDryRun:
             use_hub(hub.url, monkeypatch, token=None)
             assert publish(folder, "--dry-run", "--output", str(tmp_path / "new")) == 0
             assert hub.requests == []
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         for path in (tmp_path / "new").iterdir():
-            assert f"{path.stat().st_size:>13,}  {path.name}\n" in said
-        assert f"nothing was sent to {REPOSITORY}" in said
+            assert f"{path.stat().st_size:>13,}  {path.name}\n" in output
+        assert f"nothing was sent to {REPOSITORY}" in output
 
     def test_lists_only_what_is_uploaded(self, tmp_path: Path, capsys):
         folder = save_tiny_segmenter(tmp_path)
         (folder / "optimizer.pt").write_bytes(b"large")
         (folder / "mine.py").write_text("print('mine')\n")
         assert publish(folder, "--dry-run", "--output", str(folder)) == 0
-        said = capsys.readouterr().out
-        assert "modeling_segmenter.py" in said
-        assert "optimizer.pt" not in said
-        assert "mine.py" not in said
+        output = capsys.readouterr().out
+        assert "modeling_segmenter.py" in output
+        assert "optimizer.pt" not in output
+        assert "mine.py" not in output
         assert (folder / "optimizer.pt").is_file()
 
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("repo_id", "reason"),
-        [("tiny", "the owner is missing"), ("a/b/c", "is no name"), ("me/a b", "is no name"), ("me/-x", "is no name")],
+        [
+            ("tiny", "the owner is missing"),
+            ("a/b/c", "is not a valid repository name"),
+            ("me/a b", "is not a valid repository name"),
+            ("me/-x", "is not a valid repository name"),
+        ],
     )
     def test_malformed_name(self, folder: Path, capsys, repo_id, reason):
         assert publish(folder, "--dry-run", repo_id=repo_id) == 2
-        said = capsys.readouterr().err
-        assert reason in said
-        assert "write OWNER/NAME" in said
+        output = capsys.readouterr().err
+        assert reason in output
+        assert "write OWNER/NAME" in output
 
     def test_no_folder(self, tmp_path: Path, capsys):
         assert publish(tmp_path / "nowhere", "--dry-run") == 2
-        assert "there is no folder" in capsys.readouterr().err
+        assert "is not a folder" in capsys.readouterr().err
         assert publish(tmp_path, "--dry-run") == 2
         assert "no config.json" in capsys.readouterr().err
 
@@ -179,14 +184,14 @@ class TestErrors:
         assert publish(folder) == 2
         assert "HF_HUB_OFFLINE" in capsys.readouterr().err
 
-    def test_hub_out_of_order(self, hub: Hub, folder: Path, capsys):
+    def test_server_error(self, hub: Hub, folder: Path, capsys):
         hub.failure = 500
         assert publish(folder) == 2
         assert "try again later" in capsys.readouterr().err
 
 
 class TestCard:
-    """Of a dry run: what a made card says."""
+    """Cards that a dry run creates."""
 
     @pytest.fixture
     def card(self, tmp_path: Path):
@@ -211,12 +216,12 @@ class TestCard:
         assert made.data.eval_results[0].metric_value == 0.4321
         assert "43.2" in made.text
 
-    def test_scores_of_a_training_run_come_by_themselves(self, card):
+    def test_scores_of_a_training_run_are_found(self, card):
         assert not card().data.eval_results
         (card.folder / "scores.json").rename(card.folder / "results.json")
         assert card().data.eval_results[0].metric_value == 0.4321
 
-    def test_options_beside_a_card_or_wrong_ones(self, card, capsys):
+    def test_invalid_options_and_options_next_to_a_card(self, card, capsys):
         assert card("--license", "mit", "--license-name", "mine") is None
         assert "cannot write the model card" in capsys.readouterr().err
         (card.folder / "README.md").write_text("# Mine\n")

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Modules of the package in one flat folder, as transformers reads code from the Hub."""
+"""Modules of the package in one flat folder, as transformers expects code on the Hub."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ class TestMethods:
     def files(self, method: str) -> dict[str, str]:
         return flatten(f"{method}.{kind}_{method}" for kind in KINDS)
 
-    def test_transformers_finds_all_files_and_asks_for_no_other_package(self, files, method, tmp_path: Path):
+    def test_transformers_finds_all_files_and_packages(self, files, method, tmp_path: Path):
         for name, source in files.items():
             (tmp_path / name).write_text(source)
         found = {f"{kind}_{method}.py" for kind in KINDS}
@@ -32,9 +32,9 @@ class TestMethods:
             packages = set(get_imports(tmp_path / name)) - set(remote_code.sys.stdlib_module_names)
             assert packages <= {"PIL", "huggingface_hub", "numpy", "torch", "transformers"}, name
 
-    def test_only_what_a_model_needs_travels(self, files, method):
+    def test_only_required_modules_are_exported(self, files, method):
         others = [other for other in METHODS if other != method]
-        unwanted = [
+        excluded = [
             *others,
             "cli",
             "conversion",
@@ -46,8 +46,8 @@ class TestMethods:
             "metrics",
             "schedules",
         ]
-        assert not [name for name in files if re.search(rf"(^|_)({'|'.join(unwanted)})(_|\.)", name)]
-        # and it reads no data files; the kernel's module looks for a checkout around itself, which may be absent
+        assert not [name for name in files if re.search(rf"(^|_)({'|'.join(excluded)})(_|\.)", name)]
+        # no module reads data files; the kernel's module looks for a checkout, which may be absent
         assert {name for name, source in files.items() if "__file__" in source} <= {"sparse_attention_kernels.py"}
 
     def test_same_folder_imports_only(self, files, method):
@@ -66,7 +66,7 @@ class TestMethods:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes modules of a package, by path, and flattens the first."""
+    """Write modules of a package, by path, and flatten the first."""
     monkeypatch.setattr(remote_code, "ROOT", tmp_path / "pack")
     monkeypatch.setattr(remote_code, "PACKAGE", "pack")
     remote_code._parse.cache_clear()
@@ -93,7 +93,7 @@ def test_names_are_imported_from_where_they_are_defined(package):
     source = (
         "from ..shared import three, one, deux as second  # all\nfrom ..shared.inner import (\n    two,  # why\n)\n"
     )
-    files = package(room__of__modeling_x=source, **SHARED)
+    files = package(method__of__modeling_x=source, **SHARED)
     assert list(files) == ["modeling_x.py", "shared_inner.py", "shared_other.py"]
     assert files["modeling_x.py"] == (
         "from .shared_inner import one, two as second\nfrom .shared_other import three\nfrom .shared_inner import two\n"
@@ -114,7 +114,7 @@ def f():
         pass
     return three
 """
-    files = package(room__of__modeling_x=source, **SHARED)
+    files = package(method__of__modeling_x=source, **SHARED)
     assert list(files) == ["modeling_x.py", "shared_inner.py", "shared_other.py"]
     expected = source.replace("..shared.inner", ".shared_inner").replace("pack.shared", ".shared_other")
     assert files["modeling_x.py"] == expected
@@ -122,34 +122,36 @@ def f():
 
 def test_long_imports_are_wrapped(package):
     names = [f"a_name_of_some_length_{index}" for index in range(8)]
-    files = package(room__of__x=f"from ..shared import {', '.join(names)}", shared="".join(f"{n} = 1\n" for n in names))
-    assert files["room_x.py"] == "from .shared import (\n" + "".join(f"    {name},\n" for name in names) + ")\n"
+    files = package(
+        method__of__x=f"from ..shared import {', '.join(names)}", shared="".join(f"{n} = 1\n" for n in names)
+    )
+    assert files["method_x.py"] == "from .shared import (\n" + "".join(f"    {name},\n" for name in names) + ")\n"
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("from .. import shared\n", r"pack/room/x.py:1 .* imports a module as a whole"),
-        ("from ..shared import inner\n", "imports a module as a whole"),
-        ("import pack.shared\n", "imports a module as a whole"),
-        ("from ..shared import *\n", "import names"),
-        ("import importlib\n", "cannot be followed"),
+        ("from .. import shared\n", r"pack/method/x.py:1 .* imports a whole module"),
+        ("from ..shared import inner\n", "imports a whole module"),
+        ("import pack.shared\n", "imports a whole module"),
+        ("from ..shared import *\n", "imports `\\*`"),
+        ("import importlib\n", "`importlib` are not supported"),
         ("\nfrom ..shared import four\n", r"x.py:2 .*`four` is defined in an `__init__`"),
         ("import scipy\n", "scipy may be absent; import it in `try`"),
         ("def f():\n    from scipy.ndimage import label\n", r"x.py:2 .*scipy may be absent"),
         ("import os; from ..shared import one\n", "shares its line"),
-        ('"""\nAs in:\n\n    from .somewhere import it\n"""\n', r"room_x.py names modules.*somewhere.py"),
+        ('"""\nAs in:\n\n    from .somewhere import it\n"""\n', r"method_x.py names modules.*somewhere.py"),
     ],
 )
-def test_what_cannot_travel_is_refused(package, source, message):
+def test_unsupported_imports(package, source, message):
     with pytest.raises(RemoteCodeError, match=message):
-        package(room__of__x=source, **SHARED)
+        package(method__of__x=source, **SHARED)
 
 
 def test_modules_of_one_name(package):
-    with pytest.raises(RemoteCodeError, match="Two modules have one name"):
+    with pytest.raises(RemoteCodeError, match="Two modules get the same file name"):
         package(
-            room__of__x="from .modeling_y import a\nfrom ..modeling_y import a as b\n",
-            room__of__modeling_y="a = 1\n",
+            method__of__x="from .modeling_y import a\nfrom ..modeling_y import a as b\n",
+            method__of__modeling_y="a = 1\n",
             modeling_y="a = 2\n",
         )

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What transformers' `Trainer` pushes to the Hub, and who can load it."""
+"""Models that transformers' `Trainer` pushes to the Hub, with and without code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +73,8 @@ def test_without_the_code_the_package_is_needed(hub: Hub, tmp_path: Path):
 
 
 @pytest.mark.slow  # processes that import everything, 40 s
-def test_what_processes_without_the_package_load(hub: Hub, tmp_path: Path):
-    """With the callback; and in turn from a process that has the model from an exported folder only, without."""
+def test_processes_without_the_package(hub: Hub, tmp_path: Path):
+    """Push with the callback, and push again from a process that loaded the model with its remote code."""
     model, image_processor = make_model("unept-resnet")
     write_expected(model, image_processor, tmp_path / "expected")
     make_trainer(model, image_processor, tmp_path / "run", [RemoteCodeCallback()]).push_to_hub()

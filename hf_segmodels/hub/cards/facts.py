@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What model cards say of methods and data sets: where they come from, their licenses, what they are good for."""
+"""Facts about methods and data sets for model cards: origin, license, intended use."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Method:
     """
-    What a card says of a method.
+    Facts about a method.
 
     Args:
-        name (`str`): As its paper calls it.
-        arxiv (`str`): Number of the paper.
-        title, venue (`str`): Of the paper.
-        repository (`str`): Of the authors' code.
-        code_license (`str`): License of that code, as a card says it.
-        summary (`str`): How it works.
-        limits (`tuple[str, ...]`): What it does badly, or not at all.
-        citation (`str`): BibTeX.
+        name (`str`): Name in the paper.
+        arxiv (`str`): arXiv number of the paper.
+        title, venue (`str`): Title and venue of the paper.
+        repository (`str`): Address of the authors' code.
+        code_license (`str`): License of the authors' code, in words.
+        summary (`str`): How the method works.
+        limits (`tuple[str, ...]`): Known limits.
+        citation (`str`): BibTeX entry.
     """
 
     name: str
@@ -43,12 +43,12 @@ METHODS = {
         venue="Strudel et al., ICCV 2021",
         repository="https://github.com/rstrudel/segmenter",
         code_license="MIT",
-        summary="A vision transformer gives one token for each patch of the image. A linear layer, or a mask transformer that "
-        "works on patches and one embedding for each class together, gives each patch its scores, which are enlarged to the "
-        "image by bilinear interpolation.",
+        summary="A vision transformer encodes each patch of the image as a token. A linear layer, or a mask transformer over "
+        "patch tokens and class embeddings, computes class scores for each patch. The scores are upsampled to the image by "
+        "bilinear interpolation.",
         limits=(
-            "Scores are found at the encoder's stride and enlarged, so what is thinner than a patch gets lost and outlines "
-            "are smooth; smaller patches are sharper and slower.",
+            "Scores are computed at the encoder's stride and upsampled, so that objects thinner than a patch are lost and "
+            "outlines are smooth. Smaller patches are sharper and slower.",
         ),
         citation="""\
 @inproceedings{strudel2021segmenter,
@@ -64,13 +64,13 @@ METHODS = {
         title="SegViT: Semantic Segmentation with Plain Vision Transformers",
         venue="Zhang et al., NeurIPS 2022",
         repository="https://github.com/zbwxp/SegVit",
-        code_license="a two-clause BSD license for academic use; the authors are to be asked for commercial use",
-        summary="A query for each class attends to the features of a plain vision transformer; how much it attends to a patch is "
-        "its mask there (Attention-to-Mask), and the query itself says whether its class is in the image.",
+        code_license="a two-clause BSD license for academic use (commercial use needs the authors' permission)",
+        summary="One query per class attends to the features of a plain vision transformer. The attention map of a query is the "
+        "mask of its class (Attention-to-Mask), and the query itself predicts whether the class is in the image.",
         limits=(
-            "A class's score is a sum over all queries: it ranks the classes of a pixel, but is no probability and not bounded "
-            "by 1.",
-            "Where a query says that its class is not in the image (or window), the class is suppressed everywhere in it.",
+            "The score of a class is a sum over all queries. It ranks the classes of a pixel, but it is not a probability and "
+            "can exceed 1.",
+            "If a query predicts that its class is not in the image (or window), the class is suppressed everywhere in it.",
         ),
         citation="""\
 @inproceedings{zhang2022segvit,
@@ -87,12 +87,12 @@ METHODS = {
         venue="Zhang et al., CVPR 2022",
         repository="https://github.com/YiF-Zhang/RegionProxy",
         code_license="MIT",
-        summary="Early layers of a vision transformer say how much each pixel belongs to the tokens around it, which makes every "
-        "token a region of free shape; the last layer says what each region is.",
+        summary="Early layers of a vision transformer predict how strongly each pixel belongs to the tokens around it, so that "
+        "every token represents a region of free shape. The last layer classifies each region.",
         limits=(
-            "Each token has one set of class scores, and a pixel mixes those of the 3x3 tokens around it: what is smaller than "
-            "a region is lost.",
-            "Where `forward` merges windows, its outputs hold no regions; those belong to one window or the whole image.",
+            "Each token has one set of class scores, and a pixel mixes the scores of the 3x3 tokens around it: objects smaller "
+            "than a region are lost.",
+            "If `forward` merges windows, its outputs hold no regions, since regions belong to one window or the whole image.",
         ),
         citation="""\
 @inproceedings{zhang2022semantic,
@@ -109,11 +109,11 @@ METHODS = {
         venue="Zhu et al., ICCV Workshops 2021",
         repository="https://github.com/amazon-science/unified-ept",
         code_license="Apache-2.0",
-        summary="A transformer attends to a few sampled points of a pyramid of features (context), a shallow convolutional branch "
-        "keeps detail, and predicted boundaries and directions move scores from inside a segment to its edge.",
+        summary="A transformer attends to a few sampled points of a feature pyramid for context, and a shallow convolutional branch "
+        "keeps detail. Predicted boundaries and directions move scores from the interior of a segment to its edge.",
         limits=(
-            "Refinement moves scores by one pixel and only where a boundary is predicted.",
-            "Speed depends on the kernel for sparse attention; without a compiled one its reference in PyTorch is used.",
+            "Refinement moves scores by one pixel, and only at predicted boundaries.",
+            "Speed depends on the kernel for sparse attention; without a compiled kernel, the PyTorch reference is used.",
         ),
         citation="""\
 @inproceedings{zhu2021unified,
@@ -129,14 +129,14 @@ METHODS = {
 @dataclass(frozen=True)
 class Dataset:
     """
-    What a card says of a data set.
+    Facts about a data set.
 
     Args:
-        name (`str`): As its authors call it.
-        scenes (`str`): What is on its images.
-        terms (`str`): Its license, as a card says it.
-        num_classes (`int`): Number of its classes.
-        hub_id (`str`, *optional*): Its repository on the Hub.
+        name (`str`): Name in its paper.
+        scenes (`str`): Content of its images.
+        terms (`str`): License, in words.
+        num_classes (`int`): Number of classes.
+        hub_id (`str`, *optional*): Repository on the Hub.
     """
 
     name: str
@@ -146,25 +146,25 @@ class Dataset:
     hub_id: str | None = None
 
 
-_PASCAL_TERMS = "no license of it is known here; its photographs are those of PASCAL VOC 2010"
+_PASCAL_TERMS = "license unknown; the photographs are from PASCAL VOC 2010"
 _PASCAL_SCENES = "everyday photographs, indoors and outdoors"
 
 DATASETS = {
     "ade20k": Dataset(
         name="ADE20K (150 classes)",
         scenes="indoor and outdoor scenes of many kinds",
-        terms="its images are for non-commercial research and education only ([terms](https://ade20k.csail.mit.edu/terms))",
+        terms="images for non-commercial research and education only ([terms](https://ade20k.csail.mit.edu/terms))",
         num_classes=150,
         hub_id="zhoubolei/scene_parse_150",
     ),
     "cityscapes": Dataset(
         name="Cityscapes",
         scenes="city streets seen from a car",
-        terms="its own terms, for non-commercial use ([terms](https://www.cityscapes-dataset.com/license/))",
+        terms="non-commercial use ([terms](https://www.cityscapes-dataset.com/license/))",
         num_classes=19,
     ),
     "pascal_context_60": Dataset(
-        name="Pascal Context (60 classes, background among them)",
+        name="Pascal Context (60 classes, with background)",
         scenes=_PASCAL_SCENES,
         terms=_PASCAL_TERMS,
         num_classes=60,
@@ -179,7 +179,7 @@ DATASETS = {
         name="COCO-Stuff-10K",
         scenes="everyday photographs, indoors and outdoors",
         terms="annotations CC BY 4.0, images under Flickr's terms of use "
-        "([its repository](https://github.com/nightrome/cocostuff10k))",
+        "([repository](https://github.com/nightrome/cocostuff10k))",
         num_classes=171,
     ),
     "camvid": Dataset(
