@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The command that converts checkpoints.
+`hf-segmodels convert`.
 
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
     hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
 
@@ -24,9 +25,10 @@ class ParityError(UserError):
     """A converted model that differs from the original."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-segmodels convert",
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert a checkpoint of an original repository",
         description="Converts a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
         "configuration and image processor. Fails if a weight is missing or left over.",
         epilog="Exit code: 0 when all went well, 1 when --verify found a difference (nothing is kept then), 2 when the "
@@ -64,33 +66,36 @@ def _parser() -> argparse.ArgumentParser:
         help="load DIR back and compare it with an independent forward pass over the original weights, and with "
         "input.npy and logits.npy where they lie beside the checkpoint; writes parity_report.json",
     )
-    return parser
+    parser.set_defaults(run=run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Runs the command.
+    Run `hf-segmodels convert`.
 
     Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
+        argv (`Sequence[str]`, *optional*): Arguments after `convert`. Defaults to those of the process.
 
     Returns:
-        `int`: 0; 1 where the converted model differs from the original; 2 where the input cannot be converted.
+        `int`: 0 on success; 1 if the converted model differs from the original; 2 if the input cannot be converted.
     """
-    arguments = _parser().parse_args(argv)
+    from .main import main as run_program
+
+    return run_program(["convert", *(sys.argv[1:] if argv is None else argv)])
+
+
+def run(arguments: argparse.Namespace) -> int:
     try:
-        _run(arguments)
+        _convert(arguments)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise UserError(str(error)) from error
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    # torch and the models are only imported once the arguments are known to be right
+def _convert(arguments: argparse.Namespace) -> None:
     from ..conversion.checkpoint_files import find_checkpoint
     from ..conversion.converter import atomic_directory
     from ..conversion.formats.backbone import convert_backbone

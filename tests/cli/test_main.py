@@ -47,7 +47,7 @@ def test_exit_code_of_the_process():
     assert result.stderr.startswith("error: ")
 
 
-def test_convert_hands_its_arguments_on(capsys):
+def test_help_of_a_command(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["convert", "--help"])
     assert exit_.value.code == 0

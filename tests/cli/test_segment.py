@@ -122,7 +122,7 @@ def test_models_of_transformers_itself(tmp_path, output, capsys):
     assert segment(path, "--model", tmp_path / "model", "--output", output) == 0
     assert read_labels(output / "photo_labels.png").shape == (40, 50)
     assert segment(path, "--model", tmp_path / "model", "--output", output, "--window", "32", "--flip") == 2
-    assert "cannot do --window, --flip" in capsys.readouterr().err
+    assert "does not support --window, --flip" in capsys.readouterr().err
 
 
 class TestFilesAndFolders:

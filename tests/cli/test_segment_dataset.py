@@ -19,7 +19,7 @@ from common.tiny_segmenter import save_tiny_segmenter
 from hf_segmodels.cli.main import main
 from hf_segmodels.data.shards import ImageRow, open_image_shards
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.inference import shard_writer as dataset_results
+from hf_segmodels.inference import shard_writer
 from hf_segmodels.inference.predictor import Predictor, load_predictor
 from hf_segmodels.inference.segment_dataset import BatchSegmenter, segment_rows
 
@@ -326,7 +326,7 @@ class TestBatches:
         assert index == 59
 
     def test_results_are_written_in_row_groups(self, tmp_path, model_folder, output, monkeypatch):
-        monkeypatch.setattr(dataset_results, "_ROWS_PER_GROUP", 3)
+        monkeypatch.setattr(shard_writer, "_ROWS_PER_GROUP", 3)
         assert segment(make_folder(tmp_path / "in"), "--model", model_folder, "--output", output) == 0
         metadata = pyarrow_parquet.read_metadata(output / "shard-00000.parquet")
         assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [3, 3, 1]
@@ -573,16 +573,16 @@ class TestProcesses:
         assert segment(*arguments, output.with_name("one")) == 1
         assert contents(output) == contents(output.with_name("one"))
 
-    def test_more_processes_than_shards(self, tmp_path, model_folder, output, capsys, monkeypatch):
+    def test_more_processes_than_shards(self, tmp_path, model_folder, output, capsys, caplog, monkeypatch):
         folder = make_folder(tmp_path / "in")
         arguments = [folder, "--model", model_folder, "--output", output]
         monkeypatch.setenv("WORLD_SIZE", "3")
         for rank, shown in (("2", False), ("0", True), ("1", False)):
             monkeypatch.setenv("RANK", rank)
+            caplog.clear()
             assert segment(*arguments) == 0
-            captured = capsys.readouterr()
-            assert ("7 images in 1 shard;" in captured.out) == shown
-            assert ("only 1 shard for 3 processes" in captured.err) == shown
+            assert ("7 images in 1 shard;" in capsys.readouterr().out) == shown
+            assert ("1 shards are too few for 3 processes" in caplog.text) == shown
 
     @pytest.mark.slow
     def test_two_write_what_one_writes(self, tmp_path, model_folder, output):
