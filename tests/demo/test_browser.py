@@ -215,7 +215,7 @@ def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, t
 
     # inside it
     page.get_by_role("tab", name="Inside the model").click()
-    page.get_by_label("Attention of a place").check()
+    page.get_by_label("Attention from a point").check()
     picture = page.locator("#view_picture img")
     picture.wait_for()
     first = picture.get_attribute("src")
