@@ -120,7 +120,7 @@ class _Layout:
                     self._add_views()
 
     def _add_inputs(self) -> None:
-        self.photo: Any = gr.Image(
+        photo: Any = gr.Image(
             label="Photograph",
             type="filepath",
             sources=["upload", "clipboard"],
@@ -129,7 +129,8 @@ class _Layout:
             elem_id="photo",
         )
         # Gradio would decode the file, with unhelpful messages for damaged files.
-        self.photo.preprocess = lambda payload: None if payload is None else payload.path
+        photo.preprocess = lambda payload: None if payload is None else payload.path
+        self.photo = photo
         names = list(self.session.models.sources)
         self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
         self.license = gr.Markdown(elem_id="license")

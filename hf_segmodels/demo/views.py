@@ -36,7 +36,7 @@ _PANEL_EDGE = 480
 
 @dataclass(frozen=True)
 class ViewSelection:
-    """What a view shows. A view uses the fields that [`MethodView.needs`] and [`MethodView.layers`] specify."""
+    """Point, class and layer that a view shows. A view uses the fields that [`MethodView.needs`] and [`MethodView.layers`] specify."""
 
     point: tuple[float, float] = (0.5, 0.5)
     """`(x, y)` in units of the image's width and height, in [0, 1)."""

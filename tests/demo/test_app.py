@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The demo page's functions, without a browser; test_browser.py has one."""
+"""The demo page without a browser. test_browser.py is with a browser."""
 
 import gc
 import importlib
@@ -30,7 +30,7 @@ from hf_segmodels.visualization import palette_for
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio")
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[app]'")
 
-# only now: without Gradio they cannot be imported
+# after the skip: they need Gradio
 app_module = importlib.import_module("hf_segmodels.demo.app")
 viewer_value = importlib.import_module("hf_segmodels.demo.viewer").viewer_value
 create_app = app_module.create_app
@@ -43,7 +43,7 @@ def session(segmenter_folder) -> DemoSession:
 
 @pytest.fixture
 def model_calls(monkeypatch) -> list:
-    """Images that a model was asked to segment."""
+    """Images that models segmented."""
     calls, original = [], Predictor.predict
 
     def count(self, inputs, target_sizes):
@@ -120,7 +120,7 @@ def test_options_are_those_of_predict(session, segmenter_folder, photo):
         (PredictOptions(scales=(0.3,)), "the scales are 0.5, 0.75"),
     ],
 )
-def test_options_that_cannot_be(session, photo, options, message):
+def test_invalid_options(session, photo, options, message):
     with pytest.raises(UserError) as caught:
         session.segment(str(photo), "tiny_segmenter", options)
     assert message in str(caught.value)
@@ -202,7 +202,7 @@ class TestModels:
         gc.collect()
         assert reference() is None  # and out of memory
 
-    def test_only_what_is_on_offer(self, session, photo, segmenter_folder):
+    def test_only_offered_models(self, session, photo, segmenter_folder):
         with pytest.raises(UserError, match="there is no model 'owner/other' here"):
             session.segment(str(photo), "owner/other")
         with pytest.raises(UserError, match="there is no model"):
@@ -233,7 +233,7 @@ class TestModels:
         with pytest.raises(UserError, match="does not support window, stride, scales and flip"):
             session.segment(str(photo), "segformer", PredictOptions(flip=True))
 
-    def test_views_are_of_the_model_that_segmented(self, method_folders, photo):
+    def test_views_use_the_model_of_the_result(self, method_folders, photo):
         session = DemoSession(ModelCache({name: str(folder) for name, folder in method_folders.items()}))
         results = [session.segment(str(photo), name) for name in ("regproxy", "unept")]
         assert session.view(results[0], "Region at a point", ViewSelection()).size == (60, 40)
@@ -269,7 +269,7 @@ class TestCommand:
             (["--device", "nonsense"], "cannot use the device"),
         ],
     )
-    def test_mistakes(self, arguments, message, capsys):
+    def test_user_errors(self, arguments, message, capsys):
         assert main(["demo", *arguments]) == 2
         assert message in capsys.readouterr().err
 
@@ -362,7 +362,7 @@ class TestServed:
         with pytest.raises(AppError, match="The file cannot be read as an image"):
             self.segment(client, broken)
         assert "Traceback" not in capfd.readouterr().err
-        # and the page goes on
+        # the page still works
         self.segment(client, make_image(tmp_path / "good.png"))
 
     def test_files_of_the_server_stay_there(self, url, photo):

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Each method has its views, they are pictures of the whole image, and what is chosen is what is drawn."""
+"""The views of each method, and that they show the selected point, class and layer."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_views_of_each_method(method_folders, image, method, dtype):
             assert (pictures[needs].tobytes() != pictures["default"].tobytes()) == (view.needs == needs), view.name
         for number in view.layers:
             view.draw(predictor, image, ViewSelection(layer=number))
-    # looking inside leaves the model as it was
+    # views do not change the model
     assert image.tobytes() == before
     assert (predictor(image) == expected_labels).all()
     assert predictor.model.config._attn_implementation == "sdpa"
@@ -96,7 +96,7 @@ def test_attention_of_an_encoder_that_pads_inside(monkeypatch):
 def test_shrunk_encoders_have_maps_of_both_grids(method_folders, image):
     predictor = load_predictor(str(method_folders["segvit"]))
     (view,) = (view for view in method_views(predictor.model) if view.needs == "point")
-    # in the second layer, fewer tokens look than are looked at
+    # the second layer has fewer queries than keys
     assert view.layers == (1, 3)
 
 
