@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-`hf-segmodels convert`.
+The command `hf-segmodels convert`.
 
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
     hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
@@ -29,10 +29,10 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert a checkpoint of an original repository",
-        description="Converts a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
+        description="Convert a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
         "configuration and image processor. Fails if a weight is missing or left over.",
-        epilog="Exit code: 0 when all went well, 1 when --verify found a difference (nothing is kept then), 2 when the "
-        "input cannot be converted.",
+        epilog="Exit code: 0 for success, 1 if --verify finds a difference (nothing is written then), 2 if the input "
+        "cannot be converted.",
     )
     parser.add_argument(
         "--method",
@@ -48,30 +48,30 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="the original's file; with --filename, a repository on the Hub (owner/name)",
     )
-    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository that --checkpoint names")
+    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository given by --checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of that repository (default: its main branch)")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: its configuration as JSON "
-        "or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
-        "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
+        help="segmenter: variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: the original's "
+        "configuration as JSON or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file "
+        "with any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load DIR back and compare it with an independent forward pass over the original weights, and with "
-        "input.npy and logits.npy where they lie beside the checkpoint; writes parity_report.json",
+        help="load DIR again and compare it with an independent forward pass over the original weights, and with "
+        "input.npy and logits.npy if they are beside the checkpoint; writes parity_report.json",
     )
     parser.set_defaults(run=run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run `hf-segmodels convert`.
+    Run The command `hf-segmodels convert`.
 
     Args:
         argv (`Sequence[str]`, *optional*): Arguments after `convert`. Defaults to those of the process.
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     try:
-        _convert(arguments)
+        _run(arguments)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
+    # wrong arguments are reported before torch and the models are imported
     from ..conversion.checkpoint_files import find_checkpoint
     from ..conversion.converter import atomic_directory
     from ..conversion.formats.backbone import convert_backbone
