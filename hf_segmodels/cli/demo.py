@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=(),
         metavar="FOLDER_OR_REPO",
-        help="models to choose from: folders, or names of repositories on the Hub (default: the packaged model)",
+        help="folders, or names of repositories on the Hub, to choose from (default: the packaged model)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other machines")
     parser.add_argument("--port", type=_parse_port, metavar="N", help="(default: the first free one from 7860 on)")
@@ -30,11 +30,7 @@ def add_parser(commands: Any) -> None:
         "--share", action="store_true", help="create a public link for 72 hours through Gradio's servers"
     )
     parser.add_argument(
-        "--long-edge",
-        type=parse_positive,
-        default=2048,
-        metavar="N",
-        help="larger images are scaled down to this long edge (default: 2048)",
+        "--long-edge", type=parse_positive, default=2048, metavar="N", help="scale larger images down (default: 2048)"
     )
     add_device_options(parser)
 

@@ -25,9 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--label-column", default="label", help="(default: label)")
     parser.add_argument("--label-mapping", metavar="JSON", help="file that maps values of label maps to classes")
     parser.add_argument("--boundary-iou", action="store_true", help="add the IoU of the pixels along class boundaries")
-    parser.add_argument(
-        "--object-sizes", action="store_true", help="add the mean IoU of small, medium and large objects"
-    )
+    parser.add_argument("--object-sizes", action="store_true", help="add the mean IoU by size of the objects")
     parser.add_argument("--output", type=Path, metavar="JSON", help="file for the results")
     add_device_options(parser)
     add_prediction_options(parser)

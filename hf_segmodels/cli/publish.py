@@ -23,22 +23,17 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only write and list the files, without network")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also keep the uploaded files in DIR")
-    parser.add_argument(
-        "--private", action="store_const", const=True, help="create the repository as a private repository"
-    )
+    parser.add_argument("--private", action="store_const", const=True, help="create a private repository")
     parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch; created if it does not exist")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    card = parser.add_argument_group(
-        "model card",
-        "Facts for a new card. Missing facts are marked unknown.",
-        argument_default=argparse.SUPPRESS,
-    )
+    description = "Facts for a new card. Missing facts are marked unknown."
+    card = parser.add_argument_group("model card", description, argument_default=argparse.SUPPRESS)
     card.add_argument(
         "--results",
         nargs="+",
         type=Path,
         metavar="JSON",
-        help="scores, from `hf-segmodels evaluate --output` (default: FOLDER/results.json of a training run, if it exists)",
+        help="scores, from `hf-segmodels evaluate --output` (default: FOLDER/results.json, if it exists)",
     )
     card.add_argument("--dataset", metavar="NAME", help="training data, such as ade20k or OWNER/NAME")
     card.add_argument("--license", metavar="ID", help="license of the weights, such as mit, cc-by-nc-4.0 or other")

@@ -7,13 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..utils.arguments import (
-    add_device_options,
-    add_model_option,
-    add_prediction_options,
-    parse_non_negative,
-    parse_positive,
-)
+from ..utils import arguments as options
 from .segment import print_totals
 
 
@@ -36,7 +30,7 @@ def add_parser(commands: Any) -> None:
         metavar="DATASET",
         help="a folder of images or of parquet files, a parquet file, or a data set's repository on the Hub",
     )
-    add_model_option(parser)
+    options.add_model_option(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in DIR")
     parser.add_argument("--split", help="(default: the only split)")
@@ -50,23 +44,27 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--shard-size",
-        type=parse_positive,
+        type=options.parse_positive,
         default=500,
         metavar="N",
         help="images per shard of a folder (default: 500)",
     )
     parser.add_argument(
-        "--batch-size", type=parse_positive, default=1, metavar="N", help="images of one size per batch (default: 1)"
+        "--batch-size",
+        type=options.parse_positive,
+        default=1,
+        metavar="N",
+        help="images of one size per batch (default: 1)",
     )
     parser.add_argument(
         "--num-workers",
-        type=parse_non_negative,
+        type=options.parse_non_negative,
         default=0,
         metavar="N",
-        help="processes that decode and preprocess (default: 0)",
+        help="preprocessing processes (default: 0)",
     )
-    add_device_options(parser)
-    add_prediction_options(parser)
+    options.add_device_options(parser)
+    options.add_prediction_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,26 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError, first_line
 from .sample import CREDIT, DEMO_MODEL, PHOTOGRAPH, sample_photograph
 
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the demo.
-
-    Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name. Defaults to those of the process.
-
-    Returns:
-        `int`: 0, or 2 for an error in the arguments or a missing package.
-    """
+    """Run the demo. Returns 0, or 2 for an error in the arguments or a missing package."""
     parser = argparse.ArgumentParser(prog="python -m hf_segmodels.demo", description="Segments a photograph.")
     parser.add_argument("--image", type=Path, metavar="PATH", help="image file (default: a photograph of scikit-learn)")
     parser.add_argument(
@@ -44,13 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(image: Path | None, output: Path | None, model: str) -> None:
+    from ..image_processing import read_image
     from ..inference.predictor import load_predictor
     from ..visualization import add_legend, class_shares, overlay, palette_for, side_by_side
 
     output = output or Path("demo_output") / f"{(image or Path(PHOTOGRAPH)).stem}_overlay.png"
     if image and output.resolve() == image.resolve():
         raise UserError(f"--output is the image {image}: choose another path.")
-    photograph = _read(image) if image else sample_photograph()
+    try:
+        photograph = read_image(image) if image else None
+    except Exception as error:  # decoders raise any exception for damaged files
+        raise UserError(f"cannot read {image} ({first_line(error)}): give an image file.") from error
+    photograph = photograph or sample_photograph()
     predictor = load_predictor(model)
     label_map = predictor(photograph)
     palette = palette_for(predictor.model.config)
@@ -71,15 +63,6 @@ def _run(image: Path | None, output: Path | None, model: str) -> None:
     if image is None:
         print(f"{CREDIT} The colors were added here.")
     print(f"The picture is in {output.resolve()}")
-
-
-def _read(path: Path) -> "Image.Image":
-    from ..image_processing import read_image
-
-    try:
-        return read_image(path)
-    except Exception as error:  # decoders raise any exception for damaged files
-        raise UserError(f"cannot read {path} ({first_line(error)}): give an image file.") from error
 
 
 if __name__ == "__main__":

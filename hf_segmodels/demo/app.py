@@ -366,22 +366,15 @@ def run_demo(
     long_edge: int = DEFAULT_LONG_EDGE,
 ) -> None:
     """
-    Serve the page until interrupted.
-
-    Args:
-        models, device, dtype, long_edge: See [`create_app`].
-        host (`str`, *optional*, defaults to `"127.0.0.1"`): Address to listen on; `"0.0.0.0"` admits other machines.
-        port (`int`, *optional*): Defaults to the first free port from 7860 on.
-        share (`bool`, *optional*, defaults to `False`): Whether Gradio creates a public link through its servers.
+    Serve the page until interrupted. See [`create_app`] for the models, and `gradio.Blocks.launch` for the server.
 
     Raises:
         UserError: if the first model cannot be loaded, or the port is in use.
     """
-    cache = ModelCache(name_models(models), device, dtype)
-    cache.get(next(iter(cache.sources)))
-    page = _build_page(DemoSession(cache, long_edge))
+    session = DemoSession(ModelCache(name_models(models), device, dtype), long_edge)
+    session.models.get(next(iter(session.models.sources)))
     try:
-        page.launch(server_name=host, server_port=port, share=share)
+        _build_page(session).launch(server_name=host, server_port=port, share=share)
     except OSError as error:
         raise UserError(f"cannot listen on {host} ({first_line(error)}): choose another --port or --host.") from error
 
@@ -391,6 +384,3 @@ def __getattr__(name: str) -> Any:
     if name != "demo":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return create_app(os.environ.get(MODELS_VARIABLE, "").replace(",", " ").split())
-
-
-__all__ = ["SegmentationDemo", "create_app", "run_demo"]

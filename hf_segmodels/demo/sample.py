@@ -37,6 +37,3 @@ def sample_photograph() -> "Image.Image":
     from PIL import Image
 
     return Image.fromarray(load_sample_image(PHOTOGRAPH))
-
-
-__all__ = ["CREDIT", "DEMO_MODEL", "PHOTOGRAPH", "sample_photograph"]

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,14 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
         models (`Sequence[str]`): Folders and repositories. Empty for the packaged model.
     """
     names: dict[str, str] = {}
-    for model in models or [str(DEMO_MODEL)]:
+    for model in dict.fromkeys(models or [str(DEMO_MODEL)]):
         path = Path(model).expanduser()
         if path.is_dir() and path.resolve() == DEMO_MODEL.resolve():
             name = _DEMO_MODEL_NAME
         else:
             name = path.resolve().name if path.exists() else model.strip("/")
-        if model in names.values():
-            continue
-        number = 2
-        unique = name
-        while unique in names:
-            unique, number = f"{name} ({number})", number + 1
-        names[unique] = model
+        candidates = chain([name], (f"{name} ({number})" for number in count(2)))
+        names[next(candidate for candidate in candidates if candidate not in names)] = model
     return names
 
 
@@ -328,15 +324,3 @@ def license_note(source: str) -> str:
         license = f"[{license}]({link})"
     where = "" if path.is_dir() else f" ([model card](https://huggingface.co/{source}))"
     return f"License of the model: {license}{where}."
-
-
-__all__ = [
-    "DEFAULT_LONG_EDGE",
-    "SCALES",
-    "DemoSession",
-    "ModelCache",
-    "PredictOptions",
-    "SegmentedPhoto",
-    "license_note",
-    "name_models",
-]

@@ -55,6 +55,3 @@ def viewer_value(photo: SegmentedPhoto, cache: str) -> dict[str, Any]:
             for share in photo.shares
         ],
     }
-
-
-__all__ = ["OPACITY_JAVASCRIPT", "label_map_viewer", "viewer_value"]

@@ -242,7 +242,7 @@ def _segment_shards(
                         shard_results.write(image)
                         bar.update()
             except _Unreadable as error:
-                results.write_failure(index, shard.name, first_line(error))
+                results.write_record(index, {"shard": shard.name, "error": first_line(error)})
 
 
 def _checked(read: Any) -> Iterator[ImageRow]:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from ..data.layouts import IMAGE_SUFFIXES
 from ..image_processing import read_image
 from ..utils.errors import UserError, first_line
-from ..utils.files import atomic_write, atomic_write_text
+from ..utils.files import atomic_write
 from ..visualization import ClassShare, add_legend, class_shares, label_image, overlay, palette_for
-from .predictor import Predictor, describe_failure, load_predictor
+from .predictor import describe_failure, load_predictor
 
 
 SUMMARY = "summary.json"
@@ -158,7 +158,8 @@ class ResultsFolder:
             "images": [self.entries[name] for name in sorted(self.entries)],
             "failed": [{"image": str(path.resolve()), "error": message} for path, message in failed],
         }
-        atomic_write_text(self.folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @dataclass
@@ -219,46 +220,36 @@ def segment_images(
     results = SegmentedImages(skipped=[name for name in named if skip_existing and folder.is_complete(name)])
     for name in results.skipped:
         del named[name]
-    if named:
-        predictor = load_predictor(model, device=device, dtype=dtype, attention=attention, **options)
-        fields = {"model": model, "options": {"dtype": dtype, **options}}
-        try:
-            _segment_files(named, predictor, folder, results, alpha, fields)
-        except OSError as error:
-            raise UserError(f"cannot write to {output}: {error.strerror or error}.") from error
-        finally:
-            folder.write_summary(results.failed)
-    return results
-
-
-def _segment_files(
-    images: dict[str, Path],
-    predictor: Predictor,
-    folder: ResultsFolder,
-    results: SegmentedImages,
-    alpha: float,
-    fields: dict[str, Any],
-) -> None:
+    if not named:
+        return results
+    predictor = load_predictor(model, device=device, dtype=dtype, attention=attention, **options)
     palette = palette_for(predictor.model.config)
     next_summary = time.monotonic() + _SECONDS_BETWEEN_SUMMARIES
-    for name, path in tqdm(images.items(), desc="segment", unit="image", disable=None):
-        try:
-            image = read_image(path)
-        except Exception as error:  # decoders raise any exception for damaged files
-            results.failed.append((path, first_line(error)))
-            continue
-        try:
-            label_map = predictor(image)
-        except (ValueError, RuntimeError) as error:
-            results.failed.append((path, describe_failure(error)))
-            continue
-        shares = class_shares(label_map, predictor.id2label, ignore_index=None)
-        picture = add_legend(overlay(image, label_map, palette, alpha, ignore_index=None), shares, palette)
-        folder.write(name, path, picture, label_image(label_map, palette), shares, **fields)
-        results.segmented[name] = shares
-        if time.monotonic() > next_summary:
-            folder.write_summary(results.failed)
-            next_summary = time.monotonic() + _SECONDS_BETWEEN_SUMMARIES
+    try:
+        for name, path in tqdm(named.items(), desc="segment", unit="image", disable=None):
+            try:
+                image = read_image(path)
+            except Exception as error:  # decoders raise any exception for damaged files
+                results.failed.append((path, first_line(error)))
+                continue
+            try:
+                label_map = predictor(image)
+            except (ValueError, RuntimeError) as error:
+                results.failed.append((path, describe_failure(error)))
+                continue
+            shares = class_shares(label_map, predictor.id2label, ignore_index=None)
+            picture = add_legend(overlay(image, label_map, palette, alpha, ignore_index=None), shares, palette)
+            fields = {"model": model, "options": {"dtype": dtype, **options}}
+            folder.write(name, path, picture, label_image(label_map, palette), shares, **fields)
+            results.segmented[name] = shares
+            if time.monotonic() > next_summary:
+                folder.write_summary(results.failed)
+                next_summary = time.monotonic() + _SECONDS_BETWEEN_SUMMARIES
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror or error}.") from error
+    finally:
+        folder.write_summary(results.failed)
+    return results
 
 
 __all__ = ["SUMMARY", "ResultsFolder", "SegmentedImages", "find_images", "segment_images"]

@@ -14,16 +14,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_path, atomic_write_text, remove
+from ..utils.files import atomic_path, atomic_write, remove
 from ..visualization import ClassShare, class_shares, label_image
 from .segment_images import SUMMARY
 
@@ -52,15 +52,7 @@ class RowResult:
     error: str | None = None
 
 
-class _ShardWriter(Protocol):
-    def write(self, image: RowResult, labels: Image.Image, shares: list[ClassShare]) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _ParquetWriter:
+class _ParquetWriter(AbstractContextManager):
     """Writer for a table whose label maps `datasets` reads as images. Holds at most one row group in memory."""
 
     def __init__(self, path: Path, kept_features: Mapping[str, Any]):
@@ -109,15 +101,13 @@ class _ParquetWriter:
         self.file.write_table(embed_table_storage(table).cast(self.features.arrow_schema))
         self.rows = []
 
-    def finish(self) -> None:
-        if self.rows:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if self.rows and error_type is None:
             self._write_group()
-
-    def close(self) -> None:
         self.file.close()
 
 
-class _PngWriter:
+class _PngWriter(AbstractContextManager):
     """Writer for a folder of `NAME_labels.png`, with a `metadata.jsonl` for `datasets`."""
 
     def __init__(self, folder: Path):
@@ -145,10 +135,7 @@ class _PngWriter:
         }
         self.metadata.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
 
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.metadata.close()
 
 
@@ -213,7 +200,7 @@ class DatasetResults:
                         f"{self.folder} contains {strange[0]} but no {MANIFEST}: choose another --output, or add --overwrite to "
                         "replace it."
                     )
-            atomic_write_text(path, json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+            _write_json(path, self.manifest)
         except OSError as error:
             raise UserError(f"cannot use the output folder {self.folder}: {error.strerror or error}.") from error
 
@@ -278,24 +265,15 @@ class DatasetResults:
         for left_over in self.folder.glob(f".{path.name}.*.part"):  # of a killed process
             remove(left_over)
         with atomic_path(path) as temporary:
-            writer = (
-                _ParquetWriter(temporary, self.kept_features)
-                if self.manifest["format"] == "parquet"
-                else _PngWriter(temporary)
-            )
-            with closing(writer):
+            is_parquet = self.manifest["format"] == "parquet"
+            with _ParquetWriter(temporary, self.kept_features) if is_parquet else _PngWriter(temporary) as writer:
                 shard = ShardResults(writer, self.palette, self.id2label)
                 yield shard
-                writer.finish()
-        self._write_record(index, {"shard": name, **shard.record()})
+        self.write_record(index, {"shard": name, **shard.record()})
 
-    def write_failure(self, index: int, name: str, error: str) -> None:
-        """Write the record of a shard that could not be read. The next run retries it."""
-        self._write_record(index, {"shard": name, "error": error})
-
-    def _write_record(self, index: int, record: dict[str, Any]) -> None:
-        text = json.dumps({"manifest": self.digest, **record}, indent=2, ensure_ascii=False) + "\n"
-        atomic_write_text(self._path(index, ".json"), text)
+    def write_record(self, index: int, record: dict[str, Any]) -> None:
+        """Write the record of a shard. The next run retries a shard whose record has an `"error"`."""
+        _write_json(self._path(index, ".json"), {"manifest": self.digest, **record})
 
     def write_summary(self, summary: dict[str, Any]) -> bool:
         """Write the totals. Returns `False` if another process wrote them."""
@@ -311,7 +289,7 @@ class DatasetResults:
 class ShardResults:
     """Results of a shard, written one by one."""
 
-    writer: _ShardWriter
+    writer: _ParquetWriter | _PngWriter
     palette: np.ndarray
     id2label: dict[int, str]
     num_images: int = 0
@@ -372,6 +350,11 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     identity = {key: value for key, value in manifest.items() if key not in _INFORMATION}
     options = identity.pop("options", {})
     return json.loads(json.dumps({**identity, **options}))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _format_value(value: Any) -> str:

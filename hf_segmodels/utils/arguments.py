@@ -33,24 +33,22 @@ def parse_window(text: str) -> tuple[int, int] | int:
 
 def parse_scale(text: str) -> float:
     """A number from 0.1 to 10."""
-    try:
-        scale = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; images come before the options") from None
-    if not 0.1 <= scale <= 10:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
-    return scale
+    return _parse_number(text, 0.1, 10)
 
 
 def parse_opacity(text: str) -> float:
     """A number from 0 to 1."""
+    return _parse_number(text, 0, 1)
+
+
+def _parse_number(text: str, low: float, high: float) -> float:
     try:
-        opacity = float(text)
+        number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= opacity <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return opacity
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+    return number
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -90,16 +88,3 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: float32)"
     )
-
-
-__all__ = [
-    "add_device_options",
-    "add_model_option",
-    "add_prediction_options",
-    "parse_non_negative",
-    "parse_opacity",
-    "parse_pixels",
-    "parse_positive",
-    "parse_scale",
-    "parse_window",
-]

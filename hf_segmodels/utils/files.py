@@ -49,10 +49,7 @@ def atomic_directory(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> I
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """
-    Yield a temporary path next to `path` for a file or a folder. It replaces `path` when the block ends. If the block
-    raises, it is removed and `path` is unchanged.
-    """
+    """Yield a temporary path for a file or a folder. It replaces `path` when the block ends, and is removed if it raises."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         yield temporary
@@ -69,12 +66,6 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path`."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it exists."""
     if path.is_dir():
@@ -83,4 +74,4 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_directory", "atomic_path", "atomic_write", "atomic_write_text", "is_non_empty", "remove"]
+__all__ = ["atomic_directory", "atomic_path", "atomic_write", "is_non_empty", "remove"]

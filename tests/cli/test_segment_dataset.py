@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.images import make_image
 from common.segmentation_folders import write_ade20k
 from common.tiny_segmenter import save_tiny_segmenter
 from hf_segmodels.cli.main import main
@@ -50,18 +51,10 @@ def output(tmp_path) -> Path:
     return tmp_path / "results"
 
 
-def make_image(path: Path, size: tuple[int, int] = (40, 50), seed: int = 0, **save_options) -> Path:
-    """A smooth random image of that (height, width)."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(path, **save_options)
-    return path
-
-
 def make_folder(root: Path) -> Path:
     """Seven images of four sizes, some in a folder inside; with shards of three there are three, the last of one image."""
     for index, size in enumerate(SIZES):
-        make_image(root / ("x" if index % 2 else "") / f"{index}.png", size, index)
+        make_image(root / ("x" if index % 2 else "") / f"{index}.png", *size[::-1], index)
     return root
 
 
@@ -73,7 +66,9 @@ def make_parquet(root: Path, rows_of_files: tuple[int, ...] = (3, 1, 2), row_gro
     for index, count in enumerate(rows_of_files):
         rows = []
         for _ in range(count):
-            content = make_image(root.parent / "images" / f"{number}.png", SIZES[number % 7], number).read_bytes()
+            content = make_image(
+                root.parent / "images" / f"{number}.png", *SIZES[number % 7][::-1], number
+            ).read_bytes()
             rows.append({"image": {"bytes": content, "path": None}, "number": number})
             number += 1
         table = datasets.Dataset.from_list(rows, features=features).with_format("arrow")[:]
@@ -217,7 +212,7 @@ class TestResults:
         assert [row["note"] for row in read_back(output)] == [None, "late"]
 
     def test_options_reach_predict(self, tmp_path, model_folder, output):
-        path = make_image(tmp_path / "in" / "a.png", (70, 90))
+        path = make_image(tmp_path / "in" / "a.png", 90, 70)
         options = ["--window", "32x48", "--stride", "16", "--scales", "0.5", "1", "--flip"]
         assert segment(tmp_path / "in", "--model", model_folder, "--output", output, *options) == 0
         chosen = {"window_size": (32, 48), "window_stride": (16, 16), "scales": (0.5, 1.0), "flip": True}
@@ -237,7 +232,7 @@ class TestResults:
     def test_images_are_turned_upright_and_become_rgb(self, tmp_path, model_folder, predictor, output):
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
-        path = make_image(tmp_path / "in" / "a.jpg", (40, 60), exif=exif)
+        path = make_image(tmp_path / "in" / "a.jpg", 60, 40, exif=exif)
         assert segment(tmp_path / "in", "--model", model_folder, "--output", output) == 0
         (row,) = read_back(output)
         assert (row["height"], row["width"]) == (60, 40)
@@ -311,7 +306,7 @@ class TestBatches:
 
     def test_little_of_a_stream_is_read_ahead(self, tmp_path, predictor):
         common = make_image(tmp_path / "common.png")
-        rare = make_image(tmp_path / "rare.png", (40, 70))
+        rare = make_image(tmp_path / "rare.png", 70, 40)
         num_read = 0
 
         def rows():
@@ -477,7 +472,7 @@ class TestFailures:
     def test_broken_images_are_listed(self, tmp_path, model_folder, output, capsys):
         folder = make_folder(tmp_path / "in")
         (folder / "3.png").write_text("no image")
-        whole = make_image(tmp_path / "whole.jpg", (200, 200)).read_bytes()
+        whole = make_image(tmp_path / "whole.jpg", 200, 200).read_bytes()
         (folder / "x" / "cut.jpg").write_bytes(whole[:-1000])
         arguments = [folder, "--model", model_folder, "--output", output, "--shard-size", "4", "--batch-size", "2"]
         assert segment(*arguments) == 1
@@ -604,7 +599,7 @@ class TestBatchSegmenter:
     """The callable for Ray Data or Spark, without either."""
 
     def test_adds_columns(self, tmp_path, model_folder, predictor):
-        paths = [make_image(tmp_path / f"{index}.png", size, index) for index, size in enumerate(SIZES[:3])]
+        paths = [make_image(tmp_path / f"{index}.png", *size[::-1], index) for index, size in enumerate(SIZES[:3])]
         segmenter = BatchSegmenter(str(model_folder), batch_size=2, window_size=32)
         kinds = [
             [str(path) for path in paths],
