@@ -221,7 +221,7 @@ class TestBadImages:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         path = make_image(tmp_path / "a.png")
-        monkeypatch.setattr("hf_segmodels.inference.segment_images.Predictor.__call__", fail)
+        monkeypatch.setattr("hf_segmodels.inference.predictor.Predictor.__call__", fail)
         assert segment(path, "--model", model_folder, "--output", output) == 1
         assert "--window" in capsys.readouterr().err
 
