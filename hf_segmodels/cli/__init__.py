@@ -1,2 +1,2 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The command `hf-segmodels`: one module per command."""
+"""The program `hf-segmodels`, with one module per command."""

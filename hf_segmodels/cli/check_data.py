@@ -1,19 +1,85 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What `hf-segmodels check-data` does."""
+"""`hf-segmodels check-data`."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.checks.report import FAULTS
-from ..data.checks.runner import check_data
-from ..data.layouts import LAYOUTS, detect_layouts, find_layout
-from ..data.loading import find_id2label, import_datasets
-from ..data.recipe_fields import DataFields, read_data_fields
+from ..utils.arguments import parse_positive
 from ..utils.errors import UserError, first_line
+
+
+if TYPE_CHECKING:
+    from ..data.recipe_fields import DataFields
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check-data",
+        help="find errors in the labels of a data set",
+        description="Reads every label map of a data set and reports sizes, modes, the pixels of each class, and label "
+        "issues: values that are not classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colors, "
+        "damaged files, images and label maps that do not match, and others. Each issue has a name and says how to fix it.",
+        epilog="Exit code: 0 if there are no label issues, 1 if there are some, 2 if the data cannot be checked.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "source",
+        metavar="RECIPE|FOLDER",
+        help="a training recipe (.yaml), a folder, or a data set's repository on the Hub",
+    )
+    parser.add_argument(
+        "--split",
+        dest="splits",
+        nargs="+",
+        metavar="NAME",
+        help="splits to check (default: those of the recipe, or all)",
+    )
+    parser.add_argument(
+        "--layout",
+        help="layout of the files: ade20k, cityscapes, pascal_context_59, pascal_context_60, coco_stuff_10k or folder "
+        "(default: from the recipe, or detected)",
+    )
+    parser.add_argument(
+        "--num-labels", type=parse_positive, metavar="N", help="number of classes (default: from the recipe or layout)"
+    )
+    parser.add_argument(
+        "--label-mapping", metavar="FILE", help="JSON: class of each value in the label maps, null for void"
+    )
+    parser.add_argument(
+        "--reduce-labels",
+        dest="do_reduce_labels",
+        action=argparse.BooleanOptionalAction,
+        help="0 is unlabeled and classes start at 1 (default: from the recipe or layout)",
+    )
+    parser.add_argument("--ignore-index", type=int, metavar="N", help="label of ignored pixels (default: 255)")
+    parser.add_argument("--image-column", metavar="NAME", help="column of images, without a layout (default: image)")
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="column of label maps, without a layout (default: label)"
+    )
+    parser.add_argument(
+        "--limit",
+        dest="max_samples",
+        type=parse_positive,
+        metavar="N",
+        help="check N label maps, spread over the split",
+    )
+    parser.add_argument(
+        "--num-workers", type=parse_positive, metavar="N", help="processes that read (default: one per processor)"
+    )
+    parser.add_argument("--json", dest="json_path", type=Path, metavar="FILE", help="file for the complete report")
+    parser.add_argument(
+        "--allow", dest="allowed", nargs="+", default=(), metavar="ISSUE", help="names of label issues to ignore"
+    )
+    parser.add_argument("--strict", action="store_true", help="count warnings as label issues")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return check_data_command(**vars(arguments))
 
 
 def check_data_command(
@@ -45,6 +111,10 @@ def check_data_command(
     Raises:
         UserError: if the data cannot be read at all.
     """
+    from ..data.checks.report import FAULTS
+    from ..data.checks.runner import check_data
+    from ..data.loading import import_datasets
+
     unknown = sorted(set(allowed) - set(FAULTS))
     if unknown:
         raise UserError(f"{', '.join(unknown)} is no fault to allow: the names are {', '.join(FAULTS)}.")
@@ -98,7 +168,9 @@ def _is_recipe(source: str) -> bool:
     return source.endswith((".yaml", ".yml"))
 
 
-def _recipe_fields(source: str, options: dict[str, Any]) -> DataFields:
+def _recipe_fields(source: str, options: dict[str, Any]) -> "DataFields":
+    from ..data.recipe_fields import read_data_fields
+
     fields = read_data_fields(source)
     if "num_labels" in options:
         fields.id2label = None
@@ -107,8 +179,12 @@ def _recipe_fields(source: str, options: dict[str, Any]) -> DataFields:
     return fields
 
 
-def _folder_fields(source: str, options: dict[str, Any]) -> DataFields:
+def _folder_fields(source: str, options: dict[str, Any]) -> "DataFields":
     """Of a folder (or repository) what its files say themselves."""
+    from ..data.layouts import LAYOUTS, detect_layouts, find_layout
+    from ..data.loading import find_id2label, import_datasets
+    from ..data.recipe_fields import DataFields
+
     is_folder = Path(source).expanduser().is_dir()
     layout = options.get("layout")
     if not is_folder and (layout or source.count("/") != 1 or source.startswith((".", "/", "~"))):

@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The command that converts checkpoints.
+The command `hf-segmodels convert`.
 
     hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
     hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
 
@@ -24,13 +25,14 @@ class ParityError(UserError):
     """A converted model that differs from the original."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-segmodels convert",
-        description="Converts a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert a checkpoint of an original repository",
+        description="Convert a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
         "configuration and image processor. Fails if a weight is missing or left over.",
-        epilog="Exit code: 0 when all went well, 1 when --verify found a difference (nothing is kept then), 2 when the "
-        "input cannot be converted.",
+        epilog="Exit code: 0 for success, 1 if --verify finds a difference (nothing is written then), 2 if the input "
+        "cannot be converted.",
     )
     parser.add_argument(
         "--method",
@@ -46,51 +48,55 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the original's file; with --filename, a repository on the Hub (owner/name)",
     )
-    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository that --checkpoint names")
+    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository given by --checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of that repository (default: its main branch)")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: its configuration as JSON "
-        "or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
-        "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
+        help="segmenter: variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: the original's "
+        "configuration as JSON or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file "
+        "with any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load DIR back and compare it with an independent forward pass over the original weights, and with "
-        "input.npy and logits.npy where they lie beside the checkpoint; writes parity_report.json",
+        help="load DIR again and compare it with an independent forward pass over the original weights, and with "
+        "input.npy and logits.npy if they are beside the checkpoint; writes parity_report.json",
     )
-    return parser
+    parser.set_defaults(run=run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Runs the command.
+    Run The command `hf-segmodels convert`.
 
     Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
+        argv (`Sequence[str]`, *optional*): Arguments after `convert`. Defaults to those of the process.
 
     Returns:
-        `int`: 0; 1 where the converted model differs from the original; 2 where the input cannot be converted.
+        `int`: 0 on success; 1 if the converted model differs from the original; 2 if the input cannot be converted.
     """
-    arguments = _parser().parse_args(argv)
+    from .main import main as run_program
+
+    return run_program(["convert", *(sys.argv[1:] if argv is None else argv)])
+
+
+def run(arguments: argparse.Namespace) -> int:
     try:
         _run(arguments)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise UserError(str(error)) from error
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # torch and the models are only imported once the arguments are known to be right
+    # wrong arguments are reported before torch and the models are imported
     from ..conversion.checkpoint_files import find_checkpoint
     from ..conversion.converter import atomic_directory
     from ..conversion.formats.backbone import convert_backbone

@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-What a method shows of its workings, as pictures of one image: attention, regions, masks of queries, sampled points,
-boundaries. Which of them a model has, [`method_views`] says.
+Pictures of how a model works on one image: attention, regions, query masks, sampled points, boundaries. [`method_views`]
+lists those that a model supports.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,40 +28,40 @@ from ..visualization import (
 )
 
 
-# Here an image goes through the network as a whole, and attention weights of a layer grow with the square of these.
+# Views run the network on the whole image, and the attention weights of a layer grow with the square of the patches.
 _MAX_PATCHES = 3072
 _MAX_PIXELS = 1 << 20
 _PANEL_EDGE = 480
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What to look at. Each view reads what it [needs][`MethodView.needs`]."""
+class ViewSelection:
+    """Point, class and layer that a view shows. A view uses the fields that [`MethodView.needs`] and [`MethodView.layers`] specify."""
 
     point: tuple[float, float] = (0.5, 0.5)
-    """`(x, y)` in units of the image's width and height, from 0 to below 1."""
+    """`(x, y)` in units of the image's width and height, in [0, 1)."""
     class_index: int = 0
     layer: int | None = None
-    """The encoder's layer, from 1; the last one that has a map if unset."""
+    """Encoder layer, counted from 1. Defaults to the last layer with an attention map."""
 
 
 @dataclass(frozen=True)
 class MethodView:
-    """One kind of picture that a model has."""
+    """A kind of picture."""
 
     name: str
     description: str
     """One sentence for the user."""
     needs: str | None
-    """`"point"`, `"class"`, or nothing."""
-    draw: Callable[[Predictor, Image.Image, Choice], Image.Image]
+    """`"point"`, `"class"` or `None`."""
+    draw: Callable[[Predictor, Image.Image, ViewSelection], Image.Image]
     layers: tuple[int, ...] = ()
-    """Layers to choose from, counted from 1; none where there is no choice."""
+    """Layers to choose from, counted from 1. Empty if the view does not depend on a layer."""
 
 
 def method_views(model: Any) -> list[MethodView]:
     """
-    The pictures that a model has, by its method and encoder; none for models of transformers itself.
+    Return the views of a model, which depend on its method and encoder. Models of transformers itself have no views.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -72,40 +72,40 @@ def method_views(model: Any) -> list[MethodView]:
     views = []
     if method == "regproxy":
         views.append(
-            MethodView("Region of a place", "How much each pixel belongs to the token at this place.", "point", _region)
+            MethodView("Region at a point", "How much each pixel belongs to the token at this point.", "point", _region)
         )
     if method == "unept":
         views += [
-            MethodView("Sampled points", "Where the query at this place looks, on each scale.", "point", _points),
-            MethodView("Boundaries", "How likely each pixel lies on a boundary between classes.", None, _boundaries),
+            MethodView("Sampled points", "Where the query at this point looks, on each scale.", "point", _points),
+            MethodView("Boundaries", "How likely each pixel is on a boundary between classes.", None, _boundaries),
             MethodView(
                 "Directions",
-                "Which way refinement takes the labels of pixels near boundaries: one hue a direction, red for left.",
+                "From which direction refinement takes the labels of pixels near boundaries: one hue per direction, red for left.",
                 None,
                 _directions,
             ),
-            MethodView("Pyramid", "The encoder's scales; similar colors are similar features.", None, _pyramid),
+            MethodView("Pyramid", "The scales of the encoder; similar colors are similar features.", None, _pyramid),
         ]
     if method == "segvit":
         views.append(MethodView("Mask of a class", "The mask that the query of a class attends to.", "class", _mask))
     if isinstance(model.config.backbone_config, PlainViTConfig):
         layers = tuple(number for number, _ in _encoder_layers(model))
-        description = "Where the patch at this place looks, in a layer of the encoder (mean of its heads)."
-        views.append(MethodView("Attention of a place", description, "point", _encoder_attention, layers))
+        description = "Where the patch at this point looks, in a layer of the encoder (mean over heads)."
+        views.append(MethodView("Attention from a point", description, "point", _encoder_attention, layers))
     if method == "segmenter" and hasattr(model.decoder, "class_embeddings"):
-        description = "Where a class looks, in the last layer of the mask transformer (mean of its heads)."
+        description = "Where a class looks, in the last layer of the mask transformer (mean over heads)."
         views.append(MethodView("Attention of a class", description, "class", _decoder_attention))
     return views
 
 
 def _encoder_layers(model: Any) -> list[tuple[int, Any]]:
-    """The encoder's layers in which as many tokens look as are looked at, by number from 1."""
+    """Encoder layers with as many queries as keys, with their numbers from 1."""
     layers = enumerate(model.backbone.encoder.layers, start=1)
     return [(number, layer) for number, layer in layers if layer.downsampling is None]
 
 
 def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
-    """The image for the network `(1, num_channels, height, width)`, scaled down where it would take too much memory."""
+    """Preprocess an image to `(1, num_channels, height, width)`, scaled down if it would take too much memory."""
     model = predictor.model
     pixel_values = predictor.prepare(image)["pixel_values"].to(model.device, model.dtype)
     height, width = pixel_values.shape[-2:]
@@ -122,32 +122,32 @@ def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
 
 
 def _coverage(padded_size: Sequence[int], pixel_values: torch.Tensor) -> tuple[float, float]:
-    """How much of the image a map covers, in units of its height and width: more than 1 where it was padded."""
+    """Extent of a map in units of the image's height and width. More than 1 if the image was padded."""
     height, width = pixel_values.shape[-2:]
     return padded_size[0] / height, padded_size[1] / width
 
 
-def _pixel(choice: Choice, height: int, width: int) -> tuple[float, float]:
-    return choice.point[0] * width, choice.point[1] * height
+def _pixel(selection: ViewSelection, height: int, width: int) -> tuple[float, float]:
+    return selection.point[0] * width, selection.point[1] * height
 
 
 @contextmanager
 def _attention_weights(attention: Any) -> Iterator[list[torch.Tensor]]:
     """
-    Collects what one attention module gives `(batch_size, num_heads, num_tokens, num_tokens)`. The other layers keep
-    their fast implementation, so that the weights of a single layer are held at a time.
+    Collect the weights `(batch_size, num_heads, num_tokens, num_tokens)` of one attention module. The other layers keep
+    their fast implementation, so that only the weights of one layer are in memory.
     """
     config, implementation = attention.config, attention.config._attn_implementation
     weights: list[torch.Tensor] = []
 
-    def be_eager(module: nn.Module, inputs: Any) -> None:
+    def use_eager(module: nn.Module, inputs: Any) -> None:
         config._attn_implementation = "eager"
 
     def collect(module: nn.Module, inputs: Any, outputs: Any) -> None:
         config._attn_implementation = implementation
         weights.append(outputs[1])
 
-    hooks = [attention.register_forward_pre_hook(be_eager), attention.register_forward_hook(collect)]
+    hooks = [attention.register_forward_pre_hook(use_eager), attention.register_forward_hook(collect)]
     try:
         yield weights
     finally:
@@ -157,17 +157,17 @@ def _attention_weights(attention: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def _patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Rows and columns of patches, and how much of the image they cover."""
+    """Rows and columns of patches, and their extent in units of the image's height and width."""
     rows, columns = (-(-side // patch_size) for side in pixel_values.shape[-2:])
     return (rows, columns), _coverage((rows * patch_size, columns * patch_size), pixel_values)
 
 
 @torch.inference_mode()
-def _encoder_attention(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _encoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
     config = model.config.backbone_config
     layers = dict(_encoder_layers(model))
-    number = choice.layer or max(layers)
+    number = selection.layer or max(layers)
     padded = pixel_values
     if getattr(model.config, "odd_size_mode", None) != "resize" or model.config.model_type != "regproxy":
         padded, _ = model.pad_to_whole_patches(pixel_values)  # as `forward` does
@@ -175,9 +175,9 @@ def _encoder_attention(predictor: Predictor, image: Image.Image, choice: Choice)
         model.backbone(padded)
     patch_size = config.patch_size
     if config.query_downsampling_layer is not None and number > config.query_downsampling_layer:
-        patch_size *= 2  # behind the layer that halves the grid
+        patch_size *= 2  # after the layer that halves the grid
     grid, coverage = _patch_grid(pixel_values, patch_size)
-    point = _pixel(choice, image.height, image.width)
+    point = _pixel(selection, image.height, image.width)
     patch = patch_at(point, (image.height, image.width), grid, coverage)
     heat_map = attention_map(weights[0][0], grid, patch=patch, num_prefix_tokens=config.num_prefix_tokens)
     return _mark(overlay_heat_map(image, heat_map, coverage=coverage), point)
@@ -194,54 +194,54 @@ def _mark(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
 
 
 @torch.inference_mode()
-def _decoder_attention(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _decoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
     with _attention_weights(model.decoder.encoder.layers[-1].attention) as weights:
         logits, padded_size, *_ = model._encode_decode(pixel_values)
-    heat_map = attention_map(weights[0][0], tuple(logits.shape[-2:]), class_index=choice.class_index)
+    heat_map = attention_map(weights[0][0], tuple(logits.shape[-2:]), class_index=selection.class_index)
     return overlay_heat_map(image, heat_map, coverage=_coverage(padded_size, pixel_values))
 
 
 @torch.inference_mode()
-def _region(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _region(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
     _, affinity, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
     coverage = _coverage(padded_size, pixel_values)
     size = image.height, image.width
-    token = patch_at(_pixel(choice, *size), size, tuple(affinity.shape[-2:]), coverage)
+    token = patch_at(_pixel(selection, *size), size, tuple(affinity.shape[-2:]), coverage)
     return draw_regions(image, affinity[0], [token], coverage=coverage)
 
 
 @torch.inference_mode()
-def _mask(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _mask(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
     _, mask_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
-    mask = mask_logits[-1][0, choice.class_index].float().sigmoid()
+    mask = mask_logits[-1][0, selection.class_index].float().sigmoid()
     return overlay_heat_map(image, mask, coverage=_coverage(padded_size, pixel_values), limits=(0, 1))
 
 
-def _points(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _points(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    sampled = sampled_points(predictor.model, pixel_values, _pixel(choice, *pixel_values.shape[-2:]))
+    sampled = sampled_points(predictor.model, pixel_values, _pixel(selection, *pixel_values.shape[-2:]))
     return draw_sampled_points(_panel(image), sampled)
 
 
 def _panel(image: Image.Image) -> Image.Image:
-    """The image in a size of which several fit side by side."""
+    """Scale an image down so that several fit side by side."""
     panel = image.copy()
     panel.thumbnail((_PANEL_EDGE, _PANEL_EDGE))
     return panel
 
 
 @torch.inference_mode()
-def _boundaries(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _boundaries(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
     _, boundary_logits, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
     return draw_boundaries(image, boundary_logits[0], coverage=_coverage(padded_size, pixel_values))
 
 
 @torch.inference_mode()
-def _directions(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _directions(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
     _, boundary_logits, direction_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
     coverage = _coverage(padded_size, pixel_values)
@@ -249,7 +249,7 @@ def _directions(predictor: Predictor, image: Image.Image, choice: Choice) -> Ima
 
 
 @torch.inference_mode()
-def _pyramid(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.Image:
+def _pyramid(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
     padded, _ = model.pad_to_whole_patches(pixel_values)
     feature_maps = [feature_map[0] for feature_map in model.backbone(padded).feature_maps]
@@ -257,4 +257,4 @@ def _pyramid(predictor: Predictor, image: Image.Image, choice: Choice) -> Image.
     return pyramid_picture(feature_maps, (panel.height, panel.width))
 
 
-__all__ = ["Choice", "MethodView", "method_views"]
+__all__ = ["MethodView", "ViewSelection", "method_views"]

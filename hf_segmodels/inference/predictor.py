@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A loaded model with its image processor: PIL image in, label map out."""
+"""A model with its image processor: PIL image in, label map out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,11 @@ from .prediction import choose_windows
 class Predictor:
     """A model with its image processor: PIL image in, label map out."""
 
-    model: Any  # a `PreTrainedModel`; not every one has `predict`
+    model: Any
+    """A `PreTrainedModel`. Models of transformers itself have no `predict`."""
     image_processor: Any
     options: dict[str, Any] = field(default_factory=dict)
-    """For the model's `predict`."""
+    """Arguments of the model's `predict`."""
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -35,11 +36,11 @@ class Predictor:
         return getattr(self.model.config, "decoder_self_attention", None) == "across_batch"
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The label map `(height, width)`, int64, of an RGB image of that size."""
+        """Segment an RGB image of `(height, width)`. Returns its label map `(height, width)`, int64."""
         return self.predict([self.prepare(image)], [(image.height, image.width)])[0]
 
     def prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """What the model takes of an RGB image, on the CPU: a batch of one."""
+        """Preprocess an RGB image to model inputs on the CPU, with `batch_size` 1."""
         return dict(self.image_processor(images=[image], return_tensors="pt"))
 
     @torch.inference_mode()
@@ -47,20 +48,20 @@ class Predictor:
         self, inputs: Sequence[dict[str, torch.Tensor]], target_sizes: Sequence[tuple[int, int]]
     ) -> list[np.ndarray]:
         """
-        Segments prepared images in one batch.
+        Segment preprocessed images in one batch.
 
         Args:
-            inputs (`Sequence[dict[str, torch.Tensor]]`): From `prepare`, all of the same shapes.
-            target_sizes (`Sequence[tuple[int, int]]`): For each image the `(height, width)` wanted.
+            inputs (`Sequence[dict[str, torch.Tensor]]`): Inputs from `prepare`, all of the same shapes.
+            target_sizes (`Sequence[tuple[int, int]]`): Target `(height, width)` of each label map.
 
         Returns:
-            `list[np.ndarray]`: For each image the label map `(height, width)`, int64.
+            `list[np.ndarray]`: Label map `(height, width)` of each image, int64.
         """
         # each (1, ...) -> (batch_size, ...)
         batch = BatchFeature({name: torch.cat([item[name] for item in inputs]) for name in inputs[0]})
         batch = batch.to(self.model.device, self.model.dtype)
         if hasattr(self.model, "predict"):
-            # all that the processor gives: some models take more than pixels
+            # Some models take more inputs than `pixel_values`.
             label_maps = self.model.predict(**batch, target_sizes=target_sizes, **self.options)
         else:
             outputs = self.model(pixel_values=batch["pixel_values"])
@@ -77,19 +78,22 @@ def load_predictor(
     **options: Any,
 ) -> Predictor:
     """
-    Loads a model and its image processor with the Auto classes.
+    Load a model and its image processor with the Auto classes.
 
     Args:
-        model (`str`): Folder, or name of a repository on the Hub.
-        device (`str`, *optional*): Where it runs; CUDA where there is one if unset, otherwise the CPU.
-        dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation; `"auto"` for
-            the one that they are saved in.
-        attention (`str`, *optional*): `attn_implementation`; transformers' choice if unset.
-        options: For `predict`. Models of transformers itself, which have no `predict`, take none.
+        model (`str`): Folder of a model, or name of a repository on the Hub.
+        device (`str`, *optional*): Device of the model. Defaults to CUDA if available, otherwise the CPU.
+        dtype (`str`, *optional*, defaults to `"float32"`): Data type of weights and computation. `"auto"` is the data type
+            of the saved weights.
+        attention (`str`, *optional*): `attn_implementation`. Defaults to that of transformers.
+        options: Arguments of `predict`. Not supported for models of transformers itself, which have no `predict`.
+
+    Returns:
+        [`Predictor`]: The model in evaluation mode.
 
     Raises:
-        UserError: if there is no such model, it is damaged or of another kind, the device does not exist, or the
-            window's options do not fit together.
+        UserError: if the model does not exist, is damaged or is not a semantic segmentation model, if the device does not
+            exist, or if `window_stride` exceeds `window_size`.
     """
     torch_device = _find_device(device)
     path = Path(model).expanduser()
@@ -99,11 +103,13 @@ def load_predictor(
             raise UserError(f"no config.json in {model}: give the folder that `save_pretrained` wrote.")
     elif path.is_file():
         raise UserError(
-            f"{model} is a file: give the folder of a model. A checkpoint of an original repository goes through "
+            f"{model} is a file: give the folder of a model. Convert a checkpoint of an original repository with "
             "`hf-segmodels convert` first."
         )
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UserError(f"there is no folder {model}: give the folder of a model, or the name of a repository.")
+        raise UserError(
+            f"there is no folder {model}: give the folder of a model, or the name of a repository on the Hub."
+        )
 
     transformers.utils.logging.disable_progress_bar()
     load_options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
@@ -115,13 +121,13 @@ def load_predictor(
             model, output_loading_info=True, **load_options
         )
         image_processor = transformers.AutoImageProcessor.from_pretrained(model)
-    except Exception as error:  # transformers, json, safetensors: a damaged or foreign folder raises anything
+    except Exception as error:  # transformers, json and safetensors raise any exception for damaged or foreign folders
         raise UserError(f"cannot load a semantic segmentation model from {source}: {first_line(error)}") from error
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise UserError(
             f"{source} lacks weights that segmentation needs ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
-            "give a model that was trained or converted for it."
+            "give a model that was trained for segmentation."
         )
     if hasattr(network, "predict"):
         try:
@@ -132,11 +138,13 @@ def load_predictor(
         if options:
             flags = {"window_size": "--window", "window_stride": "--stride", "scales": "--scales", "flip": "--flip"}
             used = ", ".join(flags.get(name, name) for name in options)
-            raise UserError(f"{type(network).__name__} has no `predict` and so cannot do {used}: leave that out.")
+            raise UserError(
+                f"{type(network).__name__} has no `predict` and does not support {used}: remove these options."
+            )
         if not hasattr(image_processor, "post_process_semantic_segmentation"):
             raise UserError(
-                f"{type(image_processor).__name__} has no `post_process_semantic_segmentation` and {type(network).__name__} "
-                "no `predict`: choose a model that gives label maps."
+                f"{type(network).__name__} has no `predict`, and {type(image_processor).__name__} has no "
+                "`post_process_semantic_segmentation`: choose a model that returns label maps."
             )
     return Predictor(network.to(torch_device).eval(), image_processor, options)
 
@@ -154,7 +162,7 @@ def _find_device(name: str | None) -> torch.device:
 
 
 def describe_failure(error: ValueError | RuntimeError) -> str:
-    """What is said of an image that the model could not segment."""
+    """Message for an image that the model could not segment."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory: try a smaller --window, fewer --scales or --device cpu"
     return first_line(error)

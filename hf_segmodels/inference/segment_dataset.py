@@ -1,11 +1,10 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What `hf-segmodels segment-dataset` does: segment a data set shard by shard, with as many processes as there are."""
+"""Segment a data set shard by shard, with one or more processes."""
 
 import hashlib
 import json
+import logging
 import os
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +21,35 @@ from ..data.label_reader import open_image
 from ..data.shards import ImageRow, ImageShards, open_image_shards
 from ..image_processing import to_rgb
 from ..utils.errors import UserError, first_line
-from ..visualization import class_shares, label_image, palette_for
+from ..visualization import ClassShare, class_shares, label_image, palette_for
 from .predictor import Predictor, describe_failure, load_predictor
-from .segment_images import print_totals
-from .shard_writer import COLUMNS, FORMATS, DatasetResults, SegmentedImage, png_bytes, summarize
+from .shard_writer import COLUMNS, FORMATS, DatasetResults, RowResult, png_bytes, summarize
 
 
-# Images of rare sizes wait for others of their size for at most so many batches
+logger = logging.getLogger(__name__)
+
+# Number of batches that an image of a rare size waits for other images of its size.
 _LOOK_AHEAD = 8
-_MAX_ERRORS = 20
+
+
+@dataclass
+class SegmentedDataset:
+    """Result of [`segment_dataset`] in one process."""
+
+    num_new_shards: int
+    """Shards that this call segmented."""
+    num_skipped_shards: int
+    """Shards of this process that were complete."""
+    process_index: int
+    num_processes: int
+    summary: dict[str, Any] | None
+    """Contents of `summary.json`; `None` if another process writes it."""
+
+    @property
+    def totals(self) -> list[ClassShare]:
+        """Classes in the data set, largest first."""
+        classes = self.summary["classes"] if self.summary else ()
+        return [ClassShare(item["index"], item["name"], item["pixels"], item["share"]) for item in classes]
 
 
 def segment_dataset(
@@ -50,43 +69,44 @@ def segment_dataset(
     device: str | None = None,
     dtype: str = "float32",
     **options: Any,
-) -> int:
+) -> SegmentedDataset:
     """
-    Segments the images of a data set and writes label maps and class shares, shard by shard.
+    Segment the images of a data set, shard by shard. Writes label maps and class shares.
 
-    A shard's results appear once it is complete, with a record; a later call with the same model, data and options does
-    what is missing. Of several processes (`RANK` and `WORLD_SIZE` in the environment, as `torchrun` and `accelerate
-    launch` set them) each takes every n-th shard; they need nothing but the folder in common. An image that cannot be read
-    or segmented does not stop the others.
+    A shard's results appear once the shard is complete. A later call with the same model, data and options segments the
+    missing shards. With several processes (`RANK` and `WORLD_SIZE` in the environment, as set by `torchrun` and `accelerate
+    launch`), each process segments every n-th shard. Processes share only the output folder. Images that cannot be read or
+    segmented are skipped and reported.
 
     Args:
         dataset (`str`), split, layout, image_column, shard_size: See [`~hf_segmodels.data.shards.open_image_shards`].
         model (`str`): Folder of a model, or name of a repository on the Hub.
         output (`Path`): Folder for the results.
-        keep_columns (`Sequence[str]`, *optional*): Columns of the data that the results have, too; `image` for the images.
-        format (`str`, *optional*, defaults to `"parquet"`): A parquet file for each shard, whose label maps `datasets`
-            reads as images; or `"png"`, a folder of label maps.
-        batch_size (`int`, *optional*, defaults to 1): How many images go through the model together; only those that have
-            one size after preprocessing do.
-        num_workers (`int`, *optional*, defaults to 0): Processes, of each process, that decode and preprocess.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to start again where there are results.
-        device (`str`, *optional*): Where the model runs; of each process its own GPU, or the CPU, if unset.
-        dtype, options: See [`~hf_segmodels.inference.segment_images.load_predictor`].
+        keep_columns (`Sequence[str]`, *optional*): Columns of the data to copy to the results; `image` for the images.
+        format (`str`, *optional*, defaults to `"parquet"`): `"parquet"` writes a file per shard, whose label maps
+            `datasets` reads as images. `"png"` writes a folder of label maps per shard.
+        batch_size (`int`, *optional*, defaults to 1): Maximum number of images per batch. Only images of the same size
+            after preprocessing are batched.
+        num_workers (`int`, *optional*, defaults to 0): Worker processes that decode and preprocess, for each process.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace earlier results.
+        device (`str`, *optional*): Device of the model. Defaults to the GPU of this process if there is one, otherwise the
+            CPU.
+        dtype, options: See [`~hf_segmodels.inference.predictor.load_predictor`].
 
     Returns:
-        `int`: 0; 1 where images failed. Of several processes, only the one that is last to finish gives 1: launchers end
-        all processes when one fails.
+        [`SegmentedDataset`]: What this process did, with the summary if it was the last one to finish.
 
     Raises:
-        UserError: if data, model, options or output folder cannot be used, or `output` has results of something else.
+        UserError: if data, model, options or output folder cannot be used, or if `output` contains results of another
+            model, of other data, or with other options.
     """
     process_index, num_processes = _find_process()
     if format not in FORMATS:
-        raise UserError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}.")
+        raise UserError(f"`format` is {format!r}: choose one of {', '.join(FORMATS)}.")
     if taken := [column for column in keep_columns if column in COLUMNS]:
-        raise UserError(f"the results have a column {taken[0]!r} of their own: leave it out of --keep-columns.")
+        raise UserError(f"the results have a column {taken[0]!r} of their own: remove it from --keep-columns.")
     data = _open_data(dataset, split, layout, image_column, keep_columns, shard_size, output, format)
-    predictor = load_predictor(model, device=device or _own_device(), dtype=dtype, **options)
+    predictor = load_predictor(model, device=device or _local_device(), dtype=dtype, **options)
     manifest = {
         "model": model,
         "model_fingerprint": _fingerprint(predictor),
@@ -102,36 +122,43 @@ def segment_dataset(
     results = DatasetResults(output, manifest, len(data.shards), palette, predictor.id2label, data.kept_features)
     results.open(overwrite, process_index, num_processes)
     if process_index == 0 and len(data.shards) < num_processes:
-        print(
-            f"only {_number(len(data.shards), 'shard')} for {num_processes} processes: the others have nothing to do",
-            file=sys.stderr,
+        logger.warning(
+            f"{len(data.shards)} shards are too few for {num_processes} processes, some of which have nothing to do: choose a "
+            "smaller --shard-size or fewer processes."
         )
+    shards = range(process_index, len(data.shards), num_processes)
     try:
-        mine = range(process_index, len(data.shards), num_processes)
-        todo = [index for index in mine if not results.is_complete(index)]
-        _segment_shards(todo, data, predictor, results, batch_size, num_workers, is_shown=process_index == 0)
-        done = f"{_number(len(todo), 'shard')} done"
-        if len(todo) < len(mine):
-            done += f", {len(mine) - len(todo)} skipped (already there)"
-        print(f"process {process_index + 1} of {num_processes}: {done}" if num_processes > 1 else done)
-        return _finish(results, did_something=bool(todo), is_first=process_index == 0)
+        todo = [index for index in shards if not results.is_complete(index)]
+        _segment_shards(todo, data, predictor, results, batch_size, num_workers, show_progress=process_index == 0)
+        summary = _write_summary(results, has_new_results=bool(todo), is_first=process_index == 0)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}.") from error
+    return SegmentedDataset(len(todo), len(shards) - len(todo), process_index, num_processes, summary)
+
+
+def _write_summary(results: DatasetResults, has_new_results: bool, is_first: bool) -> dict[str, Any] | None:
+    """Write the summary in the process that finishes last. Without new results, the first process returns it."""
+    records = results.records()
+    if records is None:
+        return None
+    summary = summarize(records)
+    is_last = results.write_summary(summary) if has_new_results else is_first
+    return summary if is_last else None
 
 
 def _find_process() -> tuple[int, int]:
-    """Which process this is, of how many."""
+    """Index of this process, and number of processes."""
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise UserError(
-            f"RANK is {rank!r} and WORLD_SIZE {world_size!r} in the environment: set them to the number of this process, "
-            "from 0 on, and of all, or leave both unset."
+            f"RANK is {rank!r} and WORLD_SIZE is {world_size!r} in the environment: set them to the index of this process, "
+            "from 0 on, and to the number of processes, or unset both."
         )
     return int(rank), int(world_size)
 
 
-def _own_device() -> str | None:
-    """The GPU of this process among those of its machine."""
+def _local_device() -> str | None:
+    """GPU of this process on its machine; `None` without CUDA."""
     if not torch.cuda.is_available():
         return None
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -166,7 +193,9 @@ def _open_data(
     if format == "png":
         binary = [name for name, feature in data.kept_features.items() if not _fits_json(feature)]
         if binary:
-            raise UserError(f"--format png cannot keep {binary[0]!r}, which holds files: use --format parquet.")
+            raise UserError(
+                f"--format png does not support the column {binary[0]!r}, which contains files: use --format parquet."
+            )
     return data
 
 
@@ -176,7 +205,7 @@ def _fits_json(feature: Any) -> bool:
 
 
 def _fingerprint(predictor: Predictor) -> str:
-    """Of weights, configuration and image processor, wherever they were read from."""
+    """Hash of weights, configuration and image processor. Independent of where they were loaded from."""
     digest = hashlib.sha256()
     for settings in (predictor.model.config.to_dict(), predictor.image_processor.to_dict()):
         about_versions = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -189,7 +218,7 @@ def _fingerprint(predictor: Predictor) -> str:
 
 
 class _Unreadable(Exception):
-    """A shard of which the data set does not give all rows."""
+    """Some rows of a shard cannot be read."""
 
 
 def _segment_shards(
@@ -199,11 +228,11 @@ def _segment_shards(
     results: DatasetResults,
     batch_size: int,
     num_workers: int,
-    is_shown: bool,
+    show_progress: bool,
 ) -> None:
     numbers = [data.shards[index].num_images for index in indices]
     total = None if None in numbers else sum(number or 0 for number in numbers)
-    with tqdm(total=total, desc="segment", unit="image", disable=None if is_shown else True) as bar:
+    with tqdm(total=total, desc="segment", unit="image", disable=None if show_progress else True) as bar:
         for number, index in enumerate(indices, 1):
             bar.set_postfix_str(f"shard {number} of {len(indices)}")
             shard = data.shards[index]
@@ -213,20 +242,20 @@ def _segment_shards(
                         shard_results.write(image)
                         bar.update()
             except _Unreadable as error:
-                results.write_failure(index, shard.name, first_line(error))
+                results.write_record(index, {"shard": shard.name, "error": first_line(error)})
 
 
 def _checked(read: Any) -> Iterator[ImageRow]:
-    """Tells errors of reading from those of writing."""
+    """Rows of a shard. Errors while reading become [`_Unreadable`], to distinguish them from errors while writing."""
     try:
         yield from read()
-    except Exception as error:  # files, decoders and networks raise anything
+    except Exception as error:  # files, decoders and networks raise any exception
         raise _Unreadable(first_line(error)) from error
 
 
 @dataclass
 class _PreparedImage:
-    """A row on its way to the model."""
+    """A row with its model inputs, or with the error that it caused."""
 
     index: int
     row: ImageRow
@@ -237,16 +266,16 @@ class _PreparedImage:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """Images with the same can be one batch."""
+        """Shapes of the inputs. Images with the same shapes can share a batch."""
         assert self.inputs is not None
         return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(self.inputs.items()))
 
 
 class _Preparation(torch.utils.data.Dataset):
-    """Decodes and preprocesses, in workers too: what a loader takes for an index is the row with its number."""
+    """Decodes and preprocesses in workers. Its items are requested by `(index, row)`, which the sampler provides."""
 
     def __init__(self, predictor: Predictor):
-        # workers are not to have the model
+        # The model must not be copied to the workers.
         self.prepare = Predictor(None, predictor.image_processor).prepare
 
     def __getitem__(self, numbered_row: tuple[int, ImageRow]) -> _PreparedImage:
@@ -256,13 +285,13 @@ class _Preparation(torch.utils.data.Dataset):
             image = _decode(row.image)
             prepared.size = image.height, image.width
             prepared.inputs = self.prepare(image)
-        except Exception as error:  # decoders of damaged files raise anything
+        except Exception as error:  # decoders raise any exception for damaged files
             prepared.error = first_line(error)
         return prepared
 
 
 def _decode(value: Any) -> PIL.Image.Image:
-    """An RGB image, upright, of what a row holds."""
+    """Decode the image of a row to RGB, rotated upright by its EXIF orientation."""
     if isinstance(value, np.ndarray):
         return to_rgb(PIL.Image.fromarray(value))
     if isinstance(value, bytes):
@@ -271,32 +300,32 @@ def _decode(value: Any) -> PIL.Image.Image:
         return to_rgb(PIL.ImageOps.exif_transpose(image))
 
 
-def _same(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
 def segment_rows(
     rows: Iterable[ImageRow], predictor: Predictor, batch_size: int = 1, num_workers: int = 0
-) -> Iterator[SegmentedImage]:
+) -> Iterator[RowResult]:
     """
-    Segments images that need not be of one size; those that are, after preprocessing, run as batches.
+    Segment images of any sizes. Images of the same size after preprocessing are batched.
 
     Args:
-        rows (`Iterable[ImageRow]`): The images; of a stream, few more are read ahead than batches need.
+        rows (`Iterable[ImageRow]`): The images. Few rows are read ahead of the results, so that streams are supported.
         predictor (`Predictor`): The model.
-        batch_size (`int`, *optional*, defaults to 1): How many images run together at most.
-        num_workers (`int`, *optional*, defaults to 0): Processes that decode and preprocess.
+        batch_size (`int`, *optional*, defaults to 1): Maximum number of images per batch.
+        num_workers (`int`, *optional*, defaults to 0): Worker processes that decode and preprocess.
 
     Returns:
-        `Iterator[SegmentedImage]`: one for each row, in their order.
+        `Iterator[RowResult]`: Result of each row, in order.
     """
     if predictor.is_batch_dependent:
         batch_size = 1
     loader = DataLoader(
-        _Preparation(predictor), sampler=enumerate(rows), batch_size=None, collate_fn=_same, num_workers=num_workers
+        _Preparation(predictor), sampler=enumerate(rows), batch_size=None, collate_fn=_identity, num_workers=num_workers
     )
-    waiting: dict[tuple[Any, ...], list[_PreparedImage]] = {}  # by their shapes, those that wait longest first
-    done: dict[int, SegmentedImage] = {}
+    waiting: dict[tuple[Any, ...], list[_PreparedImage]] = {}  # by shapes, longest waiting first
+    done: dict[int, RowResult] = {}
     next_index = 0
 
     def run(shapes: tuple[Any, ...]) -> None:
@@ -305,7 +334,7 @@ def segment_rows(
 
     for item in loader:
         if item.inputs is None:
-            done[item.index] = SegmentedImage(item.index, item.row.name, error=item.error)
+            done[item.index] = RowResult(item.index, item.row.name, error=item.error)
         else:
             group = waiting.setdefault(item.shapes, [])
             group.append(item)
@@ -323,62 +352,32 @@ def segment_rows(
     yield from (done[index] for index in sorted(done))
 
 
-def _segment_batch(items: Sequence[_PreparedImage], predictor: Predictor) -> list[SegmentedImage]:
+def _segment_batch(items: Sequence[_PreparedImage], predictor: Predictor) -> list[RowResult]:
     try:
         label_maps = predictor.predict([item.inputs or {} for item in items], [item.size for item in items])
     except torch.AcceleratorError:
-        raise  # such as a GPU that is lost: all that follow would fail
+        raise  # such as a lost GPU: all following images would fail
     except (ValueError, RuntimeError) as error:
         message = describe_failure(error)
     else:
         return [
-            SegmentedImage(item.index, item.row.name, item.row.kept, label_map)
+            RowResult(item.index, item.row.name, item.row.kept, label_map)
             for item, label_map in zip(items, label_maps, strict=True)
         ]
     if len(items) > 1:
         return [image for item in items for image in _segment_batch([item], predictor)]
-    return [SegmentedImage(item.index, item.row.name, error=message) for item in items]
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _finish(results: DatasetResults, did_something: bool, is_first: bool) -> int:
-    """Prints the totals if this is the process that came last, or the first one where nothing was left to do."""
-    records = results.records()
-    if records is None:
-        return 0
-    summary = summarize(records)
-    if not (results.write_summary(summary) if did_something else is_first):
-        return 0
-    pixels = Counter({item["name"]: item["pixels"] for item in summary["classes"]})
-    if pixels:
-        print_totals(pixels, Counter({item["name"]: item["images"] for item in summary["classes"]}))
-    print(
-        f"{_number(summary['images'], 'image')} in {_number(summary['shards'], 'shard')}; label maps and summary.json are in {results.folder}"
-    )
-    for item in summary["unreadable_shards"]:
-        print(f"error: {item['shard']} could not be read: {item['error']}", file=sys.stderr)
-    failed = summary["failed"]
-    for item in failed[:_MAX_ERRORS]:
-        name = item["name"] or f"image {item['index']}"
-        print(f"error: {name} ({item['shard']}): {item['error']}", file=sys.stderr)
-    if failed:
-        rest = ", see summary.json" if len(failed) > _MAX_ERRORS else ""
-        print(f"error: {len(failed)} of {summary['images']} images could not be segmented{rest}.", file=sys.stderr)
-    return 1 if failed or summary["unreadable_shards"] else 0
+    return [RowResult(item.index, item.row.name, error=message) for item in items]
 
 
 class BatchSegmenter:
     """
-    Segments batches of a table's rows, for systems that hand them out themselves, such as Ray Data's `map_batches`.
+    Callable that segments batches of rows, for systems that distribute batches, such as Ray Data's `map_batches`.
 
     Args:
         model (`str`): See [`segment_dataset`].
-        image_column (`str`, *optional*, defaults to `"image"`): The images' column.
-        batch_size (`int`, *optional*, defaults to 1): How many images run together at most.
-        options: For [`~hf_segmodels.inference.segment_images.load_predictor`].
+        image_column (`str`, *optional*, defaults to `"image"`): Column of the images.
+        batch_size (`int`, *optional*, defaults to 1): Maximum number of images per batch.
+        options: See [`~hf_segmodels.inference.predictor.load_predictor`].
 
     Example:
 
@@ -396,15 +395,16 @@ class BatchSegmenter:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Adds columns to a batch.
+        Add the results to a batch.
 
         Args:
-            batch (`Mapping[str, Any]`): Columns; the images as files' bytes, `{"bytes": ..., "path": ...}`, paths, PIL
-                images, or arrays `(height, width, 3)`, uint8.
+            batch (`Mapping[str, Any]`): Columns. An image is the bytes of a file, `{"bytes": ..., "path": ...}`, a path, a
+                PIL image, or an array `(height, width, 3)`, uint8.
 
         Returns:
-            `dict`: Those columns, and arrays of objects: `label_map`, PNG files as [`segment_dataset`] writes them,
-            `classes`, as JSON, and `error`. Of each row there is either a label map or an error, and None for the other.
+            `dict`: The columns of `batch`, and the object arrays `label_map` (PNG files, as written by [`segment_dataset`]),
+            `classes` (JSON, share of each class) and `error`. A row has either a label map and classes, or an error; the
+            others are `None`.
         """
         rows = (ImageRow(None, value) for value in batch[self.image_column])
         columns: dict[str, list[Any]] = {"label_map": [], "classes": [], "error": []}
@@ -420,4 +420,4 @@ class BatchSegmenter:
         return {**batch, **{name: np.array(values, dtype=object) for name, values in columns.items()}}
 
 
-__all__ = ["BatchSegmenter", "segment_dataset", "segment_rows"]
+__all__ = ["BatchSegmenter", "SegmentedDataset", "segment_dataset", "segment_rows"]

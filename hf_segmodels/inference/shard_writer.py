@@ -1,31 +1,29 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The output folder of `hf-segmodels segment-dataset`:
+Output folder of `hf-segmodels segment-dataset`:
 
-    manifest.json                what the results are of: model, data, options
-    shard-00000.parquet          results of a shard; a folder `shard-00000/` of label maps with `--format png`
-    shard-00000.json             its record, written last: a shard with a record is complete, or says why it is not
-    summary.json                 totals, once all shards have a record
+    manifest.json                model, data and options of the results
+    shard-00000.parquet          results of a shard; with `--format png` a folder `shard-00000/` of label maps
+    shard-00000.json             record of the shard, written last: without an error in it, the shard is complete
+    summary.json                 totals, written once all shards have a record
 """
 
 import hashlib
 import io
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_path, atomic_write, remove
 from ..visualization import ClassShare, class_shares, label_image
 from .segment_images import SUMMARY
 
@@ -33,7 +31,7 @@ from .segment_images import SUMMARY
 MANIFEST = "manifest.json"
 FORMATS = ("parquet", "png")
 COLUMNS = ("index", "name", "height", "width", "label_map", "classes")
-# In the manifest for its readers: the same model or data may have moved
+# Fields of the manifest that are not compared: the same model or data may have moved.
 _INFORMATION = ("model", "dataset", "hf_segmodels")
 _FINGERPRINTS = {"model_fingerprint": "the model", "data_fingerprint": "the data"}
 _ROWS_PER_GROUP = 100
@@ -41,28 +39,21 @@ _SHARD_NAME = re.compile(r"\.?shard-(\d{5,})\b.*")
 
 
 @dataclass
-class SegmentedImage:
-    """An image of a shard with its label map, or with what went wrong."""
+class RowResult:
+    """Label map of a row, or the error that it caused."""
 
     index: int
-    """Its place in the shard."""
+    """Index in the shard."""
     name: str | None
     kept: dict[str, Any] = field(default_factory=dict)
+    """Columns to copy to the results."""
     label_map: np.ndarray | None = None
     """`(height, width)`, int64."""
     error: str | None = None
 
 
-class _ShardWriter(Protocol):
-    def write(self, image: SegmentedImage, labels: Image.Image, shares: list[ClassShare]) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _ParquetWriter:
-    """A table whose label maps `datasets` reads as images. At most one row group is held."""
+class _ParquetWriter(AbstractContextManager):
+    """Writer for a table whose label maps `datasets` reads as images. Holds at most one row group in memory."""
 
     def __init__(self, path: Path, kept_features: Mapping[str, Any]):
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -88,7 +79,7 @@ class _ParquetWriter:
         self.rows: list[dict[str, Any]] = []
         self.file = pyarrow.parquet.ParquetWriter(path, self.features.arrow_schema)
 
-    def write(self, image: SegmentedImage, labels: Image.Image, shares: list[ClassShare]) -> None:
+    def write(self, image: RowResult, labels: Image.Image, shares: list[ClassShare]) -> None:
         row = {
             "index": image.index,
             "name": image.name,
@@ -106,20 +97,18 @@ class _ParquetWriter:
         from datasets.table import embed_table_storage
 
         table = Dataset.from_list(self.rows, features=self.features).with_format("arrow")[:]
-        # images that are kept may so far be paths
+        # Copied images may still be paths.
         self.file.write_table(embed_table_storage(table).cast(self.features.arrow_schema))
         self.rows = []
 
-    def finish(self) -> None:
-        if self.rows:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if self.rows and error_type is None:
             self._write_group()
-
-    def close(self) -> None:
         self.file.close()
 
 
-class _PngWriter:
-    """A folder of `NAME_labels.png`, with a `metadata.jsonl` that `datasets` reads, too."""
+class _PngWriter(AbstractContextManager):
+    """Writer for a folder of `NAME_labels.png`, with a `metadata.jsonl` for `datasets`."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -127,7 +116,7 @@ class _PngWriter:
         self.names: set[str] = set()
         self.metadata = (folder / "metadata.jsonl").open("w", encoding="utf-8")
 
-    def write(self, image: SegmentedImage, labels: Image.Image, shares: list[ClassShare]) -> None:
+    def write(self, image: RowResult, labels: Image.Image, shares: list[ClassShare]) -> None:
         name = _file_stem(image)
         while name.casefold() in self.names:
             name = f"{name}_{image.index}"
@@ -146,22 +135,19 @@ class _PngWriter:
         }
         self.metadata.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
 
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.metadata.close()
 
 
 def png_bytes(labels: Image.Image) -> bytes:
-    """The file that `labels` would be saved as."""
+    """Encode a label image as PNG."""
     buffer = io.BytesIO()
     labels.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def _file_stem(image: SegmentedImage) -> str:
-    """The image's name without its suffix, as a path that stays inside a folder; its index where it has no name."""
+def _file_stem(image: RowResult) -> str:
+    """Relative path of an image's results: its sanitized name without suffix, or its index if it has no name."""
     name = (image.name or "").replace("\\", "/")
     parts = [re.sub(r"[^\w.\- ]", "_", part)[:100].strip(". ") for part in name.split("/")]
     parts = [part for part in parts if part]
@@ -184,19 +170,19 @@ class DatasetResults:
 
     @property
     def digest(self) -> str:
-        """Of what a shard's results depend on."""
+        """Hash of everything that the results of a shard depend on."""
         return hashlib.sha256(json.dumps(_identity(self.manifest), sort_keys=True).encode()).hexdigest()
 
     def open(self, overwrite: bool, process_index: int, num_processes: int) -> None:
         """
-        Makes the folder and its manifest, or compares them with what is there.
+        Create the folder and its manifest, or compare them with existing ones.
 
         Args:
-            overwrite (`bool`): Whether to remove earlier results; each process those of its own shards.
-            process_index, num_processes (`int`): Which process this is, of how many.
+            overwrite (`bool`): Whether to remove earlier results. Each process removes those of its own shards.
+            process_index, num_processes (`int`): Index of this process, and number of processes.
 
         Raises:
-            UserError: if the folder holds results of something else.
+            UserError: if the folder contains results of another model, of other data, or with other options.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -205,53 +191,51 @@ class DatasetResults:
                 self._remove_results(process_index, num_processes)
             else:
                 strange = [entry.name for entry in self.folder.iterdir() if _SHARD_NAME.fullmatch(entry.name)]
-                # asked last: another process may just have begun
+                # Checked after the shards: another process may have just written it.
                 if path.exists():
                     self._compare(path)
                     return
                 if strange:
                     raise UserError(
-                        f"{self.folder} has {strange[0]} but no {MANIFEST}: choose another --output, or add --overwrite to "
-                        "replace what is there."
+                        f"{self.folder} contains {strange[0]} but no {MANIFEST}: choose another --output, or add --overwrite to "
+                        "replace it."
                     )
-            text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
-            atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            _write_json(path, self.manifest)
         except OSError as error:
             raise UserError(f"cannot use the output folder {self.folder}: {error.strerror or error}.") from error
 
     def _compare(self, path: Path) -> None:
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            old, new = _identity(there), _identity(self.manifest)
+            old, new = _identity(json.loads(path.read_text(encoding="utf-8"))), _identity(self.manifest)
         except (ValueError, AttributeError) as error:
             raise UserError(f"{path} is not from this command: choose another --output.") from error
         differences = [
-            _FINGERPRINTS.get(key) or f"{key} ({_shown(old.get(key))} then, {_shown(new.get(key))} now)"
+            _FINGERPRINTS.get(key) or f"{key} ({_format_value(old.get(key))} then, {_format_value(new.get(key))} now)"
             for key in dict.fromkeys([*old, *new])
             if old.get(key) != new.get(key)
         ]
         if differences:
             raise UserError(
-                f"{self.folder} holds results of a run from which this one differs in {', '.join(differences)}: choose "
-                "another --output, or add --overwrite to start again."
+                f"{self.folder} contains results of a run that differs in {', '.join(differences)}: choose another --output, "
+                "or add --overwrite to replace them."
             )
 
     def _remove_results(self, process_index: int, num_processes: int) -> None:
         for path in list(self.folder.iterdir()):
             match = _SHARD_NAME.fullmatch(path.name)
             if match and int(match[1]) % num_processes == process_index:
-                _remove(path)
+                remove(path)
         (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def _path(self, index: int, ending: str) -> Path:
         return self.folder / f"shard-{index:05d}{ending}"
 
     def results_path(self, index: int) -> Path:
-        """Where the results of a shard are: a file, or a folder of label maps."""
+        """Path of a shard's results: a parquet file, or a folder of label maps."""
         return self._path(index, ".parquet" if self.manifest["format"] == "parquet" else "")
 
     def record(self, index: int) -> dict[str, Any] | None:
-        """What is known of a shard; None where it was not worked on, or for something else."""
+        """Record of a shard; `None` if it has none, or one of another manifest."""
         try:
             record = json.loads(self._path(index, ".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -259,7 +243,7 @@ class DatasetResults:
         return record if isinstance(record, dict) and record.get("manifest") == self.digest else None
 
     def records(self) -> list[dict[str, Any]] | None:
-        """The records of all shards; None while some have none."""
+        """Records of all shards; `None` while some are missing."""
         records = []
         for index in range(self.num_shards):
             record = self.record(index)
@@ -274,41 +258,25 @@ class DatasetResults:
 
     @contextmanager
     def writing(self, index: int, name: str) -> Iterator["ShardResults"]:
-        """For the results of a shard: beside their place until all are there, then with a record."""
+        """Yield the results of a shard for writing. They appear with a record when the block ends."""
         path = self.results_path(index)
         (self.folder / SUMMARY).unlink(missing_ok=True)
         self._path(index, ".json").unlink(missing_ok=True)
-        for left_over in self.folder.glob(f".{path.name}.*.part"):  # of a process that was killed
-            _remove(left_over)
-        temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-        writer: _ShardWriter | None = None
-        try:
-            if self.manifest["format"] == "parquet":
-                writer = _ParquetWriter(temporary, self.kept_features)
-            else:
-                writer = _PngWriter(temporary)
-            shard = ShardResults(writer, self.palette, self.id2label)
-            yield shard
-            writer.finish()
-            writer.close()
-            _remove(path)
-            temporary.rename(path)
-            self._write_record(index, {"shard": name, **shard.record()})
-        finally:
-            if writer is not None:
-                writer.close()
-            _remove(temporary)
+        for left_over in self.folder.glob(f".{path.name}.*.part"):  # of a killed process
+            remove(left_over)
+        with atomic_path(path) as temporary:
+            is_parquet = self.manifest["format"] == "parquet"
+            with _ParquetWriter(temporary, self.kept_features) if is_parquet else _PngWriter(temporary) as writer:
+                shard = ShardResults(writer, self.palette, self.id2label)
+                yield shard
+        self.write_record(index, {"shard": name, **shard.record()})
 
-    def write_failure(self, index: int, name: str, error: str) -> None:
-        """A record of a shard that could not be read; it is tried again in the next run."""
-        self._write_record(index, {"shard": name, "error": error})
-
-    def _write_record(self, index: int, record: dict[str, Any]) -> None:
-        text = json.dumps({"manifest": self.digest, **record}, indent=2, ensure_ascii=False) + "\n"
-        atomic_write(self._path(index, ".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    def write_record(self, index: int, record: dict[str, Any]) -> None:
+        """Write the record of a shard. The next run retries a shard whose record has an `"error"`."""
+        _write_json(self._path(index, ".json"), {"manifest": self.digest, **record})
 
     def write_summary(self, summary: dict[str, Any]) -> bool:
-        """Writes the totals, unless another process did so: then False."""
+        """Write the totals. Returns `False` if another process wrote them."""
         try:
             with (self.folder / SUMMARY).open("x", encoding="utf-8") as file:
                 file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -319,9 +287,9 @@ class DatasetResults:
 
 @dataclass
 class ShardResults:
-    """The results of a shard, as they come."""
+    """Results of a shard, written one by one."""
 
-    writer: _ShardWriter
+    writer: _ParquetWriter | _PngWriter
     palette: np.ndarray
     id2label: dict[int, str]
     num_images: int = 0
@@ -329,7 +297,7 @@ class ShardResults:
     pixels: Counter[int] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
 
-    def write(self, image: SegmentedImage) -> None:
+    def write(self, image: RowResult) -> None:
         self.num_images += 1
         if image.label_map is None:
             self.failed.append({"index": image.index, "name": image.name, "error": image.error})
@@ -354,7 +322,7 @@ class ShardResults:
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The totals of all shards' records."""
+    """Totals over the records of all shards."""
     totals: dict[int, dict[str, Any]] = {}
     for item in (item for record in records for item in record.get("classes", ())):
         total = totals.setdefault(
@@ -378,21 +346,19 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on, as JSON gives it back."""
+    """The part of a manifest that results depend on, as read back from JSON."""
     identity = {key: value for key, value in manifest.items() if key not in _INFORMATION}
     options = identity.pop("options", {})
     return json.loads(json.dumps({**identity, **options}))
 
 
-def _shown(value: Any) -> str:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _format_value(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 __all__ = [
@@ -400,7 +366,7 @@ __all__ = [
     "FORMATS",
     "MANIFEST",
     "DatasetResults",
-    "SegmentedImage",
+    "RowResult",
     "ShardResults",
     "png_bytes",
     "summarize",

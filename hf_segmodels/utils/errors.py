@@ -3,11 +3,11 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, in one line that says what to do."""
+    """An error that the user can fix. The message is one line and says how."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: the first, with the next where the first only announces it."""
+    """Return the first line of an error's message, with the second line if the first one ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].endswith(":"):
         return " ".join(lines[:2])

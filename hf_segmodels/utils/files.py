@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Writing a folder in one piece or not at all."""
+"""Atomic writes: a file or a folder appears complete, or not at all."""
 
 import os
 import shutil
@@ -10,20 +10,20 @@ from uuid import uuid4
 
 
 def is_non_empty(folder: Path) -> bool:
-    """Whether there is something that writing to `folder` could replace."""
+    """Whether `folder` is a file, or a folder with contents."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextmanager
 def atomic_directory(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> Iterator[Path]:
     """
-    Gives a new folder beside `folder` to write to. When the block ends it becomes `folder`; when it fails it is removed
-    and nothing has changed.
+    Yield a new folder next to `folder`. It becomes `folder` when the block ends. If the block raises, the new folder is
+    removed and `folder` is unchanged.
 
     Args:
-        folder (`Path`): The folder that is to hold the results.
-        stale (`Callable`): Which files of a folder that holds something are of an earlier result, and so replaced. Others
-            are kept.
+        folder (`Path`): Folder for the results. Its parent folders are created.
+        stale (`Callable`): Maps a non-empty `folder` to its files from an earlier result. These are removed, all other
+            files are kept.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def atomic_directory(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> I
     try:
         yield partial
         for file in partial.iterdir():
-            # safetensors lets only the owner read what it writes; the new folder's mode knows the umask
+            # safetensors writes files that only their owner can read. The mode of the new folder follows the umask.
             file.chmod(partial.stat().st_mode & 0o666)
         if not is_non_empty(folder):
             if folder.is_dir():
@@ -47,14 +47,31 @@ def atomic_directory(folder: Path, stale: Callable[[Path], Iterable[Path]]) -> I
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `path` first, so that an interrupted run leaves no half file."""
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file or a folder. It replaces `path` when the block ends, and is removed if it raises."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
-        write(temporary)
+        yield temporary
+        if path.is_dir():  # `os.replace` does not replace folders
+            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
-__all__ = ["atomic_directory", "atomic_write", "is_non_empty"]
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path, then move the file that it wrote to `path`."""
+    with atomic_path(path) as temporary:
+        write(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+__all__ = ["atomic_directory", "atomic_path", "atomic_write", "is_non_empty", "remove"]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The command itself: help, version, and that they show at once."""
+"""The program: help, version, exit codes, and that help and argument errors need no torch."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_help_names_the_commands(capsys):
     assert "convert" in out
 
 
-def test_help_and_mistakes_do_not_load_torch():
+def test_help_and_argument_errors_do_not_import_torch():
     code = (
         "import sys; sys.argv = ['hf-segmodels']; from hf_segmodels.cli.main import main; code = main(['segment', 'a.png', '--alpha', '2']); "
         "sys.exit(9 if 'torch' in sys.modules else code)"
@@ -47,7 +47,7 @@ def test_exit_code_of_the_process():
     assert result.stderr.startswith("error: ")
 
 
-def test_convert_hands_its_arguments_on(capsys):
+def test_help_of_a_command(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["convert", "--help"])
     assert exit_.value.code == 0

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`hf-segmodels segment`: what it writes, what it says, and what it leaves alone."""
+"""`hf-segmodels segment`: files, output, exit codes, and files that it must not change."""
 
 import json
 from pathlib import Path
@@ -122,11 +122,11 @@ def test_models_of_transformers_itself(tmp_path, output, capsys):
     assert segment(path, "--model", tmp_path / "model", "--output", output) == 0
     assert read_labels(output / "photo_labels.png").shape == (40, 50)
     assert segment(path, "--model", tmp_path / "model", "--output", output, "--window", "32", "--flip") == 2
-    assert "cannot do --window, --flip" in capsys.readouterr().err
+    assert "does not support --window, --flip" in capsys.readouterr().err
 
 
 class TestFilesAndFolders:
-    def test_folder_leaves_out_what_is_no_image(self, tmp_path, model_folder, output):
+    def test_other_files_in_a_folder_are_skipped(self, tmp_path, model_folder, output):
         make_image(tmp_path / "in" / "a.png")
         make_image(tmp_path / "in" / "B.JPG")
         make_image(tmp_path / "in" / ".hidden.png")
@@ -177,7 +177,7 @@ class TestFilesAndFolders:
         assert segment(tmp_path / "in", "--recursive", "--model", model_folder, "--output", output) == 0
         assert [entry["name"] for entry in read_summary(output)["images"]] == ["a"]
 
-    def test_an_image_that_is_named_like_a_result_is_not_overwritten(self, tmp_path, model_folder):
+    def test_an_image_with_the_name_of_a_result_is_not_overwritten(self, tmp_path, model_folder):
         make_image(tmp_path / "in" / "a.png", seed=1)
         victim = make_image(tmp_path / "in" / "a_overlay.png", seed=2)
         before = victim.read_bytes()
@@ -185,7 +185,7 @@ class TestFilesAndFolders:
         assert victim.read_bytes() == before
         assert len(read_summary(tmp_path / "in")["images"]) == 2
 
-    def test_skip_existing_does_what_is_missing(self, tmp_path, model_folder, output, capsys):
+    def test_skip_existing_segments_missing_images(self, tmp_path, model_folder, output, capsys):
         paths = [make_image(tmp_path / name, seed=seed) for seed, name in enumerate(("a.png", "b.png", "c.png"))]
         arguments = ["--model", model_folder, "--output", output, "--skip-existing"]
         assert segment(*paths[:2], *arguments) == 0
@@ -221,7 +221,7 @@ class TestBadImages:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         path = make_image(tmp_path / "a.png")
-        monkeypatch.setattr("hf_segmodels.inference.segment_images.Predictor.__call__", fail)
+        monkeypatch.setattr("hf_segmodels.inference.predictor.Predictor.__call__", fail)
         assert segment(path, "--model", model_folder, "--output", output) == 1
         assert "--window" in capsys.readouterr().err
 
@@ -262,8 +262,8 @@ class TestReadImage:
         assert (np.asarray(read_image(tmp_path / "b.gif")) == 255).all()
 
 
-class TestMistakes:
-    """Each is one line, exit code 2, and no results."""
+class TestUserErrors:
+    """Each is one line on stderr, exit code 2, and no results."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -323,7 +323,7 @@ class TestMistakes:
         assert segment(tmp_path / "empty", "--model", model_folder, "--output", output) == 2
         self.check_one_line(capsys, "--recursive")
 
-    def test_models_that_are_none(self, tmp_path, model_folder, output, capsys):
+    def test_invalid_models(self, tmp_path, model_folder, output, capsys):
         path = make_image(tmp_path / "a.png")
         assert segment(path, "--model", tmp_path / "no_model", "--output", output) == 2
         self.check_one_line(capsys, "there is no folder")

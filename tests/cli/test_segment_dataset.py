@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`hf-segmodels segment-dataset`: the same labels as one by one, each shard once, whatever stops it."""
+"""`hf-segmodels segment-dataset`: the same labels as image by image, and each shard once, also after interruptions."""
 
 import io
 import json
@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from common.images import make_image
 from common.segmentation_folders import write_ade20k
 from common.tiny_segmenter import save_tiny_segmenter
 from hf_segmodels.cli.main import main
 from hf_segmodels.data.shards import ImageRow, open_image_shards
 from hf_segmodels.image_processing import read_image
-from hf_segmodels.inference import shard_writer as dataset_results
+from hf_segmodels.inference import shard_writer
 from hf_segmodels.inference.predictor import Predictor, load_predictor
 from hf_segmodels.inference.segment_dataset import BatchSegmenter, segment_rows
 
@@ -50,18 +51,10 @@ def output(tmp_path) -> Path:
     return tmp_path / "results"
 
 
-def make_image(path: Path, size: tuple[int, int] = (40, 50), seed: int = 0, **save_options) -> Path:
-    """A smooth random image of that (height, width)."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(path, **save_options)
-    return path
-
-
 def make_folder(root: Path) -> Path:
     """Seven images of four sizes, some in a folder inside; with shards of three there are three, the last of one image."""
     for index, size in enumerate(SIZES):
-        make_image(root / ("x" if index % 2 else "") / f"{index}.png", size, index)
+        make_image(root / ("x" if index % 2 else "") / f"{index}.png", *size[::-1], index)
     return root
 
 
@@ -73,7 +66,9 @@ def make_parquet(root: Path, rows_of_files: tuple[int, ...] = (3, 1, 2), row_gro
     for index, count in enumerate(rows_of_files):
         rows = []
         for _ in range(count):
-            content = make_image(root.parent / "images" / f"{number}.png", SIZES[number % 7], number).read_bytes()
+            content = make_image(
+                root.parent / "images" / f"{number}.png", *SIZES[number % 7][::-1], number
+            ).read_bytes()
             rows.append({"image": {"bytes": content, "path": None}, "number": number})
             number += 1
         table = datasets.Dataset.from_list(rows, features=features).with_format("arrow")[:]
@@ -107,7 +102,7 @@ def states(output: Path) -> dict[str, int]:
 
 
 class TestResults:
-    def test_parquet_holds_the_labels_of_one_by_one(self, tmp_path, model_folder, predictor, output, capsys):
+    def test_parquet_contains_the_labels_of_single_images(self, tmp_path, model_folder, predictor, output, capsys):
         folder = make_folder(tmp_path / "in")
         options = ["--shard-size", "3", "--batch-size", "3", "--keep-columns", "image"]
         assert segment(folder, "--model", model_folder, "--output", output, *options) == 0
@@ -185,8 +180,8 @@ class TestResults:
         assert segment(folder, "--split", "x", "--model", model_folder, "--output", output) == 0
         assert [row["name"] for row in read_back(output)] == ["x/1.png", "x/3.png", "x/5.png"]
 
-    def test_image_files_of_a_repository_are_cut_like_those_of_a_folder(self, tmp_path, monkeypatch):
-        # the Hub is not there: what it would give stands for it
+    def test_image_files_of_a_repository_are_sharded_as_in_a_folder(self, tmp_path, monkeypatch):
+        # stands in for the Hub
         folder = make_folder(tmp_path / "in")
         builder = datasets.load_dataset_builder("imagefolder", data_dir=str(folder))
         monkeypatch.setattr(datasets, "load_dataset_builder", lambda source: builder)
@@ -217,7 +212,7 @@ class TestResults:
         assert [row["note"] for row in read_back(output)] == [None, "late"]
 
     def test_options_reach_predict(self, tmp_path, model_folder, output):
-        path = make_image(tmp_path / "in" / "a.png", (70, 90))
+        path = make_image(tmp_path / "in" / "a.png", 90, 70)
         options = ["--window", "32x48", "--stride", "16", "--scales", "0.5", "1", "--flip"]
         assert segment(tmp_path / "in", "--model", model_folder, "--output", output, *options) == 0
         chosen = {"window_size": (32, 48), "window_stride": (16, 16), "scales": (0.5, 1.0), "flip": True}
@@ -237,7 +232,7 @@ class TestResults:
     def test_images_are_turned_upright_and_become_rgb(self, tmp_path, model_folder, predictor, output):
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
-        path = make_image(tmp_path / "in" / "a.jpg", (40, 60), exif=exif)
+        path = make_image(tmp_path / "in" / "a.jpg", 60, 40, exif=exif)
         assert segment(tmp_path / "in", "--model", model_folder, "--output", output) == 0
         (row,) = read_back(output)
         assert (row["height"], row["width"]) == (60, 40)
@@ -284,7 +279,7 @@ class TestBatches:
         for image, label_map in zip(images, expected, strict=True):
             assert (image.label_map == label_map).all()
 
-    def test_models_that_mix_the_images_of_a_batch_get_one(self, tmp_path, predictor, monkeypatch):
+    def test_batch_dependent_models_get_single_images(self, tmp_path, predictor, monkeypatch):
         monkeypatch.setattr(predictor.model.config, "decoder_self_attention", "across_batch", raising=False)
         sizes = self.spy(monkeypatch)
         assert len(list(segment_rows(self.rows(make_folder(tmp_path)), predictor, batch_size=4))) == 7
@@ -301,7 +296,7 @@ class TestBatches:
         assert [image.name for image in failed] == ["2.png"]
         assert "--window" in failed[0].error
 
-    def test_a_lost_device_is_no_fault_of_the_image(self, tmp_path, predictor, monkeypatch):
+    def test_a_lost_device_stops_the_run(self, tmp_path, predictor, monkeypatch):
         def fail(inputs):
             raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
@@ -311,7 +306,7 @@ class TestBatches:
 
     def test_little_of_a_stream_is_read_ahead(self, tmp_path, predictor):
         common = make_image(tmp_path / "common.png")
-        rare = make_image(tmp_path / "rare.png", (40, 70))
+        rare = make_image(tmp_path / "rare.png", 70, 40)
         num_read = 0
 
         def rows():
@@ -326,7 +321,7 @@ class TestBatches:
         assert index == 59
 
     def test_results_are_written_in_row_groups(self, tmp_path, model_folder, output, monkeypatch):
-        monkeypatch.setattr(dataset_results, "_ROWS_PER_GROUP", 3)
+        monkeypatch.setattr(shard_writer, "_ROWS_PER_GROUP", 3)
         assert segment(make_folder(tmp_path / "in"), "--model", model_folder, "--output", output) == 0
         metadata = pyarrow_parquet.read_metadata(output / "shard-00000.parquet")
         assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [3, 3, 1]
@@ -345,7 +340,7 @@ class TestResume:
         monkeypatch.setattr(Predictor, "predict", predict)
 
     @pytest.mark.parametrize("format", ["parquet", "png"])
-    def test_what_is_complete_stays(self, tmp_path, model_folder, output, monkeypatch, capsys, format):
+    def test_complete_shards_are_kept(self, tmp_path, model_folder, output, monkeypatch, capsys, format):
         folder = make_folder(tmp_path / "in")
         arguments = [folder, "--model", model_folder, "--shard-size", "3", "--format", format]
         whole = output.with_name("whole")
@@ -366,7 +361,7 @@ class TestResume:
         assert "0 shards done, 3 skipped" in capsys.readouterr().out
         assert states(output) == before
 
-    def test_results_that_are_gone_are_made_again(self, tmp_path, model_folder, output):
+    def test_missing_results_are_written_again(self, tmp_path, model_folder, output):
         arguments = [make_folder(tmp_path / "in"), "--model", model_folder, "--output", output, "--shard-size", "3"]
         assert segment(*arguments) == 0
         before = contents(output)
@@ -403,7 +398,7 @@ class TestResume:
 
 
 class TestOtherResults:
-    """Results of something else are left alone unless they are to be replaced."""
+    """Results of other runs are replaced only with --overwrite."""
 
     @pytest.fixture
     def folder(self, tmp_path) -> Path:
@@ -433,7 +428,7 @@ class TestOtherResults:
             self.check_refused(capsys, output, message, *arguments, *option)
         self.check_refused(capsys, output, 'format ("parquet" then, "png" now)', *arguments, "--format", "png")
 
-        # the same model and images elsewhere are the same; others in their place are not
+        # A model or data set may move, but not change.
         shutil.copytree(model_folder, tmp_path / "copy")
         folder.rename(tmp_path / "moved")
         assert segment(tmp_path / "moved", "--model", tmp_path / "copy", "--shard-size", "3", "--output", output) == 0
@@ -453,7 +448,7 @@ class TestOtherResults:
         shutil.copy(data / "train-00000-of-00003.parquet", data / "train-00002-of-00003.parquet")
         self.check_refused(capsys, output, "the data", data, "--model", model_folder)
 
-    def test_overwrite_leaves_nothing_of_the_old(self, tmp_path, model_folder, folder, output):
+    def test_overwrite_removes_all_earlier_results(self, tmp_path, model_folder, folder, output):
         arguments = [folder, "--model", model_folder, "--output", output]
         assert segment(*arguments, "--shard-size", "1", "--format", "png") == 0
         (output / "notes.txt").write_text("mine")
@@ -464,7 +459,7 @@ class TestOtherResults:
         assert segment(*arguments, "--shard-size", "5", "--flip", "--overwrite") == 0
         assert not any(state == states(output)[name] for name, state in before.items() if name.startswith("shard"))
 
-    def test_files_that_are_not_from_here(self, model_folder, folder, output, capsys):
+    def test_foreign_files(self, model_folder, folder, output, capsys):
         output.mkdir()
         (output / "shard-00000.parquet").write_text("mine")
         self.check_refused(capsys, output, "shard-00000.parquet", folder, "--model", model_folder)
@@ -477,7 +472,7 @@ class TestFailures:
     def test_broken_images_are_listed(self, tmp_path, model_folder, output, capsys):
         folder = make_folder(tmp_path / "in")
         (folder / "3.png").write_text("no image")
-        whole = make_image(tmp_path / "whole.jpg", (200, 200)).read_bytes()
+        whole = make_image(tmp_path / "whole.jpg", 200, 200).read_bytes()
         (folder / "x" / "cut.jpg").write_bytes(whole[:-1000])
         arguments = [folder, "--model", model_folder, "--output", output, "--shard-size", "4", "--batch-size", "2"]
         assert segment(*arguments) == 1
@@ -490,7 +485,7 @@ class TestFailures:
         assert "3.png" in errors
         assert "2 of 9 images" in errors
         assert "Traceback" not in errors
-        # complete all the same, but not forgotten
+        # The shards are complete, but the failures are still reported.
         before = states(output)
         assert segment(*arguments) == 1
         assert "2 of 9 images" in capsys.readouterr().err
@@ -550,7 +545,7 @@ class TestFailures:
 
 
 class TestProcesses:
-    def test_each_has_its_own_shards_and_the_last_says_the_totals(
+    def test_each_has_its_own_shards_and_the_last_prints_the_totals(
         self, tmp_path, model_folder, output, capsys, monkeypatch
     ):
         folder = make_folder(tmp_path / "in")
@@ -562,7 +557,7 @@ class TestProcesses:
         assert {name[:11] for name in names(output)} == {"manifest.js", "shard-00001"}
         assert capsys.readouterr().out == "process 2 of 2: 1 shard done\n"
         monkeypatch.setenv("RANK", "0")
-        # a launcher would end the others, were it not the last
+        # not earlier: launchers end all processes when one fails
         assert segment(*arguments, output) == 1
         captured = capsys.readouterr()
         assert "process 1 of 2: 2 shards done" in captured.out
@@ -573,16 +568,16 @@ class TestProcesses:
         assert segment(*arguments, output.with_name("one")) == 1
         assert contents(output) == contents(output.with_name("one"))
 
-    def test_more_processes_than_shards(self, tmp_path, model_folder, output, capsys, monkeypatch):
+    def test_more_processes_than_shards(self, tmp_path, model_folder, output, capsys, caplog, monkeypatch):
         folder = make_folder(tmp_path / "in")
         arguments = [folder, "--model", model_folder, "--output", output]
         monkeypatch.setenv("WORLD_SIZE", "3")
         for rank, shown in (("2", False), ("0", True), ("1", False)):
             monkeypatch.setenv("RANK", rank)
+            caplog.clear()
             assert segment(*arguments) == 0
-            captured = capsys.readouterr()
-            assert ("7 images in 1 shard;" in captured.out) == shown
-            assert ("only 1 shard for 3 processes" in captured.err) == shown
+            assert ("7 images in 1 shard;" in capsys.readouterr().out) == shown
+            assert ("1 shards are too few for 3 processes" in caplog.text) == shown
 
     @pytest.mark.slow
     def test_two_write_what_one_writes(self, tmp_path, model_folder, output):
@@ -601,10 +596,10 @@ class TestProcesses:
 
 
 class TestBatchSegmenter:
-    """What Ray Data or Spark call; neither is needed for that."""
+    """The callable for Ray Data or Spark, without either."""
 
     def test_adds_columns(self, tmp_path, model_folder, predictor):
-        paths = [make_image(tmp_path / f"{index}.png", size, index) for index, size in enumerate(SIZES[:3])]
+        paths = [make_image(tmp_path / f"{index}.png", *size[::-1], index) for index, size in enumerate(SIZES[:3])]
         segmenter = BatchSegmenter(str(model_folder), batch_size=2, window_size=32)
         kinds = [
             [str(path) for path in paths],
@@ -629,8 +624,8 @@ class TestBatchSegmenter:
             assert batch["error"][:3].tolist() == [None] * 3
 
 
-class TestMistakes:
-    """Each is one line, exit code 2, and no results."""
+class TestUserErrors:
+    """Each is one line on stderr, exit code 2, and no results."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

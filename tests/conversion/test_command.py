@@ -238,10 +238,11 @@ def test_one_command_under_two_names(checkpoint: Path, tmp_path: Path, repositor
 
 
 def test_help_and_mistakes_in_arguments(capsys):
-    for arguments, code in ((["--help"], 0), (["--method", "segvat"], 2), ([], 2)):
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-        assert exit_.value.code == code
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    for arguments in (["--method", "segvat"], []):
+        assert main(arguments) == 2
     captured = capsys.readouterr()
     assert "variant.yml" in captured.out
     assert "invalid choice: 'segvat'" in captured.err

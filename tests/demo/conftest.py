@@ -32,7 +32,7 @@ def photo(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def segmenter_folder(tmp_path_factory) -> Path:
-    """Has a card that names a license."""
+    """A Segmenter with a model card that specifies a license."""
     folder = save_tiny_segmenter(tmp_path_factory.mktemp("models") / "tiny_segmenter")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
     return folder

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The demo page's functions, without a browser; test_browser.py has one."""
+"""The demo page without a browser. test_browser.py is with a browser."""
 
 import gc
 import importlib
@@ -17,8 +17,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from common.images import make_image
 from common.tiny_segmenter import CLASS_NAMES
 from hf_segmodels.cli.main import main
-from hf_segmodels.demo.__main__ import DEMO_MODEL
-from hf_segmodels.demo.views import Choice
+from hf_segmodels.demo import session as session_module
+from hf_segmodels.demo.sample import DEMO_MODEL
+from hf_segmodels.demo.session import DemoSession, ModelCache, PredictOptions, license_note, name_models
+from hf_segmodels.demo.views import ViewSelection
 from hf_segmodels.image_processing import read_image
 from hf_segmodels.inference.predictor import Predictor, load_predictor
 from hf_segmodels.utils.errors import UserError
@@ -28,21 +30,20 @@ from hf_segmodels.visualization import palette_for
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio")
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[app]'")
 
-# only now: without Gradio they cannot be imported
+# after the skip: they need Gradio
 app_module = importlib.import_module("hf_segmodels.demo.app")
 viewer_value = importlib.import_module("hf_segmodels.demo.viewer").viewer_value
-ModelShelf, Options, Workbench = app_module.ModelShelf, app_module.Options, app_module.Workbench
-create_app, license_note, name_models = app_module.create_app, app_module.license_note, app_module.name_models
+create_app = app_module.create_app
 
 
 @pytest.fixture
-def workbench(segmenter_folder) -> Workbench:
-    return Workbench(ModelShelf(name_models([str(segmenter_folder)])))
+def session(segmenter_folder) -> DemoSession:
+    return DemoSession(ModelCache(name_models([str(segmenter_folder)])))
 
 
 @pytest.fixture
 def model_calls(monkeypatch) -> list:
-    """Images that a model was asked to segment."""
+    """Images that models segmented."""
     calls, original = [], Predictor.predict
 
     def count(self, inputs, target_sizes):
@@ -53,8 +54,8 @@ def model_calls(monkeypatch) -> list:
     return calls
 
 
-def test_segmenting_gives_overlay_legend_and_table(workbench, segmenter_folder, photo, tmp_path):
-    result = workbench.segment(str(photo), "tiny_segmenter")
+def test_segmenting_gives_overlay_legend_and_table(session, segmenter_folder, photo, tmp_path):
+    result = session.segment(str(photo), "tiny_segmenter")
     predictor = load_predictor(str(segmenter_folder))
     expected = predictor(read_image(photo))
     assert len(np.unique(expected)) > 1
@@ -65,7 +66,7 @@ def test_segmenting_gives_overlay_legend_and_table(workbench, segmenter_folder, 
     assert sum(share.pixels for share in result.shares) == 60 * 40
     assert result.notes[:2] == ("60 x 40 pixels", f"{len(np.unique(expected))} classes")
 
-    picture = np.asarray(workbench.picture(result, 100))
+    picture = np.asarray(result.picture(100))
     assert picture.shape[1] > 60  # the legend
     assert (picture[:40, :60] == palette_for(predictor.model.config)[expected]).all()
 
@@ -76,8 +77,8 @@ def test_segmenting_gives_overlay_legend_and_table(workbench, segmenter_folder, 
     assert (value["width"], value["height"]) == Image.open(value["image"]["path"]).size
 
 
-def test_more_than_256_classes_reach_the_browser(workbench, photo, tmp_path):
-    result = workbench.segment(str(photo), "tiny_segmenter")
+def test_more_than_256_classes_reach_the_browser(session, photo, tmp_path):
+    result = session.segment(str(photo), "tiny_segmenter")
     labels = np.full((40, 60), 777, dtype=np.uint16)
     labels[:, 30:] = 2
     object.__setattr__(result, "label_map", labels)
@@ -85,83 +86,83 @@ def test_more_than_256_classes_reach_the_browser(workbench, photo, tmp_path):
     assert (channels[..., 0] + 256 * channels[..., 1] == labels).all()
 
 
-def test_another_opacity_does_not_run_the_model(workbench, photo, model_calls):
-    result = workbench.segment(str(photo), "tiny_segmenter")
-    pictures = [np.asarray(workbench.picture(result, opacity))[:40, :60] for opacity in (0, 50, 100)]
+def test_another_opacity_does_not_run_the_model(session, photo, model_calls):
+    result = session.segment(str(photo), "tiny_segmenter")
+    pictures = [np.asarray(result.picture(opacity))[:40, :60] for opacity in (0, 50, 100)]
     assert len(model_calls) == 1
     assert (pictures[0] == np.asarray(Image.open(photo))).all()
     assert np.abs(pictures[1].astype(int) - pictures[0]).max() > 10
     assert np.abs(pictures[1].astype(int) - pictures[2]).max() > 10
 
 
-def test_options_are_those_of_predict(workbench, segmenter_folder, photo):
-    options = Options(window="16x24", stride=" 8 ", scales=(1.0, 0.5), flip=True)
+def test_options_are_those_of_predict(session, segmenter_folder, photo):
+    options = PredictOptions(window="16x24", stride=" 8 ", scales=(1.0, 0.5), flip=True)
     predictor = load_predictor(
         str(segmenter_folder), window_size=(16, 24), window_stride=(8, 8), scales=(0.5, 1.0), flip=True
     )
     expected = predictor(read_image(photo))
-    assert (workbench.segment(str(photo), "tiny_segmenter", options).label_map == expected).all()
+    assert (session.segment(str(photo), "tiny_segmenter", options).label_map == expected).all()
     # the next visitor gets the defaults
     default = load_predictor(str(segmenter_folder))(read_image(photo))
-    assert (workbench.segment(str(photo), "tiny_segmenter").label_map == default).all()
+    assert (session.segment(str(photo), "tiny_segmenter").label_map == default).all()
     assert (default != expected).any()
-    assert Options(window="0").for_predict() == {"window_size": 0}
-    assert Options(scales=()).for_predict() == {}
+    assert PredictOptions(window="0").for_predict() == {"window_size": 0}
+    assert PredictOptions(scales=()).for_predict() == {}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(window="big"), "neither a number of pixels"),
-        (Options(stride="0"), "neither a number of pixels"),
-        (Options(window="16", stride="32"), "`window_stride` (32, 32) must be from 1 to"),
-        (Options(window="8", stride="1", scales=(1.75,)), "windows, more than 1000"),
-        (Options(scales=(0.3,)), "the scales are 0.5, 0.75"),
+        (PredictOptions(window="big"), "neither a number of pixels"),
+        (PredictOptions(stride="0"), "neither a number of pixels"),
+        (PredictOptions(window="16", stride="32"), "`window_stride` (32, 32) must be from 1 to"),
+        (PredictOptions(window="8", stride="1", scales=(1.75,)), "windows, more than 1000"),
+        (PredictOptions(scales=(0.3,)), "the scales are 0.5, 0.75"),
     ],
 )
-def test_options_that_cannot_be(workbench, photo, options, message):
+def test_invalid_options(session, photo, options, message):
     with pytest.raises(UserError) as caught:
-        workbench.segment(str(photo), "tiny_segmenter", options)
+        session.segment(str(photo), "tiny_segmenter", options)
     assert message in str(caught.value)
 
 
 class TestImages:
     @pytest.mark.parametrize("content", [b"", b"no image at all", "truncated"])
-    def test_broken_files(self, workbench, tmp_path, content):
+    def test_broken_files(self, session, tmp_path, content):
         if content == "truncated":
             content = make_image(tmp_path / "whole.jpg", 300, 200).read_bytes()[:-500]
         path = tmp_path / "broken.jpg"
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as an image") as caught:
-            workbench.segment(str(path), "tiny_segmenter")
+            session.segment(str(path), "tiny_segmenter")
         assert str(tmp_path) not in str(caught.value)
 
-    def test_no_file(self, workbench):
+    def test_no_file(self, session):
         with pytest.raises(UserError, match="choose a photograph first"):
-            workbench.segment(None, "tiny_segmenter")
+            session.segment(None, "tiny_segmenter")
 
     def test_large_images_are_scaled_down_with_a_note(self, segmenter_folder, tmp_path):
-        workbench = Workbench(ModelShelf(name_models([str(segmenter_folder)])), long_edge=100)
+        session = DemoSession(ModelCache(name_models([str(segmenter_folder)])), long_edge=100)
         path = make_image(tmp_path / "large.jpg", 400, 200)
-        result = workbench.segment(str(path), "tiny_segmenter")
+        result = session.segment(str(path), "tiny_segmenter")
         assert result.image.size == (100, 50)
         assert result.label_map.shape == (50, 100)
         assert result.notes[-1] == "scaled down from 400 x 200"
 
-    def test_decompression_bombs_and_strips(self, workbench, tmp_path, monkeypatch):
+    def test_decompression_bombs_and_strips(self, session, tmp_path, monkeypatch):
         path = make_image(tmp_path / "strip.png", 600, 20)
         with pytest.raises(UserError, match="crop it to at most 12 times"):
-            workbench.segment(str(path), "tiny_segmenter")
-        monkeypatch.setattr(app_module, "_MAX_PIXELS", 10_000)
+            session.segment(str(path), "tiny_segmenter")
+        monkeypatch.setattr(session_module, "_MAX_PIXELS", 10_000)
         with pytest.raises(UserError, match="scale it down"):
-            workbench.segment(str(make_image(tmp_path / "large.png", 300, 200)), "tiny_segmenter")
+            session.segment(str(make_image(tmp_path / "large.png", 300, 200)), "tiny_segmenter")
 
-    def test_orientation_is_followed_and_metadata_dropped(self, workbench, tmp_path):
+    def test_orientation_is_followed_and_metadata_dropped(self, session, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
         exif[0x010E] = "taken at home"
         path = make_image(tmp_path / "a.jpg", 60, 40, exif=exif)
-        result = workbench.segment(str(path), "tiny_segmenter")
+        result = session.segment(str(path), "tiny_segmenter")
         assert result.image.size == (40, 60)
         written = Path(viewer_value(result, str(tmp_path))["image"]["path"]).read_bytes()
         assert b"taken at home" not in written
@@ -182,16 +183,16 @@ class TestModels:
             loads.append(Path(source).name)
             return load_predictor(source, **options)
 
-        monkeypatch.setattr(app_module, "load_predictor", load)
+        monkeypatch.setattr(session_module, "load_predictor", load)
         folders = {name: str(folder) for name, folder in method_folders.items()}
-        shelf = ModelShelf(folders)
-        assert shelf.loaded == []
+        cache = ModelCache(folders)
+        assert cache.loaded == []
         for name in ("segmenter", "regproxy", "segmenter"):
-            assert shelf.get(name).model.config.model_type == name
-        assert shelf.loaded == ["regproxy", "segmenter"]
+            assert cache.get(name).model.config.model_type == name
+        assert cache.loaded == ["regproxy", "segmenter"]
         assert len(loads) == 2
 
-        small = ModelShelf(folders, memory_limit=0)
+        small = ModelCache(folders, memory_limit=0)
         first = small.get("segmenter").model
         weight = next(first.parameters())
         reference = weakref.ref(first)
@@ -201,23 +202,23 @@ class TestModels:
         gc.collect()
         assert reference() is None  # and out of memory
 
-    def test_only_what_is_on_offer(self, workbench, photo, segmenter_folder):
+    def test_only_offered_models(self, session, photo, segmenter_folder):
         with pytest.raises(UserError, match="there is no model 'owner/other' here"):
-            workbench.segment(str(photo), "owner/other")
+            session.segment(str(photo), "owner/other")
         with pytest.raises(UserError, match="there is no model"):
-            workbench.segment(str(photo), str(segmenter_folder))
+            session.segment(str(photo), str(segmenter_folder))
 
-    def test_a_model_that_fails(self, workbench, photo, monkeypatch):
-        result = workbench.segment(str(photo), "tiny_segmenter")
+    def test_a_model_that_fails(self, session, photo, monkeypatch):
+        result = session.segment(str(photo), "tiny_segmenter")
 
         def run_out(*arguments, **options):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
         monkeypatch.setattr(Predictor, "predict", run_out)
         with pytest.raises(UserError, match="out of memory: try a smaller window"):
-            workbench.segment(str(photo), "tiny_segmenter")
+            session.segment(str(photo), "tiny_segmenter")
         with pytest.raises(UserError, match="has no view 'Regions'"):
-            workbench.view(result, "Regions", Choice())
+            session.view(result, "Regions", ViewSelection())
 
     def test_models_of_transformers_itself(self, photo, tmp_path):
         config = SegformerConfig(
@@ -225,18 +226,18 @@ class TestModels:
         )
         SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
         SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "segformer")
-        workbench = Workbench(ModelShelf(name_models([str(tmp_path / "segformer")])))
-        result = workbench.segment(str(photo), "segformer")
+        session = DemoSession(ModelCache(name_models([str(tmp_path / "segformer")])))
+        result = session.segment(str(photo), "segformer")
         assert result.label_map.shape == (40, 60)
         assert result.views == ()
-        with pytest.raises(UserError, match="takes no window, stride, scales or flip"):
-            workbench.segment(str(photo), "segformer", Options(flip=True))
+        with pytest.raises(UserError, match="does not support window, stride, scales and flip"):
+            session.segment(str(photo), "segformer", PredictOptions(flip=True))
 
-    def test_views_are_of_the_model_that_segmented(self, method_folders, photo):
-        workbench = Workbench(ModelShelf({name: str(folder) for name, folder in method_folders.items()}))
-        results = [workbench.segment(str(photo), name) for name in ("regproxy", "unept")]
-        assert workbench.view(results[0], "Region of a place", Choice()).size == (60, 40)
-        assert workbench.view(results[1], "Boundaries", Choice()).size == (60, 40)
+    def test_views_use_the_model_of_the_result(self, method_folders, photo):
+        session = DemoSession(ModelCache({name: str(folder) for name, folder in method_folders.items()}))
+        results = [session.segment(str(photo), name) for name in ("regproxy", "unept")]
+        assert session.view(results[0], "Region at a point", ViewSelection()).size == (60, 40)
+        assert session.view(results[1], "Boundaries", ViewSelection()).size == (60, 40)
 
     def test_license_from_the_card(self, segmenter_folder, mask_folder, tmp_path):
         assert license_note(str(DEMO_MODEL)) == "License of the model: research-use."
@@ -268,7 +269,7 @@ class TestCommand:
             (["--device", "nonsense"], "cannot use the device"),
         ],
     )
-    def test_mistakes(self, arguments, message, capsys):
+    def test_user_errors(self, arguments, message, capsys):
         assert main(["demo", *arguments]) == 2
         assert message in capsys.readouterr().err
 
@@ -277,7 +278,7 @@ class TestCommand:
         monkeypatch.setattr(app_module.gr.Blocks, "launch", lambda self, **options: launched.update(options, page=self))
         made = []
         monkeypatch.setattr(
-            app_module, "load_predictor", lambda *arguments, **options: made.append((arguments, options))
+            session_module, "load_predictor", lambda *arguments, **options: made.append((arguments, options))
         )
         arguments = ["--host", "0.0.0.0", "--port", "7999", "--share", "--device", "cpu", "--dtype", "bfloat16"]
         assert main(["demo", "--model", str(segmenter_folder), "owner/name", *arguments]) == 0
@@ -288,12 +289,10 @@ class TestCommand:
 
     def test_space(self, segmenter_folder, monkeypatch):
         monkeypatch.setenv("HF_SEGMODELS_MODELS", f"owner/name, {segmenter_folder}")
-        monkeypatch.delitem(vars(app_module), "demo", raising=False)
         from hf_segmodels.demo.app import demo
 
         choices = next(block.choices for block in demo.blocks.values() if block.elem_id == "model")
         assert [name for name, _ in choices] == ["owner/name", "tiny_segmenter"]
-        monkeypatch.delitem(vars(app_module), "demo")
 
 
 class TestServed:
@@ -363,7 +362,7 @@ class TestServed:
         with pytest.raises(AppError, match="The file cannot be read as an image"):
             self.segment(client, broken)
         assert "Traceback" not in capfd.readouterr().err
-        # and the page goes on
+        # the page still works
         self.segment(client, make_image(tmp_path / "good.png"))
 
     def test_files_of_the_server_stay_there(self, url, photo):
@@ -383,14 +382,14 @@ class TestServed:
 
     @pytest.mark.slow
     def test_twenty_images_do_not_pile_up(self, url, tmp_path, monkeypatch):
-        results, segment = [], Workbench.segment
+        results, segment = [], DemoSession.segment
 
         def remember(self, *arguments):
             result = segment(self, *arguments)
             results.append(weakref.ref(result))
             return result
 
-        monkeypatch.setattr(Workbench, "segment", remember)
+        monkeypatch.setattr(DemoSession, "segment", remember)
         client = self.visit(url)
         for seed in range(20):
             self.segment(client, make_image(tmp_path / f"{seed}.png", 70, 50, seed))

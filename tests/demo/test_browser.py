@@ -89,7 +89,7 @@ def browser() -> Iterator:
 
 
 class Visitor:
-    """A page, and what it asked for and complained about."""
+    """A page with its requests and errors."""
 
     def __init__(self, browser, url: str, **options):
         self.context = browser.new_context(**options)
@@ -103,25 +103,25 @@ class Visitor:
         self.page.wait_for_selector("#segment")
 
     def upload(self, path: Path) -> None:
-        """Gives the page a file, in place of one that is there."""
+        """Upload a file, replacing an earlier one."""
         clear = self.page.locator("#photo button[aria-label='Clear']")
         if clear.count():
             clear.click()
         self.page.set_input_files("#photo input[type=file]", path)
 
     def shown(self) -> str | None:
-        """Address of the label map that is shown."""
+        """Address of the shown label map."""
         return self.page.locator("#viewer .viewer").get_attribute("data-shown")
 
     def wait_for_result(self, before: str | None = None) -> None:
         self.page.wait_for_function(
             "before => (document.querySelector('#viewer .viewer')?.dataset.shown ?? null) !== before", arg=before
         )
-        # and for what follows it
+        # the download follows the result
         self.page.wait_for_selector("#picture:not([disabled])")
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """A place of the shown image, from 0 to 1, in the window."""
+    def to_window(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point of the shown image, from 0 to 1, to window coordinates."""
         stage = self.page.locator("#viewer .stage")
         stage.scroll_into_view_if_needed()
         box = stage.bounding_box()
@@ -134,7 +134,7 @@ def visitor(browser, server) -> Iterator[Visitor]:
     yield visitor
     visitor.context.close()
     assert visitor.errors == []
-    # nothing from elsewhere: no fonts, no scripts, no telemetry
+    # no requests to other servers: no fonts, scripts or telemetry
     assert [url for url in visitor.requests if not url.startswith((server, "data:", "blob:"))] == []
 
 
@@ -144,7 +144,7 @@ def photo(tmp_path) -> Path:
 
 
 def colors(visitor: Visitor) -> np.ndarray:
-    """The painted classes `(height, width, 3)`, without their opacity."""
+    """Class colors on the page `(height, width, 3)`, without opacity."""
     pixels = visitor.page.evaluate(
         """() => {
             const canvas = document.querySelector('#viewer .colors');
@@ -168,7 +168,7 @@ def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, t
 
     # names under the pointer
     for x, y in ((0.1, 0.2), (0.5, 0.5), (0.9, 0.8)):
-        page.mouse.move(*visitor.place(x, y))
+        page.mouse.move(*visitor.to_window(x, y))
         name = predictor.id2label[int(labels[int(y * 160), int(x * 240)])]
         assert page.locator("#viewer .tip").inner_text().startswith(f"{name} · ")
         assert page.locator("#viewer .legend .under").inner_text().startswith(name)
@@ -184,7 +184,7 @@ def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, t
     page.mouse.move(0, 0)
     assert (colors(visitor) == palette[labels]).all()
 
-    # opacity: here in the browser, at once
+    # opacity changes in the browser
     shown, status = visitor.shown(), page.locator("#status").inner_text()
 
     def opacity() -> float:
@@ -215,11 +215,11 @@ def test_upload_look_and_change(visitor, photo, segmenter_folder, mask_folder, t
 
     # inside it
     page.get_by_role("tab", name="Inside the model").click()
-    page.get_by_label("Attention of a place").check()
+    page.get_by_label("Attention from a point").check()
     picture = page.locator("#view_picture img")
     picture.wait_for()
     first = picture.get_attribute("src")
-    page.mouse.click(*visitor.place(0.9, 0.1))
+    page.mouse.click(*visitor.to_window(0.9, 0.1))
     page.wait_for_function(f"document.querySelector('#view_picture img').src !== '{first}'")
     second = picture.get_attribute("src")
     assert Image.open(urlopen(second)).size == (240, 160)
@@ -237,13 +237,13 @@ def test_broken_and_large_files(visitor, photo, tmp_path):
     toast = page.locator(".toast-body")
     toast.get_by_text("The file cannot be read as an image").wait_for()
     assert visitor.shown() is None
-    # the next one works, and is made smaller
+    # the next file works, and is scaled down
     visitor.upload(make_image(tmp_path / "large.png", 800, 600))
     toast.get_by_text("scaled down from 800 x 600").wait_for()
     visitor.wait_for_result()
     assert "scaled down from 800 x 600" in page.locator("#status").inner_text()
     assert colors(visitor).shape == (300, 400, 3)
-    # an option that makes no sense
+    # an invalid option
     page.get_by_text("Windows, scales, flip").click()
     page.locator("#window textarea, #window input").first.fill("many")
     page.locator("#segment").click()

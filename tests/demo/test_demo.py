@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`python -m hf_segmodels.demo`: the picture, what it prints, and what it says where something is missing."""
+"""`python -m hf_segmodels.demo`: picture, output and errors."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ def model_folder(tmp_path_factory) -> Path:
     return save_tiny_segmenter(tmp_path_factory.mktemp("model"))
 
 
-def test_the_photograph_and_the_model_of_the_package(tmp_path, monkeypatch, capsys):
+def test_the_sample_photograph_and_the_packaged_model(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn", reason="scikit-learn ships the photograph")
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
@@ -28,12 +28,12 @@ def test_the_photograph_and_the_model_of_the_package(tmp_path, monkeypatch, caps
     assert "CC BY 2.0" in out
     assert Image.open(path).width > 2 * 640
     assert sum(float(share) for share in re.findall(r"(\d+\.\d) %", out)) == pytest.approx(100, abs=1)
-    # a street-scene model must at least see what fills the picture: sky, a building, trees
+    # the largest parts of the picture
     found = {name for name, share in re.findall(r"^  (.+?) +(\d+\.\d) %$", out, re.MULTILINE) if float(share) >= 5}
     assert {"sky", "building", "tree"} <= {name.lower() for name in found}
 
 
-def test_an_image_of_the_user(tmp_path, model_folder, capsys):
+def test_another_image(tmp_path, model_folder, capsys):
     photo = tmp_path / "mine.png"
     Image.linear_gradient("L").save(photo)
     output = tmp_path / "new" / "out.png"
@@ -53,7 +53,7 @@ def test_without_scikit_learn(tmp_path, model_folder, monkeypatch, capsys):
     assert "--image" in err
 
 
-def test_paths_that_cannot_be_used(tmp_path, model_folder, capsys):
+def test_invalid_paths(tmp_path, model_folder, capsys):
     photo = tmp_path / "mine.png"
     Image.linear_gradient("L").save(photo)
     before = photo.read_bytes()

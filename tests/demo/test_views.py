@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Each method has its views, they are pictures of the whole image, and what is chosen is what is drawn."""
+"""The views of each method, and that they show the selected point, class and layer."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_segmodels.demo.__main__ import DEMO_MODEL
-from hf_segmodels.demo.views import Choice, _pixel_values, method_views
+from hf_segmodels.demo.sample import DEMO_MODEL
+from hf_segmodels.demo.views import ViewSelection, _pixel_values, method_views
 from hf_segmodels.inference.predictor import load_predictor
 from hf_segmodels.visualization import attention_map, overlay_heat_map
 
@@ -20,10 +20,10 @@ def image() -> Image.Image:
 
 
 EXPECTED = {
-    "segmenter": ["Attention of a place", "Attention of a class"],
-    "segvit": ["Mask of a class", "Attention of a place"],
-    "regproxy": ["Region of a place", "Attention of a place"],
-    "unept": ["Sampled points", "Boundaries", "Directions", "Pyramid", "Attention of a place"],
+    "segmenter": ["Attention from a point", "Attention of a class"],
+    "segvit": ["Mask of a class", "Attention from a point"],
+    "regproxy": ["Region at a point", "Attention from a point"],
+    "unept": ["Sampled points", "Boundaries", "Directions", "Pyramid", "Attention from a point"],
 }
 
 
@@ -37,9 +37,9 @@ def test_views_of_each_method(method_folders, image, method, dtype):
     assert [view.name for view in views] == EXPECTED[method]
     for view in views:
         pictures = {
-            "default": view.draw(predictor, image, Choice()),
-            "point": view.draw(predictor, image, Choice(point=(0.99, 0.05))),
-            "class": view.draw(predictor, image, Choice(class_index=3)),
+            "default": view.draw(predictor, image, ViewSelection()),
+            "point": view.draw(predictor, image, ViewSelection(point=(0.99, 0.05))),
+            "class": view.draw(predictor, image, ViewSelection(class_index=3)),
         }
         if view.name not in ("Sampled points", "Pyramid"):  # several panels
             assert pictures["default"].size == image.size
@@ -47,8 +47,8 @@ def test_views_of_each_method(method_folders, image, method, dtype):
         for needs in ("point", "class"):
             assert (pictures[needs].tobytes() != pictures["default"].tobytes()) == (view.needs == needs), view.name
         for number in view.layers:
-            view.draw(predictor, image, Choice(layer=number))
-    # looking inside leaves the model as it was
+            view.draw(predictor, image, ViewSelection(layer=number))
+    # views do not change the model
     assert image.tobytes() == before
     assert (predictor(image) == expected_labels).all()
     assert predictor.model.config._attn_implementation == "sdpa"
@@ -68,12 +68,12 @@ def test_attention_is_that_of_the_chosen_layer(method_folders, image):
     for layer in view.layers:
         heat_map = attention_map(outputs.attentions[layer - 1][0], (rows, columns), patch=(0, 0), num_prefix_tokens=1)
         expected = np.asarray(overlay_heat_map(image, heat_map, coverage=coverage)).astype(int)
-        found = np.asarray(view.draw(predictor, image, Choice(point=(0, 0), layer=layer))).astype(int)
-        # but for the ring around the place
+        found = np.asarray(view.draw(predictor, image, ViewSelection(point=(0, 0), layer=layer))).astype(int)
+        # but for the ring around the point
         assert np.abs(found - expected)[12:, 12:].max() <= 1
     heat_map = attention_map(outputs.decoder_attentions[-1][0], (rows, columns), class_index=2)
     expected = np.asarray(overlay_heat_map(image, heat_map, coverage=coverage)).astype(int)
-    found = np.asarray(class_view.draw(predictor, image, Choice(class_index=2))).astype(int)
+    found = np.asarray(class_view.draw(predictor, image, ViewSelection(class_index=2))).astype(int)
     assert np.abs(found - expected).max() <= 1
 
 
@@ -89,14 +89,14 @@ def test_attention_of_an_encoder_that_pads_inside(monkeypatch):
     heat_map = attention_map(attention, (45, 69), patch=(44, 0))
     expected = np.asarray(overlay_heat_map(image, heat_map, coverage=(1, 69 * 8 / 545))).astype(int)
     view = next(view for view in method_views(predictor.model) if view.needs == "point")
-    found = np.asarray(view.draw(predictor, image, Choice(point=(0, 0.999)))).astype(int)
+    found = np.asarray(view.draw(predictor, image, ViewSelection(point=(0, 0.999)))).astype(int)
     assert np.abs(found - expected)[:20].max() <= 1
 
 
 def test_shrunk_encoders_have_maps_of_both_grids(method_folders, image):
     predictor = load_predictor(str(method_folders["segvit"]))
     (view,) = (view for view in method_views(predictor.model) if view.needs == "point")
-    # in the second layer, fewer tokens look than are looked at
+    # the second layer has fewer queries than keys
     assert view.layers == (1, 3)
 
 
@@ -107,7 +107,7 @@ def test_large_images_are_scaled_down(method_folders, monkeypatch):
     monkeypatch.setattr("hf_segmodels.demo.views._MAX_PATCHES", 8)
     assert _pixel_values(predictor, image).shape == (1, 3, 16, 32)
     for view in method_views(predictor.model):
-        assert view.draw(predictor, image, Choice()).size == (400, 200)
+        assert view.draw(predictor, image, ViewSelection()).size == (400, 200)
 
 
 def test_models_of_transformers_have_none():

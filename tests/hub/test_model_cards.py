@@ -36,8 +36,7 @@ from hf_segmodels import (
     UNEPTForSemanticSegmentation,
     UNEPTImageProcessor,
 )
-from hf_segmodels.cli.convert import _parser as convert_parser
-from hf_segmodels.cli.main import main
+from hf_segmodels.cli.main import create_parser, main
 from hf_segmodels.conversion.formats.regproxy import RELEASES as REGPROXY
 from hf_segmodels.conversion.formats.segvit import RELEASES as SEGVIT
 from hf_segmodels.hub import create_model_card
@@ -390,7 +389,7 @@ def test_convert_command_parses(name: str):
     commands = [line for block in code_blocks(read_card(name).text, "bash") for line in block.splitlines()]
     (command,) = (shlex.split(line) for line in commands if line.startswith("hf-segmodels"))
     assert command[:2] == ["hf-segmodels", "convert"]
-    arguments = convert_parser().parse_args(command[2:])
+    arguments = create_parser().parse_args(command[1:])
     assert arguments.method == CHECKPOINTS[name]["recipe"].partition("/")[0]
     assert arguments.verify
     # the examples load the output of the command

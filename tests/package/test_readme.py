@@ -39,7 +39,6 @@ from hf_segmodels import (
     UNEPTForSemanticSegmentation,
     UNEPTImageProcessor,
 )
-from hf_segmodels.cli import convert as convert_command
 from hf_segmodels.cli import main as cli
 from hf_segmodels.training.recipe import Recipe
 
@@ -178,9 +177,7 @@ def test_python_examples(page: str, folder: Path, capsys: pytest.CaptureFixture)
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The arguments of `hf-segmodels`; mistakes raise or exit."""
-    if words[0] == "convert":
-        return convert_command._parser().parse_args(words[1:])
-    return cli._parser().parse_args(words)
+    return cli.create_parser().parse_args(words)
 
 
 def has_inputs(arguments: argparse.Namespace) -> bool:
@@ -347,7 +344,8 @@ def test_links_and_names_lead_somewhere(page: str):
         assert set(line.split()) <= make_targets(), f"make {line}"
     for path in re.findall(r"(?:hf_segmodels|training|tests|benchmarks)/[\w/]+\.(?:py|md|json)", text):
         assert "NAME" in path or (REPOSITORY / path).exists(), path
-    known = set(re.findall(r'commands\.add_parser\(\s*"([a-z-]+)"', read("hf_segmodels/cli/main.py")))
+    (subparsers,) = (action for action in cli.create_parser()._actions if action.dest == "command")
+    known = set(subparsers.choices)
     for name in re.findall(r"hf-segmodels ([a-z][a-z-]*)", text):
         assert name in known, name
 
