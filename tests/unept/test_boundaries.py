@@ -50,12 +50,42 @@ def generated():
 # Targets
 
 
+def exact_targets(label_map, ignore_index=255, min_class_pixels=100):
+    """
+    Distance map, unrounded angles in degrees from -180 to 180, and where there is an angle. Unlike the generator, this
+    computes in float64 and evaluates each class over the whole image.
+    """
+    y, x = torch.meshgrid(*[torch.arange(-2.0, 3.0, dtype=torch.float64)] * 2, indexing="ij")
+    kernel = (torch.stack([y, x]) / (y**2 + x**2).clamp(min=1))[:, None]
+    distance = torch.zeros(label_map.shape, dtype=torch.float64)
+    gradient = torch.zeros(2, *label_map.shape, dtype=torch.float64)
+    for label in label_map.unique().tolist():
+        mask = label_map == label
+        if label == ignore_index or mask.sum() < min_class_pixels:
+            continue
+        own = torch.from_numpy(scipy.ndimage.distance_transform_edt(mask.numpy()))
+        distance += own
+        gradient += nn.functional.conv2d(own[None, None], kernel, padding=2)[0] * mask
+    return distance.clamp(max=250).long(), torch.rad2deg(torch.atan2(*gradient)), gradient.norm(dim=0) > 1e-4
+
+
 def test_targets_are_those_of_the_generator(generated):
     label_map, expected = generated
     distance_map, angle_map = boundary_targets(label_map)
     assert torch.equal(distance_map, expected["distance_map"])
-    assert torch.equal(angle_map, expected["angle_map"])
     assert (distance_map == 0)[label_map == 255].all()
+    assert (angle_map == 0)[distance_map == 0].all()
+    # Angles are rounded down to even degrees. Along straight edges they lie on a border between two steps, up to the
+    # rounding of float32 convolution and arctan2, which differs between instruction sets. One step is allowed there.
+    _, exact_angles, has_angle = exact_targets(label_map)
+    is_inside_step = has_angle & ((exact_angles % 2 - 1).abs() < 1 - 1e-4)
+    assert is_inside_step.float().mean() > 0.5
+    assert torch.equal(angle_map[is_inside_step], expected["angle_map"][is_inside_step])
+    difference = (angle_map - expected["angle_map"] + 180) % 360 - 180
+    assert (difference[has_angle].abs() <= 2).all()
+    # the directions that are trained are the same in any case
+    directions = [direction_labels(angles)[has_angle] for angles in (angle_map, expected["angle_map"])]
+    assert torch.equal(*directions)
 
 
 def test_files_of_the_generator_are_read(generated, tmp_path):
@@ -135,21 +165,6 @@ def test_targets_of_no_integer_map():
         boundary_targets(torch.zeros(3, 4))
 
 
-def targets_over_the_whole_image(label_map, ignore_index=255, min_class_pixels=100):
-    """What the generator does, each class over all pixels of the image."""
-    y, x = torch.meshgrid(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0), indexing="ij")
-    kernel = (torch.stack([y, x]) / (y**2 + x**2).clamp(min=1))[:, None]
-    distance, gradient = torch.zeros(label_map.shape), torch.zeros(2, *label_map.shape)
-    for label in label_map.unique().tolist():
-        mask = label_map == label
-        if label == ignore_index or mask.sum() < min_class_pixels:
-            continue
-        own = torch.from_numpy(scipy.ndimage.distance_transform_edt(mask.numpy())).float()
-        distance += own
-        gradient += nn.functional.conv2d(own[None, None], kernel, padding=2)[0] * mask
-    return distance.clamp(max=250).long(), torch.rad2deg(torch.atan2(*gradient))
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_targets_of_scattered_regions(seed):
     generator = np.random.default_rng(seed)
@@ -157,11 +172,11 @@ def test_targets_of_scattered_regions(seed):
     label_map = torch.from_numpy(np.kron(generator.integers(0, 6, (6, 7)), np.ones((11, 11), dtype=np.int64)))[:60, 3:]
     label_map = torch.where(label_map == 5, 255, label_map)
     distance_map, angle_map = boundary_targets(label_map)
-    expected_distance, expected_angle = targets_over_the_whole_image(label_map)
+    expected_distance, expected_angle, has_angle = exact_targets(label_map)
     assert torch.equal(distance_map, expected_distance)
     # rounded down to even degrees
     difference = (expected_angle - angle_map + 0.01) % 360
-    assert (difference < 2.02).all()
+    assert (difference < 2.02)[has_angle].all()
 
 
 def test_targets_do_not_change_the_label_map_and_take_every_integer_type():
