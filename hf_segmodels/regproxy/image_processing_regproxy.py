@@ -23,8 +23,8 @@ class RegProxyImageProcessor(SegmentationImageProcessor):
     """
     Prepares images and label maps for RegProxy, and turns its logits into label maps.
 
-    The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer one would exceed 2048, bilinear
-    without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmenterImageProcessor`].
+    The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer edge would exceed 2048, bilinear
+    without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmentationImageProcessor`].
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

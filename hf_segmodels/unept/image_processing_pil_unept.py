@@ -16,7 +16,7 @@
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
-from .boundary_processing import BoundaryTargetsMixin
+from .image_processing_unept import BoundaryTargetsMixin
 
 
 # trf-ignore: TRF057 (the generated text knows less than this one)

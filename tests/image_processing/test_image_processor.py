@@ -473,7 +473,7 @@ def test_maps_that_do_not_fit(processor_class, rng):
             processor([image, image], maps)
     colors = random_image(rng, 6, 8)
     for maps in (colors, colors.transpose(2, 0, 1), torch.from_numpy(colors), colors[None]):
-        with pytest.raises(ValueError, match=r"one class id per pixel.*colors have to be translated"):
+        with pytest.raises(ValueError, match=r"one class id per pixel.*colors to class ids"):
             processor(image, maps)
     with pytest.raises(TypeError, match="PIL.Image.open"):
         processor(image, "map.png")

@@ -133,7 +133,7 @@ def _count_in_one_of_three(rank, store):
         sum_over_processes(None)
 
     assert sum_over_processes(None) is None
-    with pytest.raises(ValueError, match="count differently"):
+    with pytest.raises(ValueError, match="have different settings"):
         sum_over_processes(SegmentationScores(6, boundary_iou=rank == 0))
     torch.distributed.destroy_process_group()
 
