@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Cross-entropy of upsampled scores: that of `cross_entropy` and `interpolate`, in a fraction of the memory."""
+"""Cross-entropy of upsampled scores: equal to `cross_entropy` of `interpolate`, in a fraction of the memory."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def assert_same(found, expected, tolerance=1e-6):
 
 
 @pytest.fixture(autouse=True)
-def way(request, monkeypatch):
+def path(request, monkeypatch):
     """Bands of a few rows, as in images of real size, or all upsampled scores at once."""
     if getattr(request, "param", "bands") == "bands":
         monkeypatch.setattr(dispatch, "_MAX_DENSE_SCORES", 0)
@@ -57,13 +57,13 @@ def way(request, monkeypatch):
     monkeypatch.setattr(operator, "_COLUMNS_ON_CPU", 16)
 
 
-both_ways = pytest.mark.parametrize("way", ["bands", "dense"], indirect=True)
+both_paths = pytest.mark.parametrize("path", ["bands", "dense"], indirect=True)
 
 
 # The value and the gradient
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("grid", "size"),
@@ -101,7 +101,7 @@ def test_size_of_the_papers():
     )
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignore_index", [255, -100, 2])
@@ -121,7 +121,7 @@ def test_pixel_mean_of_weighted_pixels_counts_all_pixels():
     torch.testing.assert_close(semantic_cross_entropy(logits, labels, 255, "pixel_mean", weight=weight), each.mean())
 
 
-@both_ways
+@both_paths
 def test_scores_that_cover_more_than_the_labels():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 41, 33)
     full = upsample(logits, (48, 40))[..., :41, :33]
@@ -144,7 +144,7 @@ def test_scores_at_offsets(grid):
     assert_same(value_and_gradient(found, logits), value_and_gradient(expected, logits))
 
 
-@both_ways
+@both_paths
 def test_numerical_gradient_in_float64():
     logits, labels = random_logits(1, 3, 3, 2, dtype=torch.float64), random_labels(3, 1, 9, 5)
     offsets = torch.randint(-1, 2, (1, 9, 5, 2), generator=torch.Generator().manual_seed(1))
@@ -155,7 +155,7 @@ def test_numerical_gradient_in_float64():
 
 
 def test_large_scores_lose_nothing():
-    # probabilities of the wrong classes underflow; their losses do not
+    # probabilities of the wrong classes underflow, their losses do not
     logits, labels = random_logits(1, 5, 4, 4), random_labels(5, 1, 32, 32)
     with torch.no_grad():
         logits *= 300
@@ -187,7 +187,7 @@ def test_any_layout_of_the_scores(layout):
 # Special labels
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("reduction", ["valid_mean", "pixel_mean"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
@@ -198,7 +198,7 @@ def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
     assert torch.equal(gradient, torch.zeros_like(logits))
 
 
-@both_ways
+@both_paths
 def test_classes_without_weight_give_zero_with_a_gradient():
     logits, labels = random_logits(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)
     weight = torch.tensor([0.0, 1.0, 1.0])
@@ -218,7 +218,7 @@ def test_one_ignored_image_adds_nothing():
     assert found[1][1].abs().max() == 0
 
 
-@both_ways
+@both_paths
 def test_empty_batch_and_labels_of_small_integers():
     assert semantic_cross_entropy(torch.zeros(0, 7, 6, 5), torch.zeros(0, 48, 40, dtype=torch.long)) == 0
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
@@ -230,7 +230,7 @@ def test_empty_batch_and_labels_of_small_integers():
 # Precision
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, labels = random_logits(2, 7, 6, 5, dtype=dtype), random_labels(7, 2, 48, 40)
@@ -242,7 +242,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(gradient, expected[1].to(dtype))
 
 
-@both_ways
+@both_paths
 def test_autocast_changes_nothing():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 48, 40)
     expected = value_and_gradient(semantic_cross_entropy(logits, labels), logits)
@@ -251,7 +251,7 @@ def test_autocast_changes_nothing():
     assert_same(value_and_gradient(loss, logits), expected, tolerance=0)
 
 
-@both_ways
+@both_paths
 def test_scaled_losses_keep_gradients_that_float16_would_lose():
     logits, labels = random_logits(1, 7, 6, 5, dtype=torch.float16), random_labels(7, 1, 480, 400)
     loss = semantic_cross_entropy(logits, labels)
@@ -264,7 +264,7 @@ def test_scaled_losses_keep_gradients_that_float16_would_lose():
 # Autograd, graphs, processes
 
 
-@both_ways
+@both_paths
 def test_gradients_are_computed_only_on_request():
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
     expected = semantic_cross_entropy(logits, labels)
@@ -275,7 +275,7 @@ def test_gradients_are_computed_only_on_request():
     assert not semantic_cross_entropy(logits.detach(), labels).requires_grad
     with torch.inference_mode():
         assert torch.equal(semantic_cross_entropy(logits, labels), expected)
-    # what a first use in inference mode has put into caches takes part in autograd
+    # tensors that inference mode has cached take part in autograd
     torch.autograd.grad(semantic_cross_entropy(logits, labels), logits)
 
 
@@ -448,7 +448,7 @@ def test_bad_options_are_refused(options, message):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(1, 48, 40, dtype=torch.long), **options)
 
 
-@both_ways
+@both_paths
 def test_bad_shapes_and_labels_are_refused():
     with pytest.raises(ValueError, match=r"got \(1, 7, 6, 5\) and \(2, 48, 40\)"):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(2, 48, 40, dtype=torch.long))

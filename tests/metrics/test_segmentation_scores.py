@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Scores by the size of objects, all scores together, and those of several processes."""
+"""Scores by the size of objects, combined scores, and scores of several processes."""
 
 import math
 

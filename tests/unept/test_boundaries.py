@@ -40,7 +40,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def generated():
-    """A label map as the package has them (unlabeled is 255), and the original generator's targets."""
+    """Label map with 255 for unlabeled pixels, and the targets of the original generator."""
     arrays = load("dt_offset.npz")
     raw = arrays["raw_label"].long()
     return torch.where(raw == 0, 255, raw - 1), arrays
@@ -159,7 +159,7 @@ def test_directions_point_to_the_interior():
         assert steps[row, column].tolist() == step
 
 
-def test_targets_of_no_integer_map():
+def test_targets_of_a_float_map_are_refused():
     with pytest.raises(ValueError, match="integer label map"):
         compute_boundary_targets(torch.zeros(3, 4))
 
@@ -167,7 +167,7 @@ def test_targets_of_no_integer_map():
 @pytest.mark.parametrize("seed", range(4))
 def test_targets_of_scattered_regions(seed):
     generator = np.random.default_rng(seed)
-    # blocks of 11 pixels, some classes in several places and on the image's border
+    # blocks of 11 pixels; some classes have several blocks, some touch the image's border
     label_map = torch.from_numpy(np.kron(generator.integers(0, 6, (6, 7)), np.ones((11, 11), dtype=np.int64)))[:60, 3:]
     label_map = torch.where(label_map == 5, 255, label_map)
     distance_map, angle_map = compute_boundary_targets(label_map)
@@ -241,7 +241,7 @@ def test_targets_without_scipy(monkeypatch, tmp_path):
         read_boundary_targets(tmp_path / "a.mat")
 
 
-# The original's steps
+# Operations of the original code
 
 
 def test_labels_of_boundaries_and_directions(stored):
@@ -251,7 +251,7 @@ def test_labels_of_boundaries_and_directions(stored):
     assert torch.equal(torch.tensor(DIRECTION_OFFSETS), stored["vectors_hw"])
 
 
-def test_refinement_steps_and_shifted_scores(stored):
+def test_refinement_offsets_and_gathered_scores(stored):
     steps = refinement_offsets(stored["mask_logits"], stored["dir_logits"])
     assert torch.equal(steps, stored["offset_hw"])
     torch.testing.assert_close(gather_at_offsets(stored["logits"], steps), stored["refined"], atol=2e-5, rtol=0)
@@ -329,7 +329,7 @@ def test_coarse_scores_are_refined_without_being_upsampled(stored):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_unlabeled_pixels_are_left_out_only_on_request(stored):
+def test_unlabeled_pixels_are_ignored_only_on_request(stored):
     changed = {key: tensor.clone() for key, tensor in stored.items()}
     ignored = stored["seg_label"] == 255
     assert ignored.any()
