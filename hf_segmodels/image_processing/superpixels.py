@@ -144,24 +144,9 @@ class SuperpixelMixin(_Base):
         return_segmentation_scores: bool = False,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
-        Turn a model's outputs into label maps. Outputs with `token_logits` and `superpixels` are painted at the target size,
-        which keeps the borders of superpixels sharp and needs no full-resolution scores. Other outputs are resized.
-
-        Args:
-            outputs: Output of the model.
-            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                Target `(height, width)` of each image, usually its original size. Defaults to the size of the model's
-                input.
-            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to also return the painted scores.
-
-        Returns:
-            `list[torch.Tensor]` of shape `(height, width)`, int64; or a list of
-            `SemanticSegmentationPostProcessorOutput` with `segmentation (height, width)` and
-            `segmentation_scores (num_labels, height, width)`.
-
-        Raises:
-            ValueError: if the number of target sizes differs from the number of images.
+        Turn a model's outputs into label maps, with the arguments and return values of the image processor. Outputs with
+        `token_logits` and `superpixels` are painted at the target size (by default the size of the model's input), which
+        keeps the borders of superpixels sharp and needs no full-resolution scores. Other outputs are resized.
         """
         token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
         if token_logits is None or superpixels is None:

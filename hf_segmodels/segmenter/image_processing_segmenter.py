@@ -21,7 +21,7 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SegmenterImageProcessor(SegmentationImageProcessor):
     """
-    Prepares images and label maps for Segmenter, and turns its logits into label maps.
+    Image processor for Segmenter: prepares images and label maps, and turns logits into label maps.
 
     The defaults are those of the AugReg ViT models on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed
     2048, bilinear without antialiasing, mean and standard deviation 0.5. DeiT models use ImageNet's. Takes the arguments of

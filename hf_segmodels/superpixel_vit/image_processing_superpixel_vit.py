@@ -22,7 +22,8 @@ from ..image_processing.superpixels import SuperpixelMixin
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SuperpixelViTImageProcessor(SuperpixelMixin, SegmentationImageProcessor):
     """
-    Prepares images and label maps for [`SuperpixelViTForSemanticSegmentation`], and turns its outputs into label maps.
+    Image processor for [`SuperpixelViTForSemanticSegmentation`]:
+    prepares images and label maps, and turns outputs into label maps.
 
     Each resized image is cut into SLIC superpixels (scikit-image, `pip install 'hf_segmodels[superpixels]'`). The output
     includes `superpixels (batch_size, height, width)`, int64: the superpixel of each pixel, from 0, and -1 in the padding.

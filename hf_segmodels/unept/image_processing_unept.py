@@ -54,7 +54,7 @@ class BoundaryTargetsMixin:
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
     """
-    Prepares images and label maps for UN-EPT, and turns its logits into label maps.
+    Image processor for UN-EPT: prepares images and label maps, and turns logits into label maps.
 
     The defaults are those of the paper's models on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed
     2048, bilinear without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of
