@@ -1,17 +1,18 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Time the streaming confusion matrix against the baseline, three histograms per image, after checking that both give the same
-scores, and measure that its memory does not grow.
+Time the streaming confusion matrix against the baseline, three histograms per image, after checking that both give the
+same scores, and measure that its memory does not grow.
 
     python benchmarks/mean_iou.py [--threads 2] [--repeats 15] [--images 2000] [--output benchmarks/results]
 
-Label maps are 512x512 with 150 classes: large regions, a twentieth of the pixels ignored, seven in eight predicted correctly.
-The baseline is the method of mmsegmentation's early versions and of `evaluate`'s `mean_iou`: numpy histograms of the labels,
-of the predictions and of their intersection. Maps are uint8, as in files, or int64, as from models.
+Label maps are 512x512 with 150 classes: large regions, a twentieth of the pixels ignored, seven in eight predicted
+correctly. The baseline is the method of mmsegmentation's early versions and of `evaluate`'s `mean_iou`: numpy
+histograms of the labels, of the predictions and of their intersection. Maps are uint8, as in files, or int64, as from
+models.
 
-The variants are timed alternately, one call each, and medians are compared. The time per image of boundary IoU and of all
-scores is reported, too. Memory is measured in a separate process (Linux only) that counts `--images` images, made one by one:
-the peak above the memory after the first ten.
+The variants are timed alternately, one call each, and medians are compared. The time per image of boundary IoU and of
+all scores is reported, too. Memory is measured in a separate process (Linux only) that counts `--images` images, made
+one by one: the peak above the memory after the first ten.
 """
 
 import argparse

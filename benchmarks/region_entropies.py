@@ -5,11 +5,11 @@ Entropy of the classes in RegProxy's learned regions, in square cells and in sup
     python benchmarks/region_entropies.py MODEL DATA [--split validation] [--limit 100] [--picture photo.jpg]
                                           [--output region_entropies]
 
-MODEL is a RegProxy folder or Hub repository. DATA is an argument of `datasets.load_dataset`, with the columns `image` and
-`label`. Each image has one square cell for each token, and about as many superpixels (SLIC). Learned regions count a pixel by
-its affinity (equation 11), cells and superpixels count it once (equation 1). Writes `region_entropies.png`, the densities of
-entropies above zero as in figure 6, and `region_entropies.json`, the mean entropy and the fraction of pure regions of each
-kind. `--picture` adds `regions.png`: the regions of selected tokens on a photograph (figure 8).
+MODEL is a RegProxy folder or Hub repository. DATA is an argument of `datasets.load_dataset`, with the columns `image`
+and `label`. Each image has one square cell for each token, and about as many superpixels (SLIC). Learned regions count
+a pixel by its affinity (equation 11), cells and superpixels count it once (equation 1). Writes `region_entropies.png`,
+the densities of entropies above zero as in figure 6, and `region_entropies.json`, the mean entropy and the fraction of
+pure regions of each kind. `--picture` adds `regions.png`: the regions of selected tokens on a photograph (figure 8).
 
 Needs `pip install matplotlib '.[train,superpixels]'`.
 """
@@ -50,7 +50,8 @@ def region_entropies(histograms: torch.Tensor) -> torch.Tensor:
     Entropy, in nats, of each region's class histogram: 0 where all pixels are of one class.
 
     Args:
-        histograms (`torch.Tensor` of shape `(..., num_regions, num_labels)`): Pixels (or fractions of pixels) of each class.
+        histograms (`torch.Tensor` of shape `(..., num_regions, num_labels)`): Pixels (or fractions of pixels) of each
+            class.
 
     Returns:
         `torch.Tensor` of shape `(n,)`, float32: entropies of the regions with labeled pixels.

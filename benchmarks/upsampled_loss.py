@@ -1,16 +1,16 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Time cross-entropy of upsampled scores against the baseline `cross_entropy(interpolate(...))`, forward and backward, after
-checking that values and gradients agree.
+Time cross-entropy of upsampled scores against the baseline `cross_entropy(interpolate(...))`, forward and backward,
+after checking that values and gradients agree.
 
     python benchmarks/upsampled_loss.py [--threads 2] [--repeats 7] [--device cpu] [--output benchmarks/results]
 
 Four images of 512x512 with 150 classes and a tenth of the pixels ignored, float32, from scores of 32x32 (Segmenter) and
 128x128 (RegProxy). *image by image* is the baseline in a loop over the batch, with accumulated gradients.
 
-The variants are timed alternately, one call each, and medians are compared. Extra peak memory is the peak of forward and
-backward beyond scores and labels, on a CPU in a separate process for each variant (Linux only). Run it on an idle machine:
-other processes slow many small steps down more than few large ones.
+The variants are timed alternately, one call each, and medians are compared. Extra peak memory is the peak of forward
+and backward beyond scores and labels, on a CPU in a separate process for each variant (Linux only). Run it on an idle
+machine: other processes slow many small steps down more than few large ones.
 """
 
 import argparse

@@ -32,8 +32,8 @@ def label_map_to_tensor(
     if isinstance(label_map, PIL.Image.Image):
         if label_map.mode.split(";")[0] not in _INDEX_MODES:
             raise ValueError(
-                f"{name} is a PIL image of mode {label_map.mode!r}; class ids need one integer per pixel (mode 'L', 'P' "
-                "or 'I;16'). Convert the colors to class ids first."
+                f"{name} is a PIL image of mode {label_map.mode!r}; class ids need one integer per pixel (mode 'L', "
+                "'P' or 'I;16'). Convert the colors to class ids first."
             )
         label_map = np.asarray(label_map)
     if not isinstance(label_map, (np.ndarray, torch.Tensor)):
@@ -95,8 +95,8 @@ def check_label_map(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
     raise ValueError(
         f"{name} holds labels outside the {num_labels} classes (0 to {num_labels - 1}; {ignore_index} is ignored): "
         f"{shown}; the first one, {labels[y, x]}, at y={y}, x={x}. If 0 means 'unlabeled' and classes start at 1, set "
-        "`do_reduce_labels=True` (unless they are already reduced). For void pixels, set `ignore_index` to their value or "
-        "change their value to `ignore_index`. If these are classes, increase `num_labels`."
+        "`do_reduce_labels=True` (unless they are already reduced). For void pixels, set `ignore_index` to their value "
+        "or change their value to `ignore_index`. If these are classes, increase `num_labels`."
     )
 
 
@@ -110,7 +110,8 @@ def check_labels(labels: torch.Tensor, num_labels: int, ignore_index: int = 255)
         ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
 
     Raises:
-        ValueError: if `labels` are not a batch of integer label maps, or if a label is neither a class nor `ignore_index`.
+        ValueError: if `labels` are not a batch of integer label maps, or if a label is neither a class nor
+            `ignore_index`.
     """
     if labels.ndim != 3 or labels.is_floating_point():
         raise ValueError(

@@ -49,8 +49,8 @@ def resized_size(height: int, width: int, size: SizeDict | dict[str, int]) -> tu
 
 def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """
-    Return the neighbors and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32), each
-    of shape `(out_size,)`. The indices are not clamped to the axis.
+    Return the neighbors and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32),
+    each of shape `(out_size,)`. The indices are not clamped to the axis.
     """
     scale = 1 / (out_size / in_size)
     # half-pixel centers, in single precision as in OpenCV
@@ -66,9 +66,9 @@ def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[t
 def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
     Bilinear resize of `(..., in_height, in_width)` uint8 without antialiasing, equal to OpenCV's bit for bit: same
-    fixed-point weights, same truncations. A float resize differs by one gray level in an eighth of the pixels. Integers also
-    make the result independent of the device. (Where OpenCV halves arrays of 2 or of more than 4 channels, it differs from
-    this by up to one gray level.)
+    fixed-point weights, same truncations. A float resize differs by one gray level in an eighth of the pixels. Integers
+    also make the result independent of the device. (Where OpenCV halves arrays of 2 or of more than 4 channels, it
+    differs from this by up to one gray level.)
     """
     in_height, in_width = image.shape[-2:]
     low, high, low_weight, high_weight = _bilinear_taps(in_width, width, image.device)
@@ -89,7 +89,9 @@ def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torc
 
 
 def _nearest_indices(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    """OpenCV's rule `floor(i * in / out)` in double precision. Torch's single precision sometimes gives other indices."""
+    """
+    OpenCV's rule `floor(i * in / out)` in double precision. Torch's single precision sometimes gives other indices.
+    """
     scale = 1 / (out_size / in_size)
     indices = (torch.arange(out_size, dtype=torch.float64) * scale).floor().long()
     return indices.clamp_(max=in_size - 1).to(device)

@@ -12,8 +12,8 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 def read_image(path: str | Path) -> PIL.Image.Image:
     """
-    Read an image as 8-bit RGB (see [`to_rgb`]), rotated by its EXIF orientation. Animations and files with several pages
-    give their first picture.
+    Read an image as 8-bit RGB (see [`to_rgb`]), rotated by its EXIF orientation. Animations and files with several
+    pages give their first picture.
 
     Raises:
         OSError: if the file is missing or not an image. Pillow can raise other errors for damaged files.
@@ -24,8 +24,8 @@ def read_image(path: str | Path) -> PIL.Image.Image:
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """
-    Convert an image of any mode to 8-bit RGB. Transparent parts become white. 16-bit grays are divided by 257, 32-bit grays
-    are scaled from their lowest to their highest value.
+    Convert an image of any mode to 8-bit RGB. Transparent parts become white. 16-bit grays are divided by 257, 32-bit
+    grays are scaled from their lowest to their highest value.
     """
     if image.mode.startswith("I;16"):
         return _gray_to_rgb(np.asarray(image), 0, 65535)
@@ -58,8 +58,8 @@ def image_to_tensor(
             PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
             `(num_channels, height, width)`.
         do_convert_rgb (`bool`, *optional*):
-            Whether to convert PIL images by [`to_rgb`], and arrays likewise: gray is repeated to three channels, an alpha
-            channel is composed onto white, other numbers of channels are unchanged.
+            Whether to convert PIL images by [`to_rgb`], and arrays likewise: gray is repeated to three channels, an
+            alpha channel is composed onto white, other numbers of channels are unchanged.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             Axis of an array's channels. Defaults to the axis of length 1, 3 or 4.
 

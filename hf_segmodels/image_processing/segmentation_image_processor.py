@@ -53,8 +53,8 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 def both_backends(reference: str) -> dict[str, str]:
     """
-    Return the `auto_map` entry of an image processor, from the `MODULE.CLASS` of either backend. Names follow the pattern
-    of [`SegmenterImageProcessor`] and [`SegmenterImageProcessorPil`].
+    Return the `auto_map` entry of an image processor, from the `MODULE.CLASS` of either backend. Names follow the
+    pattern of [`SegmenterImageProcessor`] and [`SegmenterImageProcessorPil`].
     """
     module, _, name = reference.partition(".")
     method, name = module.removeprefix("image_processing_").removeprefix("pil_"), name.removesuffix("Pil")
@@ -66,8 +66,8 @@ def both_backends(reference: str) -> dict[str, str]:
 
 class _SegmentationImageProcessorBase(BaseImageProcessor):
     """
-    Image processor for semantic segmentation: prepares images and label maps, and turns scores into label maps. The backend
-    of transformers that follows in the class order rescales, normalizes and pads the pixels.
+    Image processor for semantic segmentation: prepares images and label maps, and turns scores into label maps. The
+    backend of transformers that follows in the class order rescales, normalizes and pads the pixels.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`): Whether to resize images and label maps.
@@ -79,7 +79,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         antialias (`bool`, *optional*, defaults to `False`): Whether to antialias when shrinking.
         do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to `1 / 255`): Factor of the pixel values.
-        do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean` and divide by `image_std`.
+        do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean` and divide by
+            `image_std`.
         image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to the method's.
         image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults to the method's.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
@@ -124,9 +125,9 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
 
         Args:
             images (`ImageInput`):
-                One image or a list of images (PIL, numpy or torch), with values from 0 to 255 unless `do_rescale=False`.
-                More than three channels need `do_convert_rgb=False`, `input_data_format`, and as many values in
-                `image_mean` and `image_std`.
+                One image or a list of images (PIL, numpy or torch), with values from 0 to 255 unless
+                `do_rescale=False`. More than three channels need `do_convert_rgb=False`, `input_data_format`, and as
+                many values in `image_mean` and `image_std`.
             segmentation_maps (`ImageInput`, *optional*):
                 One label map for each image, of the same size, in a format of [`label_map_to_tensor`].
             kwargs:
@@ -137,9 +138,9 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             `segmentation_maps`, `labels (batch_size, height, width)`, int64. Inputs are never changed.
 
         Raises:
-            ValueError: if `images` is empty; if the number or size of the label maps differs from the images'; if a label
-                is not a class; if the number of channels differs from the length of `image_mean`; if images of different
-                sizes would be stacked.
+            ValueError: if `images` is empty; if the number or size of the label maps differs from the images'; if a
+                label is not a class; if the number of channels differs from the length of `image_mean`; if images of
+                different sizes would be stacked.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -157,8 +158,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
                 Target `(height, width)` of each image, usually its original size. Defaults to the size of the logits.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to also return the resized logits, `num_labels * height * width` floats for each image. Label maps
-                alone need far less memory and time.
+                Whether to also return the resized logits, `num_labels * height * width` floats for each image. Label
+                maps alone need far less memory and time.
 
         Returns:
             `list[torch.Tensor]` of shape `(height, width)`, int64; or a list of
@@ -175,7 +176,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             sizes = as_sizes(target_sizes)
             if len(sizes) != len(logits):
                 raise ValueError(
-                    f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: pass one (height, width) for each image."
+                    f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: pass one (height, width) for each "
+                    "image."
                 )
         if return_segmentation_scores:
             scores = [
@@ -196,8 +198,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """
-        Serialize the processor. Code from the Hub is saved for both backends; transformers alone would save the backend in
-        use. Such code has this module and the module of the class in one folder.
+        Serialize the processor. Code from the Hub is saved for both backends; transformers alone would save the backend
+        in use. Such code has this module and the module of the class in one folder.
         """
         fields = super().to_dict()
         auto_map = fields.get("auto_map") or {}
@@ -295,8 +297,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         self, labels: list[torch.Tensor], *, ignore_index: int, **kwargs: Any
     ) -> dict[str, tuple[list[torch.Tensor], int]]:
         """
-        Return the training targets by name, and the padding value of each. Methods that need more than label maps override
-        this.
+        Return the training targets by name, and the padding value of each. Methods that need more than label maps
+        override this.
 
         Args:
             labels (`list[torch.Tensor]`, each of shape `(height, width)`, int64): Resized label maps.
@@ -346,8 +348,8 @@ def _prepare_labels(
     ]
     if len(maps) != len(in_sizes):
         raise ValueError(
-            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: pass one map (height, width) of class ids for "
-            "each image."
+            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: pass one map (height, width) of class ids "
+            "for each image."
         )
     labels = []
     for index, (label_map, in_size) in enumerate(zip(maps, in_sizes, strict=True)):

@@ -26,8 +26,8 @@ else:
 
 def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 10.0) -> torch.Tensor:
     """
-    Cut an image into connected superpixels of similar color with scikit-image's SLIC (Achanta et al., 2012): k-means over
-    position and CIELAB color (over unconverted channels unless there are three).
+    Cut an image into connected superpixels of similar color with scikit-image's SLIC (Achanta et al., 2012): k-means
+    over position and CIELAB color (over unconverted channels unless there are three).
 
     Args:
         image (`torch.Tensor` of shape `(num_channels, height, width)`):
@@ -62,7 +62,8 @@ def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 
 class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
     """
     n_segments (`int`, *optional*, defaults to `self.n_segments`):
-        Approximate number of superpixels in each image. Defaults to the number of pixels divided by `pixels_per_segment`.
+        Approximate number of superpixels in each image. Defaults to the number of pixels divided by
+        `pixels_per_segment`.
     pixels_per_segment (`int`, *optional*, defaults to `self.pixels_per_segment`):
         Approximate number of pixels of the resized image in a superpixel. Ignored if `n_segments` is set.
     compactness (`float`, *optional*, defaults to `self.compactness`):
@@ -76,8 +77,8 @@ class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
 
 class SuperpixelMixin(_Base):
     """
-    Add `superpixels (batch_size, height, width)`, int64, to the output of the image processor that follows in the class order:
-    the superpixels of the resized images, and -1 in the padding.
+    Add `superpixels (batch_size, height, width)`, int64, to the output of the image processor that follows in the class
+    order: the superpixels of the resized images, and -1 in the padding.
     """
 
     valid_kwargs = SuperpixelMixinKwargs
@@ -125,8 +126,8 @@ class SuperpixelMixin(_Base):
         compactness: float | None = None,
     ) -> torch.Tensor:
         """
-        Return the superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` without resizing it, for
-        example of a training crop. Settings default to those of the processor.
+        Return the superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` without resizing
+        it, for example of a training crop. Settings default to those of the processor.
         """
         if n_segments is None:
             n_segments = self.n_segments
@@ -144,9 +145,9 @@ class SuperpixelMixin(_Base):
         return_segmentation_scores: bool = False,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
-        Turn a model's outputs into label maps, with the arguments and return values of the image processor. Outputs with
-        `token_logits` and `superpixels` are painted at the target size (by default the size of the model's input), which
-        keeps the borders of superpixels sharp and needs no full-resolution scores. Other outputs are resized.
+        Turn a model's outputs into label maps, with the arguments and return values of the image processor. Outputs
+        with `token_logits` and `superpixels` are painted at the target size (by default the size of the model's input),
+        which keeps the borders of superpixels sharp and needs no full-resolution scores. Other outputs are resized.
         """
         token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
         if token_logits is None or superpixels is None:
@@ -154,7 +155,8 @@ class SuperpixelMixin(_Base):
         sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else as_sizes(target_sizes)
         if len(sizes) != len(superpixels):
             raise ValueError(
-                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: pass one (height, width) for each image."
+                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: pass one (height, width) for each "
+                "image."
             )
         regions = [resize_regions(regions[None], size) for regions, size in zip(superpixels, sizes, strict=True)]
         labels = [paint_labels(logits[None], maps)[0] for logits, maps in zip(token_logits, regions, strict=True)]

@@ -2,9 +2,10 @@
 """
 Memory-saving operator behind [`semantic_cross_entropy`].
 
-Upsampling is linear and acts on rows and columns separately: for each class, `scores = rows @ grid @ columns.T`. The operator
-evaluates the scores of one band of pixel rows, turns them into the loss and its gradient, and multiplies the gradient by the
-transposed matrices before the next band reuses the memory. Compilers do not look into a custom operator.
+Upsampling is linear and acts on rows and columns separately: for each class, `scores = rows @ grid @ columns.T`. The
+operator evaluates the scores of one band of pixel rows, turns them into the loss and its gradient, and multiplies the
+gradient by the transposed matrices before the next band reuses the memory. Compilers do not look into a custom
+operator.
 """
 
 from collections.abc import Sequence
@@ -166,7 +167,8 @@ class _Band(NamedTuple):
     Rows of pixels from `start` to `stop`, which depend on the grid's rows from `first` to `last`; or columns.
 
     Args:
-        weights (`torch.Tensor` of shape `(stop - start, last - first)`): Weights of the grid's rows in the pixels' rows.
+        weights (`torch.Tensor` of shape `(stop - start, last - first)`): Weights of the grid's rows in the pixels'
+            rows.
     """
 
     start: int

@@ -10,8 +10,8 @@ from torch import nn
 from ._upsampled_cross_entropy import LossOptions, check_targets, loss_dtype, upsampled_cross_entropy
 
 
-# On CPUs, torch computes the softmax of fewer classes than this one number at a time if the classes are contiguous. Up to
-# this number of upsampled scores (64 MiB in float32), the dense formula is two to four times as fast then.
+# On CPUs, torch computes the softmax of fewer classes than this one number at a time if the classes are contiguous.
+# Up to this number of upsampled scores (64 MiB in float32), the dense formula is two to four times as fast then.
 _FEW_CLASSES, _MAX_DENSE_SCORES = 16, 1 << 24
 
 
@@ -46,12 +46,13 @@ def semantic_cross_entropy(
     pixel_offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Pixel-wise cross-entropy of bilinearly upsampled scores: `cross_entropy(interpolate(logits, padded_size)[..., :height,
-    :width], labels)`.
+    Pixel-wise cross-entropy of bilinearly upsampled scores: `cross_entropy(interpolate(logits, padded_size)[...,
+    :height, :width], labels)`.
 
-    Only a few rows of the upsampled scores are held at a time (on a CPU, up to 16 million scores of fewer than 16 classes are
-    held, which is faster). The gradient is computed together with the value, in float32 (float64 for float64 scores), under
-    autocast too. Upsampling uses matrix products, whose precision on GPUs follows `torch.set_float32_matmul_precision`.
+    Only a few rows of the upsampled scores are held at a time (on a CPU, up to 16 million scores of fewer than 16
+    classes are held, which is faster). The gradient is computed together with the value, in float32 (float64 for
+    float64 scores), under autocast too. Upsampling uses matrix products, whose precision on GPUs follows
+    `torch.set_float32_matmul_precision`.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels, grid_height, grid_width)`): Scores before softmax, at
@@ -59,8 +60,9 @@ def semantic_cross_entropy(
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
         ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         reduction (`"valid_mean"` or `"pixel_mean"`, *optional*, defaults to `"valid_mean"`): `"valid_mean"` is the mean
-            over pixels that are not ignored (Segmenter's released code). `"pixel_mean"` is the mean over all pixels, with a
-            loss of 0 for ignored ones (mmsegmentation). If all pixels are ignored, both are 0 with a gradient, not nan.
+            over pixels that are not ignored (Segmenter's released code). `"pixel_mean"` is the mean over all pixels,
+            with a loss of 0 for ignored ones (mmsegmentation). If all pixels are ignored, both are 0 with a gradient,
+            not nan.
         padded_size (`tuple[int, int]`, *optional*): Height and width that the scores span, if larger than the label map
             (whole patches). The label map is the top left part. Defaults to the size of the label map.
         weight (`torch.Tensor` of shape `(num_labels,)`, *optional*): Weights of the classes. `"valid_mean"` divides by

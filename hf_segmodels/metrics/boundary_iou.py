@@ -14,20 +14,20 @@ from .label_pairs import read_label_maps
 
 class BoundaryIoU(ClassCounts):
     """
-    Intersection over union near the edges of each class: of the pixels of the predicted and the labeled mask whose distance
-    to the contour of their mask is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it shows errors along the
-    edges of large objects.
+    Intersection over union near the edges of each class: of the pixels of the predicted and the labeled mask whose
+    distance to the contour of their mask is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it shows
+    errors along the edges of large objects.
 
-    As in the authors' code, the distance is that of a square neighborhood, and the border of the image belongs to the contour.
-    Ignored pixels have no class in either map, so both maps have the same contour there. As for mean IoU, pixels are summed
-    over the whole data set before intersections are divided by unions.
+    As in the authors' code, the distance is that of a square neighborhood, and the border of the image belongs to the
+    contour. Ignored pixels have no class in either map, so both maps have the same contour there. As for mean IoU,
+    pixels are summed over the whole data set before intersections are divided by unions.
 
     Args:
         num_labels (`int`): Number of classes.
         ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         dilation_ratio (`float`, *optional*, defaults to 0.02):
-            Distance relative to the image's diagonal, rounded to whole pixels, at least one. The paper uses 0.02 for COCO
-            and LVIS, and 0.005 for Cityscapes, whose images are larger.
+            Distance relative to the image's diagonal, rounded to whole pixels, at least one. The paper uses 0.02 for
+            COCO and LVIS, and 0.005 for Cityscapes, whose images are larger.
 
     Example:
 
@@ -77,8 +77,8 @@ class BoundaryIoU(ClassCounts):
     def compute(self) -> dict[str, Any]:
         """
         Returns:
-            `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for classes
-            that do not occur).
+            `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for
+            classes that do not occur).
         """
         intersection, labeled, predicted = self.counts.double()
         iou = intersection / (labeled + predicted - intersection)
@@ -87,8 +87,8 @@ class BoundaryIoU(ClassCounts):
 
 def near_contours(label_maps: torch.Tensor, distance: int, outside: int) -> torch.Tensor:
     """
-    Find the pixels with another class, or the border of the image, within a distance. For each class, these are the pixels of
-    the mask that its erosion by a square of `2 * distance + 1` pixels removes.
+    Find the pixels with another class, or the border of the image, within a distance. For each class, these are the
+    pixels of the mask that its erosion by a square of `2 * distance + 1` pixels removes.
 
     Args:
         label_maps (`torch.Tensor` of shape `(..., height, width)`, integer): Classes.

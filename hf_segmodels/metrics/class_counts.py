@@ -8,8 +8,8 @@ import torch
 
 class ClassCounts:
     """
-    Counts per class, accumulated batch by batch in constant memory. Counts of parts of a data set add up to the counts of the
-    whole.
+    Counts per class, accumulated batch by batch in constant memory. Counts of parts of a data set add up to the counts
+    of the whole.
 
     Args:
         num_labels (`int`): Number of classes.

@@ -17,9 +17,9 @@ class ConfusionMatrix(ClassCounts):
     """
     Number of pixels of class `i` predicted as class `j` over a whole data set, in `num_labels` squared integers.
 
-    Pixels labeled `ignore_index` count neither as intersection nor as union. Scores are computed from the totals of the data
-    set, not averaged over images. Classes that occur neither in the labels nor in the predictions are left out of the means.
-    This is the definition of mmsegmentation's `mean_iou`, which all four papers use.
+    Pixels labeled `ignore_index` count neither as intersection nor as union. Scores are computed from the totals of the
+    data set, not averaged over images. Classes that occur neither in the labels nor in the predictions are left out of
+    the means. This is the definition of mmsegmentation's `mean_iou`, which all four papers use.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -63,8 +63,9 @@ class ConfusionMatrix(ClassCounts):
 
     def _count_values(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor | None:
         """
-        Count all pairs of values, then remove ignored pixels from the counts and search them for values that are not classes,
-        in one pass over the pixels. Return `None` if the table would be too large, or if a value is not a class.
+        Count all pairs of values, then remove ignored pixels from the counts and search them for values that are not
+        classes, in one pass over the pixels. Return `None` if the table would be too large, or if a value is not a
+        class.
         """
         (lowest, highest), (lowest_label, highest_label) = (
             (int(bound) for bound in values.aminmax()) for values in (predictions, references)

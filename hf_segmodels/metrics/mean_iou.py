@@ -14,9 +14,9 @@ from hf_segmodels.metrics import SegmentationScores, sum_over_processes
 
 
 _DESCRIPTION = """
-Mean intersection over union of semantic segmentation, from totals over the whole data set as in mmsegmentation. Batches are
-counted at once, so little more than `num_labels` squared integers is kept. Optionally, boundary IoU and mean IoU by the size
-of objects.
+Mean intersection over union of semantic segmentation, from totals over the whole data set as in mmsegmentation.
+Batches are counted at once, so little more than `num_labels` squared integers is kept. Optionally, boundary IoU and
+mean IoU by the size of objects.
 """
 
 _INPUTS = """
@@ -37,8 +37,8 @@ Returns:
 
 class MeanIoU(evaluate.Metric):
     """
-    Streaming mean IoU. With several processes (`torch.distributed`), `compute` sums the counts of all processes. All of them
-    must call it, even without any counts.
+    Streaming mean IoU. With several processes (`torch.distributed`), `compute` sums the counts of all processes. All of
+    them must call it, even without any counts.
 
     Args:
         num_labels (`int`, *optional*): Number of classes. Required before the first `add` or `add_batch`.
@@ -100,7 +100,9 @@ class MeanIoU(evaluate.Metric):
         ignore_index: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the scores since the last `compute`, after adding `predictions` and `references` if they are passed."""
+        """
+        Return the scores since the last `compute`, after adding `predictions` and `references` if they are passed.
+        """
         if kwargs:
             raise ValueError(f"Unknown arguments {sorted(kwargs)}: labels are reduced by the image processor.")
         if self.scores is not None and (num_labels, ignore_index) != (None, None):

@@ -17,9 +17,9 @@ class ObjectSizes(ClassCounts):
     """
     Size of each class in the images that contain it, to report mean IoU for small, medium and large classes.
 
-    In each row of Segmenter's Table 4, the mean IoU is the average of the columns for small, medium and large, which are thirds
-    of ADE20K's 150 classes. The paper does not specify how classes are ordered. Here, the order is that of the mean fraction of
-    the image that is labeled with the class, over images where the class occurs.
+    In each row of Segmenter's Table 4, the mean IoU is the average of the columns for small, medium and large, which
+    are thirds of ADE20K's 150 classes. The paper does not specify how classes are ordered. Here, the order is that of
+    the mean fraction of the image that is labeled with the class, over images where the class occurs.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -62,8 +62,8 @@ class ObjectSizes(ClassCounts):
 
         Returns:
             `dict`: `mean_iou_small`, `mean_iou_medium` and `mean_iou_large` (`float` from 0 to 1) of the thirds of the
-            classes that occur in the labels (a remainder goes to the small classes; nan for a group without classes), and
-            `per_category_size` (`list[float]`: fraction of the image; nan for classes that do not occur).
+            classes that occur in the labels (a remainder goes to the small classes; nan for a group without classes),
+            and `per_category_size` (`list[float]`: fraction of the image; nan for classes that do not occur).
         """
         shares, images = self.counts
         sizes = shares / images

@@ -95,8 +95,9 @@ class SegmentationScores:
 
 def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores | None:
     """
-    Sum the counts of all processes of `torch.distributed`, and return the sum in each process. Without `torch.distributed`,
-    return `scores`. All processes must call it, with `None` if they counted nothing. An error is raised in all of them.
+    Sum the counts of all processes of `torch.distributed`, and return the sum in each process. Without
+    `torch.distributed`, return `scores`. All processes must call it, with `None` if they counted nothing. An error is
+    raised in all of them.
 
     Raises:
         ValueError: if the settings of the processes differ.

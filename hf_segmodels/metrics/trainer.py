@@ -19,11 +19,11 @@ def trainer_metrics(
     num_labels: int, ignore_index: int = 255, **options: Any
 ) -> tuple[Callable[[Any, Any], torch.Tensor], Callable[..., dict[str, float]]]:
     """
-    Create two functions with which a Trainer evaluates in constant memory: scores become label maps of the labels' size after
-    each batch, and label maps become counts.
+    Create two functions with which a Trainer evaluates in constant memory: scores become label maps of the labels' size
+    after each batch, and label maps become counts.
 
-    With `batch_eval_metrics=True`, each batch is counted at once. Otherwise, the label maps of the whole data set are kept
-    until the end, and all images must have one size. With several processes, the Trainer gathers their label maps.
+    With `batch_eval_metrics=True`, each batch is counted at once. Otherwise, the label maps of the whole data set are
+    kept until the end, and all images must have one size. With several processes, the Trainer gathers their label maps.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -31,8 +31,8 @@ def trainer_metrics(
         options: `boundary_iou`, `dilation_ratio` and `object_sizes` of [`SegmentationScores`].
 
     Returns:
-        `preprocess_logits_for_metrics` and `compute_metrics` of `transformers.Trainer`. `compute_metrics` returns the results
-        of [`SegmentationScores`] that are single numbers. The Trainer prefixes their names with `eval_`.
+        `preprocess_logits_for_metrics` and `compute_metrics` of `transformers.Trainer`. `compute_metrics` returns the
+        results of [`SegmentationScores`] that are single numbers. The Trainer prefixes their names with `eval_`.
 
     Example:
 
@@ -50,7 +50,9 @@ def trainer_metrics(
     scores = SegmentationScores(num_labels, ignore_index, **options)
 
     def preprocess_logits_for_metrics(logits: Any, labels: Any) -> torch.Tensor:
-        """Return label maps `(batch_size, height, width)` of the size of `labels`, from the first of a tuple of outputs."""
+        """
+        Return label maps `(batch_size, height, width)` of the size of `labels`, from the first of a tuple of outputs.
+        """
         logits, labels = (values[0] if isinstance(values, (tuple, list)) else values for values in (logits, labels))
         if labels is None:
             raise ValueError("There are no `labels` to compare with: add them to `label_names` of the Trainer.")

@@ -58,11 +58,11 @@ def homogeneity_loss(
     padded_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """
-    One minus the L2-norm of a region's normalized class histogram (equation 11), mean over the regions with labeled pixels: 0
-    if each region holds one class, `1 - 1 / sqrt(K)` if all K classes are equally frequent.
+    One minus the L2-norm of a region's normalized class histogram (equation 11), mean over the regions with labeled
+    pixels: 0 if each region holds one class, `1 - 1 / sqrt(K)` if all K classes are equally frequent.
 
-    The paper minimizes the norm, which would spread regions over classes. Homogeneous regions, the purpose of the paper, need
-    the opposite sign. A negative weight of this loss gives the formula of the paper.
+    The paper minimizes the norm, which would spread regions over classes. Homogeneous regions, the purpose of the
+    paper, need the opposite sign. A negative weight of this loss gives the formula of the paper.
 
     Args:
         affinity, labels, num_labels, ignore_index, padded_size: See [`region_histograms`].

@@ -23,9 +23,9 @@ class SegmenterImageProcessor(SegmentationImageProcessor):
     """
     Image processor for Segmenter: prepares images and label maps, and turns logits into label maps.
 
-    The defaults are those of the AugReg ViT models on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed
-    2048, bilinear without antialiasing, mean and standard deviation 0.5. DeiT models use ImageNet's. Takes the arguments of
-    [`SegmentationImageProcessor`].
+    The defaults are those of the AugReg ViT models on ADE20K: the shorter edge becomes 512 unless the longer edge would
+    exceed 2048, bilinear without antialiasing, mean and standard deviation 0.5. DeiT models use ImageNet's. Takes the
+    arguments of [`SegmentationImageProcessor`].
     """
 
     image_mean = IMAGENET_STANDARD_MEAN

@@ -23,10 +23,10 @@ class SegViTImageProcessor(SegmentationImageProcessor):
     """
     Image processor for SegViT: prepares images and label maps, and turns scores into label maps.
 
-    The defaults are those of SegViT-B on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed
-    2048, bilinear without antialiasing, mean and standard deviation 0.5. On COCO-Stuff and Pascal Context, the original code
-    keeps the shorter edge at least as large as the window and does not bound the longer edge: `size={"shortest_edge": 512}`.
-    Takes the arguments of [`SegmentationImageProcessor`].
+    The defaults are those of SegViT-B on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed 2048,
+    bilinear without antialiasing, mean and standard deviation 0.5. On COCO-Stuff and Pascal Context, the original code
+    keeps the shorter edge at least as large as the window and does not bound the longer edge:
+    `size={"shortest_edge": 512}`. Takes the arguments of [`SegmentationImageProcessor`].
     """
 
     image_mean = IMAGENET_STANDARD_MEAN

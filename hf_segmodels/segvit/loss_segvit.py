@@ -26,8 +26,8 @@ def present_classes(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
 
 def count_masks(present: torch.Tensor) -> torch.Tensor:
     """
-    Count the pairs of an image and a class in it, at least 1, float32. While gradients are computed, the count is the mean
-    over all processes, so that their averaged gradients equal the gradients of one large batch.
+    Count the pairs of an image and a class in it, at least 1, float32. While gradients are computed, the count is the
+    mean over all processes, so that their averaged gradients equal the gradients of one large batch.
     """
     num_masks = present.sum().float()
     if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -46,14 +46,16 @@ def attention_to_mask_loss(
     padded_size: tuple[int, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    Loss of one stage. The target of query `k` is class `k` and the mask of its pixels if the image contains the class, otherwise
-    "no object". Ignored pixels belong to no mask.
+    Loss of one stage. The target of query `k` is class `k` and the mask of its pixels if the image contains the class,
+    otherwise "no object". Ignored pixels belong to no mask.
 
     Args:
-        class_logits (`torch.Tensor` of shape `(batch_size, num_labels, num_labels + 1)`): "No object" is the last class.
+        class_logits (`torch.Tensor` of shape `(batch_size, num_labels, num_labels + 1)`): "No object" is the last
+            class.
         mask_logits (`torch.Tensor` of shape `(batch_size, num_labels, h, w)`): Masks before the sigmoid.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-        num_masks (`torch.Tensor` of shape `()`, *optional*): Divisor of the sums over masks. Defaults to [`count_masks`] of the labels.
+        num_masks (`torch.Tensor` of shape `()`, *optional*): Divisor of the sums over masks. Defaults to
+            [`count_masks`] of the labels.
         no_object_weight (`float`, *optional*, defaults to 0.1): Weight of queries without an object.
         ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         padded_size (`tuple[int, int]`, *optional*): Height and width that the masks span, if larger than the label map
@@ -61,8 +63,8 @@ def attention_to_mask_loss(
 
     Returns:
         `loss_ce`, the weighted mean over all queries; `loss_mask` (focal) and `loss_dice`, the sum over the masks of
-        present classes divided by `num_masks`. Each is float32 and unweighted. `loss_mask` and `loss_dice` are 0 if no class
-        is present.
+        present classes divided by `num_masks`. Each is float32 and unweighted. `loss_mask` and `loss_dice` are 0 if no
+        class is present.
     """
     num_labels = class_logits.shape[1]
     height, width = labels.shape[1:]
@@ -100,7 +102,9 @@ def attention_to_mask_loss(
 
 
 def _focal(masks: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Focal loss (https://huggingface.co/papers/1708.02002) of mask logits `(masks, height, width)`: mean over pixels."""
+    """
+    Focal loss (https://huggingface.co/papers/1708.02002) of mask logits `(masks, height, width)`: mean over pixels.
+    """
     entropy = nn.functional.binary_cross_entropy_with_logits(masks, inside, reduction="none")
     probability = masks.sigmoid()
     wrong = probability + inside - 2 * probability * inside  # probability of the wrong answer

@@ -21,7 +21,10 @@ from ..image_processing.superpixels import SuperpixelMixin
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SuperpixelViTImageProcessorPil(SuperpixelMixin, SegmentationImageProcessorPil):
-    """[`SuperpixelViTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values. The model itself needs torchvision."""
+    """
+    [`SuperpixelViTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values. The model itself
+    needs torchvision.
+    """
 
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

@@ -25,19 +25,20 @@ class SuperpixelViTImageProcessor(SuperpixelMixin, SegmentationImageProcessor):
     Image processor for [`SuperpixelViTForSemanticSegmentation`]:
     prepares images and label maps, and turns outputs into label maps.
 
-    Each resized image is cut into SLIC superpixels (scikit-image, `pip install 'hf_segmodels[superpixels]'`). The output
-    includes `superpixels (batch_size, height, width)`, int64: the superpixel of each pixel, from 0, and -1 in the padding.
+    Each resized image is cut into SLIC superpixels (scikit-image, `pip install 'hf_segmodels[superpixels]'`). The
+    output includes `superpixels (batch_size, height, width)`, int64: the superpixel of each pixel, from 0, and -1 in
+    the padding.
 
-    The size, mean and standard deviation are those of RegProxy's training on ADE20K. The paper does not state its settings of
-    SLIC. Takes the arguments of [`SegmentationImageProcessor`], and:
+    The size, mean and standard deviation are those of RegProxy's training on ADE20K. The paper does not state its
+    settings of SLIC. Takes the arguments of [`SegmentationImageProcessor`], and:
 
     Args:
         n_segments (`int`, *optional*):
             Approximate number of superpixels in each image. Defaults to the number of pixels divided by
             `pixels_per_segment`.
         pixels_per_segment (`int`, *optional*, defaults to 256):
-            Approximate number of pixels of the resized image in a superpixel. Ignored if `n_segments` is set. 256 gives as
-            many tokens as a ViT with patch size 16.
+            Approximate number of pixels of the resized image in a superpixel. Ignored if `n_segments` is set. 256 gives
+            as many tokens as a ViT with patch size 16.
         compactness (`float`, *optional*, defaults to 10.0):
             Weight of distances in space relative to distances in color. Higher values make superpixels squarer.
     """

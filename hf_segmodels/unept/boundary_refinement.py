@@ -24,11 +24,12 @@ def resize_boundary_maps(
 
 def refinement_offsets(boundary_logits: torch.Tensor, direction_logits: torch.Tensor) -> torch.Tensor:
     """
-    Offset from each pixel to the pixel whose scores it takes: one pixel toward the interior where a boundary is predicted,
-    otherwise none. As in the released code, a boundary is predicted where the raw logit exceeds 0.5.
+    Offset from each pixel to the pixel whose scores it takes: one pixel toward the interior where a boundary is
+    predicted, otherwise none. As in the released code, a boundary is predicted where the raw logit exceeds 0.5.
 
     Args:
-        boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`): Scores of "no boundary" and "boundary".
+        boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`): Scores of "no boundary" and
+            "boundary".
         direction_logits (`torch.Tensor` of shape `(batch_size, 8, height, width)`): Scores of the directions.
 
     Returns:
@@ -60,8 +61,8 @@ def gather_at_offsets(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tens
 
 def refine(scores: torch.Tensor, boundary_logits: torch.Tensor, direction_logits: torch.Tensor) -> torch.Tensor:
     """
-    Replace the scores of boundary pixels by those of their neighbor in the predicted direction. The boundary and direction
-    logits get no gradient.
+    Replace the scores of boundary pixels by those of their neighbor in the predicted direction. The boundary and
+    direction logits get no gradient.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Scores at full resolution.

@@ -2,8 +2,8 @@
 """
 Training targets of UN-EPT's boundaries, computed from label maps as SegFix does.
 
-A distance map holds each pixel's distance in pixels to the edge of its class region. An angle map holds the direction in which
-that distance grows, toward the interior: degrees from -180 to 180, with 0 to the right and 90 downwards.
+A distance map holds each pixel's distance in pixels to the edge of its class region. An angle map holds the direction
+in which that distance grows, toward the interior: degrees from -180 to 180, with 0 to the right and 90 downwards.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,8 @@ def compute_boundary_targets(
     """
     if label_map.ndim != 2 or label_map.is_floating_point():
         raise ValueError(
-            f"Expected an integer label map of shape (height, width), got {tuple(label_map.shape)} of {label_map.dtype}."
+            f"Expected an integer label map of shape (height, width), got {tuple(label_map.shape)} of "
+            f"{label_map.dtype}."
         )
     distance_transform = _scipy().ndimage.distance_transform_edt
     labels = label_map.detach().cpu().long().numpy()
@@ -122,21 +123,21 @@ def read_boundary_targets(
         raise
     except Exception as error:  # SciPy raises anything for damaged files
         raise ValueError(
-            f"{path} is not a file of boundary targets ({' '.join(str(error).split())}): expected a .mat file with `depth`, "
-            "`dir_deg` and `deg_reduce`."
+            f"{path} is not a file of boundary targets ({' '.join(str(error).split())}): expected a .mat file with "
+            "`depth`, `dir_deg` and `deg_reduce`."
         ) from error
     if depth.ndim != 2 or depth.shape != angles.shape or (size is not None and depth.shape != tuple(size)):
         expected = "" if size is None else f"; the image has (height, width) {tuple(size)}"
         raise ValueError(
-            f"{path} holds a distance map of shape {depth.shape} and an angle map of shape {angles.shape}{expected}. Use "
-            "the file of this image, made at the image's own size."
+            f"{path} holds a distance map of shape {depth.shape} and an angle map of shape {angles.shape}{expected}. "
+            "Use the file of this image, made at the image's own size."
         )
     # a form that also refuses nan
     if not (((depth >= 0) & (depth < np.inf)).all() and ((angles >= -180) & (angles <= 180)).all()):
         raise ValueError(
-            f"{path} holds distances from {depth.min()} to {depth.max()} and angles from {angles.min()} to {angles.max()} "
-            "degrees. Expected distances from 0, and angles `deg_reduce * dir_deg - 180` from -180 to 180. Generate the "
-            "file again."
+            f"{path} holds distances from {depth.min()} to {depth.max()} and angles from {angles.min()} to "
+            f"{angles.max()} degrees. Expected distances from 0, and angles `deg_reduce * dir_deg - 180` from -180 to "
+            "180. Generate the file again."
         )
     return torch.from_numpy(depth.astype(np.int64)), torch.from_numpy(angles.astype(np.int64))
 
@@ -148,8 +149,8 @@ def _numbers(array: Any) -> np.ndarray:
 
 def flip_boundary_targets(distance_map: torch.Tensor, angle_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mirror maps `(..., height, width)` from left to right, and their angles: left becomes right. (The released code mirrors
-    only the maps.) Targets that are computed from a mirrored label map need no flip.
+    Mirror maps `(..., height, width)` from left to right, and their angles: left becomes right. (The released code
+    mirrors only the maps.) Targets that are computed from a mirrored label map need no flip.
     """
     angles = angle_map.flip(-1)
     mirrored = 180 - angles
@@ -166,7 +167,9 @@ def boundary_labels(distance_map: torch.Tensor, boundary_distance: int = 5) -> t
 
 
 def direction_labels(angle_map: torch.Tensor) -> torch.Tensor:
-    """Return the direction, 0 to 7, of each angle in degrees: sectors of 45 degrees, open below and closed above; int64."""
+    """
+    Return the direction, 0 to 7, of each angle in degrees: sectors of 45 degrees, open below and closed above; int64.
+    """
     # the sector around -180 continues at 157.5
     return ((angle_map.float() + 157.5) / 45).ceil().long().clamp(0, 8) % 8
 

@@ -35,7 +35,9 @@ class UNEPTImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class BoundaryTargetsMixin:
-    """Add `distance_maps` and `angle_maps` to the training targets of the image processor that follows in the class order."""
+    """
+    Add `distance_maps` and `angle_maps` to the training targets of the image processor that follows in the class order.
+    """
 
     valid_kwargs = UNEPTImageProcessorKwargs
     do_boundary_targets = False
@@ -56,15 +58,16 @@ class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
     """
     Image processor for UN-EPT: prepares images and label maps, and turns logits into label maps.
 
-    The defaults are those of the paper's models on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed
-    2048, bilinear without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of
+    The defaults are those of the paper's models on ADE20K: the shorter edge becomes 512 unless the longer edge would
+    exceed 2048, bilinear without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of
     [`SegmentationImageProcessor`], and:
 
     Args:
         do_boundary_targets (`bool`, *optional*, defaults to `False`):
             Whether to compute the targets of the boundary losses (with SciPy): `distance_maps` and `angle_maps`, both
-            `(batch_size, height, width)`, int64; see [`compute_boundary_targets`]. They are computed from the resized label
-            maps, so they also match label maps that were mirrored or cropped. Their padding value is 255 (no boundary).
+            `(batch_size, height, width)`, int64; see [`compute_boundary_targets`]. They are computed from the resized
+            label maps, so they also match label maps that were mirrored or cropped. Their padding value is 255 (no
+            boundary).
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

@@ -31,8 +31,8 @@ def balanced_cross_entropy(
     align_corners: bool = True,
 ) -> torch.Tensor:
     """
-    Weighted mean of the cross-entropy, in which the weight of a class is 1 minus its frequency among the pixels that are not
-    ignored. If all pixels are ignored, or all are of one class (of weight 0), it is 0 with a gradient, not nan.
+    Weighted mean of the cross-entropy, in which the weight of a class is 1 minus its frequency among the pixels that
+    are not ignored. If all pixels are ignored, or all are of one class (of weight 0), it is 0 with a gradient, not nan.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_classes, h, w)`): Scores before softmax, at any resolution.

@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Shared image processors, tested through Segmenter's: pixels of the original pipelines, agreement of the backends, label maps,
-padding, channels, errors, round trips.
+Shared image processors, tested through Segmenter's: pixels of the original pipelines, agreement of the backends, label
+maps, padding, channels, errors, round trips.
 """
 
 import json
