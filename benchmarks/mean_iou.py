@@ -1,17 +1,18 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Times the streaming confusion matrix against the common way to mean IoU, three histograms an image, after checking that both
-give the same scores; and shows that its memory does not grow.
+Time the streaming confusion matrix against the baseline, three histograms per image, after checking that both give the
+same scores, and measure that its memory does not grow.
 
     python benchmarks/mean_iou.py [--threads 2] [--repeats 15] [--images 2000] [--output benchmarks/results]
 
-Label maps are of 512x512 with 150 classes: regions as in photographs, a twentieth of the pixels ignored, seven in eight
-predicted right. The common way is that of mmsegmentation's early versions and of `evaluate`'s `mean_iou`: numpy histograms of
-the labels, of the predictions and of their intersection. Maps are uint8, as files hold them, or int64, as models give them.
+Label maps are 512x512 with 150 classes: large regions, a twentieth of the pixels ignored, seven in eight predicted
+correctly. The baseline is the method of mmsegmentation's early versions and of `evaluate`'s `mean_iou`: numpy
+histograms of the labels, of the predictions and of their intersection. Maps are uint8, as in files, or int64, as from
+models.
 
-Ways are timed in turns, one call each, and medians are compared. Memory is that of a process of its own (Linux only) which
-counts `--images` images, made one by one: how far its peak is above what it held after the first ten. Beside it, the time
-an image of boundary IoU and of all scores together.
+The variants are timed alternately, one call each, and medians are compared. The time per image of boundary IoU and of
+all scores is reported, too. Memory is measured in a separate process (Linux only) that counts `--images` images, made
+one by one: the peak above the memory after the first ten.
 """
 
 import argparse
@@ -59,14 +60,14 @@ def mean_iou_of(counts: np.ndarray) -> float:
 
 
 def check(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Exits where the two ways give other scores."""
+    """Exit if the confusion matrix and the baseline give different scores."""
     matrix = ConfusionMatrix(NUM_LABELS, IGNORED)
     for pair in pairs:
         matrix.update(*pair)
     expected, found = mean_iou_of(sum(count_histograms(*pair) for pair in pairs)), matrix.compute()["mean_iou"]
     if not math.isclose(found, expected, rel_tol=1e-12):
-        sys.exit(f"mean IoU: {found} is not {expected}")
-    print(f"mean IoU: both ways give {found:.6f}")
+        sys.exit(f"mean IoU: {found} differs from {expected}")
+    print(f"mean IoU: both give {found:.6f}")
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -78,13 +79,13 @@ def measure(repeats: int) -> dict[str, Any]:
         pair = pairs[0]
         matrix, boundaries = ConfusionMatrix(NUM_LABELS, IGNORED), BoundaryIoU(NUM_LABELS, IGNORED)
         scores = SegmentationScores(NUM_LABELS, IGNORED, boundary_iou=True, object_sizes=True)
-        ways = {
+        variants = {
             "three histograms": lambda pair=pair: count_histograms(*pair),
             "confusion matrix": lambda pair=pair, matrix=matrix: matrix.update(*pair),
             "boundary IoU": lambda pair=pair, boundaries=boundaries: boundaries.update(*pair),
             "all scores": lambda pair=pair, scores=scores: scores.update(*pair),
         }
-        seconds = interleaved(ways, repeats, torch.device("cpu"))
+        seconds = interleaved(variants, repeats, torch.device("cpu"))
         ratio = seconds["three histograms"] / seconds["confusion matrix"]
         results[np.dtype(dtype).name] = {
             "seconds": seconds,
@@ -94,7 +95,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def peak_memory(images: int) -> int:
-    """Counts images in this process; bytes by which its peak is above what it held after the first ten."""
+    """Count images in this process, and return the bytes of its peak above the memory after the first ten."""
     generator = np.random.default_rng(0)
     scores = SegmentationScores(NUM_LABELS, IGNORED, boundary_iou=True, object_sizes=True)
 
@@ -110,8 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--images", type=int, default=2000, help="images of the measurement of memory")
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--images", type=int, default=2000, help="number of images for measuring memory")
+    parser.add_argument("--output", type=Path, help="folder for the results; defaults to printing only")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.images <= 10:
@@ -129,8 +130,8 @@ def main() -> None:
         **measure(arguments.repeats),
     }
     for dtype in ("uint8", "int64"):
-        for way, seconds in results[dtype]["seconds"].items():
-            print(f"{dtype}: {way}: {1000 * seconds:.2f} ms an image")
+        for variant, seconds in results[dtype]["seconds"].items():
+            print(f"{dtype}: {variant}: {1000 * seconds:.2f} ms per image")
         for text, ratio in results[dtype]["ratios"].items():
             print(f"{dtype}: {text}: {ratio:.1f}")
     if Path("/proc/self/clear_refs").exists():
@@ -138,7 +139,7 @@ def main() -> None:
         process = subprocess.run(command, check=True, capture_output=True, text=True)
         growth = int(process.stdout.split()[-1])
         results["memory"] = {"images": arguments.images, "bytes over the first ten": growth}
-        print(f"memory over {arguments.images} images: {growth / 2**20:.1f} MiB above what the first ten left")
+        print(f"memory over {arguments.images} images: {growth / 2**20:.1f} MiB above the first ten")
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         path = arguments.output / "mean_iou_cpu.json"

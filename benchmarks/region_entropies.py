@@ -1,15 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-How mixed the classes are in RegProxy's learned regions, in square cells and in superpixels (section 5.3, figure 6).
+Entropy of the classes in RegProxy's learned regions, in square cells and in superpixels (section 5.3, figure 6).
 
     python benchmarks/region_entropies.py MODEL DATA [--split validation] [--limit 100] [--picture photo.jpg]
                                           [--output region_entropies]
 
-MODEL is a RegProxy folder or Hub repository; DATA is what `datasets.load_dataset` takes, with the columns `image` and
-`label`. Each image has as many cells as tokens, and about as many superpixels (SLIC). Learned regions count a pixel by its
-affinity (equation 11), the other two count it once (equation 1). Writes `region_entropies.png`, the densities of entropies
-above zero as in figure 6, and `region_entropies.json`: mean entropy and share of pure regions of each kind. `--picture`
-adds `regions.png`: the regions of tokens spread over a photograph (figure 8).
+MODEL is a RegProxy folder or Hub repository. DATA is an argument of `datasets.load_dataset`, with the columns `image`
+and `label`. Each image has one square cell for each token, and about as many superpixels (SLIC). Learned regions count
+a pixel by its affinity (equation 11), cells and superpixels count it once (equation 1). Writes `region_entropies.png`,
+the densities of entropies above zero as in figure 6, and `region_entropies.json`, the mean entropy and the fraction of
+pure regions of each kind. `--picture` adds `regions.png`: the regions of selected tokens on a photograph (figure 8).
 
 Needs `pip install matplotlib '.[train,superpixels]'`.
 """
@@ -31,7 +31,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.image_processing.label_maps import label_histograms
 from hf_segmodels.image_processing.superpixels import slic_superpixels
-from hf_segmodels.metrics import region_entropies
 from hf_segmodels.regproxy.loss_regproxy import region_histograms
 from hf_segmodels.visualization import draw_regions
 
@@ -40,21 +39,38 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-# entropies below are rounding of regions that are pure
+# Entropies below this are rounding errors of pure regions.
 _PURE = 1e-4
-# how many pixels high a token's cell is drawn at least
+# Minimum height in pixels of a token's cell in the picture.
 _CELL_IN_PICTURE = 24
 
 
+def region_entropies(histograms: torch.Tensor) -> torch.Tensor:
+    """
+    Entropy, in nats, of each region's class histogram: 0 where all pixels are of one class.
+
+    Args:
+        histograms (`torch.Tensor` of shape `(..., num_regions, num_labels)`): Pixels (or fractions of pixels) of each
+            class.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`, float32: entropies of the regions with labeled pixels.
+    """
+    histograms = histograms.flatten(0, -2).float()
+    totals = histograms.sum(dim=1, keepdim=True)
+    shares = (histograms / totals)[totals[:, 0] > 0]
+    return torch.special.entr(shares).sum(dim=1)
+
+
 def square_cells(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """The number of the grid's cell that each pixel lies in, `(height, width)`."""
+    """Index of each pixel's cell in the grid, `(height, width)`."""
     rows = torch.arange(size[0]) * grid[0] // size[0]
     columns = torch.arange(size[1]) * grid[1] // size[1]
     return rows[:, None] * grid[1] + columns
 
 
 def padded_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in pixels that the tokens of an image of this size cover."""
+    """Height and width in pixels of all tokens of an image of this size."""
     if model.config.odd_size_mode == "resize":
         return size
     return model.pad_to_whole_patches(torch.empty(1, 3, *size))[1]
@@ -67,19 +83,19 @@ def measure(model: torch.nn.Module, processor, rows: datasets.Dataset) -> dict[s
     for row in tqdm(rows, desc="images"):
         inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        # normalizing stretches the channels differently, and with them SLIC's distances between colors
+        # normalizing scales the channels differently, and thereby SLIC's distances between colors
         colors = processor(row["image"], do_normalize=False, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with torch.inference_mode():
             affinity = model(pixel_values).affinity
         grid = (affinity.shape[-2], affinity.shape[-1])
-        number = grid[0] * grid[1]
-        cells, segments = square_cells(size, grid)[None], slic_superpixels(colors, number)[None]
-        num_segments, covered = int(segments.max()) + 1, padded_size(model, size)
+        num_cells = grid[0] * grid[1]
+        cells, segments = square_cells(size, grid)[None], slic_superpixels(colors, num_cells)[None]
+        num_segments = int(segments.max()) + 1
         histograms = {
-            "square cells": label_histograms(cells, labels, number, num_labels, ignore_index),
+            "square cells": label_histograms(cells, labels, num_cells, num_labels, ignore_index),
             "superpixels": label_histograms(segments, labels, num_segments, num_labels, ignore_index),
-            "learned regions": region_histograms(affinity, labels, num_labels, ignore_index, covered),
+            "learned regions": region_histograms(affinity, labels, num_labels, ignore_index, padded_size(model, size)),
         }
         for kind, kind_histograms in histograms.items():
             found[kind].append(region_entropies(kind_histograms))
@@ -101,7 +117,7 @@ def draw_densities(entropies: dict[str, np.ndarray], path: Path) -> None:
 
 
 def draw_picture(model: torch.nn.Module, processor, photo: Path, path: Path) -> None:
-    """The regions of tokens spread over a photograph."""
+    """The regions of every sixth token in each direction, on a photograph."""
     image = Image.open(photo).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
@@ -109,11 +125,11 @@ def draw_picture(model: torch.nn.Module, processor, photo: Path, path: Path) -> 
     height, width = affinity.shape[-2:]
     tokens = [(row, column) for row in range(2, height, 6) for column in range(2, width, 6)]
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
-    covered = padded_size(model, size)
-    # large enough to see the shares of pixels inside a cell
+    padded_height, padded_width = padded_size(model, size)
+    # large enough to show the affinity of each pixel of a cell
     scale = math.ceil(_CELL_IN_PICTURE * height / image.height)
     image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
-    draw_regions(image, affinity, tokens, coverage=(covered[0] / size[0], covered[1] / size[1])).save(path)
+    draw_regions(image, affinity, tokens, coverage=(padded_height / size[0], padded_width / size[1])).save(path)
 
 
 def main() -> None:
@@ -130,7 +146,9 @@ def main() -> None:
 
     model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model).eval()
     if model.config.model_type != "regproxy":
-        parser.error(f"{arguments.model} is a {model.config.model_type} model, which has no regions: give a RegProxy.")
+        parser.error(
+            f"{arguments.model} is a {model.config.model_type} model, which has no regions: pass a RegProxy model."
+        )
     # merged windows have no regions
     model.config.window_size = model.config.window_stride = None
     processor = AutoImageProcessor.from_pretrained(arguments.model)
@@ -146,8 +164,8 @@ def main() -> None:
         kind: {"regions": len(values), "mean entropy": float(values.mean()), "pure": float((values <= _PURE).mean())}
         for kind, values in entropies.items()
     }
-    for kind, figures in summary.items():
-        print(f"{kind}: mean entropy {figures['mean entropy']:.4f} nats, {figures['pure']:.1%} pure")
+    for kind, results in summary.items():
+        print(f"{kind}: mean entropy {results['mean entropy']:.4f} nats, {results['pure']:.1%} pure")
     report = {
         "model": arguments.model,
         "data": arguments.data,

@@ -23,8 +23,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import auto_docstring
 
+from .image_processing.label_maps import check_labels
 from .inference import DensePredictionMixin
-from .losses.semantic_cross_entropy import check_labels
 from .plain_vit.configuration_plain_vit import is_plain_vit
 from .plain_vit.modeling_plain_vit import PlainViTBackbone, pad_to_multiple
 from .resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig

@@ -1,8 +1,8 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Resizing as the original data pipelines do it (mmcv on top of OpenCV): size rule, bilinear images, nearest label maps.
+Resizing as in the original data pipelines (mmcv on top of OpenCV): size rule, bilinear images, nearest label maps.
 
-All of it is plain torch, so that both image processor backends share it and give the same pixels.
+Everything is plain torch, so both image processor backends use it and return the same pixels.
 """
 
 import torch
@@ -18,27 +18,27 @@ _WEIGHT_BITS = 11
 
 def resized_size(height: int, width: int, size: SizeDict | dict[str, int]) -> tuple[int, int]:
     """
-    Height and width of an image after resizing.
+    Return the height and width of an image after resizing.
 
     Args:
-        height (`int`): Height before.
-        width (`int`): Width before.
+        height (`int`): Height before resizing.
+        width (`int`): Width before resizing.
         size (`SizeDict` or `dict[str, int]`):
-            `{"height", "width"}`: that size. `{"shortest_edge", "longest_edge"}`: the aspect ratio is kept, and the
+            `{"height", "width"}`: a fixed size. `{"shortest_edge", "longest_edge"}`: the aspect ratio is kept, and the
             scale is the largest for which neither edge exceeds its bound (mmcv's `imrescale`). `{"shortest_edge"}`
             alone: the aspect ratio is kept and the longer edge has no bound.
 
     Raises:
-        ValueError: for any other set of keys, and for edges below one pixel.
+        ValueError: if `size` has other keys, or an edge is below one pixel.
     """
     size = dict(size)
     if min(size.values(), default=1) < 1:
-        raise ValueError(f"Cannot resize to `size={size}`: give at least one pixel for each edge.")
+        raise ValueError(f"Cannot resize to `size={size}`: each edge must be at least one pixel.")
     if size.keys() == {"height", "width"}:
         return size["height"], size["width"]
     if size.keys() not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
         raise ValueError(
-            f"Cannot resize to `size={size}`. Give {{'height', 'width'}} for a fixed size, or {{'shortest_edge'}} or "
+            f"Cannot resize to `size={size}`. Pass {{'height', 'width'}} for a fixed size, or {{'shortest_edge'}} or "
             "{'shortest_edge', 'longest_edge'} to keep the aspect ratio."
         )
     scale = size["shortest_edge"] / min(height, width)
@@ -49,11 +49,11 @@ def resized_size(height: int, width: int, size: SizeDict | dict[str, int]) -> tu
 
 def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """
-    Neighbors and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32), each of
-    shape `(out_size,)`. Indices are not yet clamped to the axis.
+    Return the neighbors and integer weights of one axis: `low`, `high` (int64), `low_weight`, `high_weight` (int32),
+    each of shape `(out_size,)`. The indices are not clamped to the axis.
     """
     scale = 1 / (out_size / in_size)
-    # half-pixel centers, in single precision as OpenCV has them
+    # half-pixel centers, in single precision as in OpenCV
     position = ((torch.arange(out_size, dtype=torch.float64) + 0.5) * scale - 0.5).float()
     low = position.floor()
     fraction = position - low
@@ -65,14 +65,14 @@ def _bilinear_taps(in_size: int, out_size: int, device: torch.device) -> tuple[t
 
 def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    Bilinear resize of `(..., in_height, in_width)` uint8 without antialiasing, equal to OpenCV's to the last bit: the
-    same fixed-point weights and the same truncations. A float resize differs by one gray level in an eighth of the
-    pixels; integers also make the result independent of the device. (OpenCV itself takes another way, up to one gray
-    level off, when it halves arrays of 2 or of more than 4 channels.)
+    Bilinear resize of `(..., in_height, in_width)` uint8 without antialiasing, equal to OpenCV's bit for bit: same
+    fixed-point weights, same truncations. A float resize differs by one gray level in an eighth of the pixels. Integers
+    also make the result independent of the device. (Where OpenCV halves arrays of 2 or of more than 4 channels, it
+    differs from this by up to one gray level.)
     """
     in_height, in_width = image.shape[-2:]
     low, high, low_weight, high_weight = _bilinear_taps(in_width, width, image.device)
-    # Columns beyond the border count with weight one; of rows OpenCV only clamps the index (the truncation differs).
+    # OpenCV sets the weight of columns beyond the border to one, but only clamps the index of rows: truncations differ.
     outside = (low < 0) | (high >= in_width)
     low_weight, high_weight = low_weight.masked_fill(outside, 1 << _WEIGHT_BITS), high_weight.masked_fill(outside, 0)
     # (..., in_height, in_width) -> (..., in_height, width), 11 fractional bits, 4 of them dropped
@@ -89,7 +89,9 @@ def _resize_bilinear_uint8(image: torch.Tensor, height: int, width: int) -> torc
 
 
 def _nearest_indices(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    """OpenCV's rule in its double precision: `floor(i * in / out)`. Torch's single precision differs now and then."""
+    """
+    OpenCV's rule `floor(i * in / out)` in double precision. Torch's single precision sometimes gives other indices.
+    """
     scale = 1 / (out_size / in_size)
     indices = (torch.arange(out_size, dtype=torch.float64) * scale).floor().long()
     return indices.clamp_(max=in_size - 1).to(device)
@@ -101,7 +103,7 @@ def resize_label_map(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Te
 
     Args:
         label_map (`torch.Tensor` of shape `(..., in_height, in_width)`): Class ids, any dtype.
-        size (`tuple[int, int]`): Height and width wanted.
+        size (`tuple[int, int]`): Target `(height, width)`.
 
     Returns:
         `torch.Tensor` of shape `(..., height, width)`, same dtype.
@@ -116,20 +118,20 @@ def resize_image(
     image: torch.Tensor, size: tuple[int, int], resample: int | str | None = None, antialias: bool = False
 ) -> torch.Tensor:
     """
-    Resizes an image as OpenCV does, or with antialiasing as PIL and torchvision do.
+    Resize an image as OpenCV does, or with antialiasing as PIL and torchvision do.
 
     Args:
         image (`torch.Tensor` of shape `(num_channels, in_height, in_width)`, uint8 or float32): The image.
-        size (`tuple[int, int]`): Height and width wanted.
+        size (`tuple[int, int]`): Target `(height, width)`.
         resample (`PILImageResampling` or `torchvision.transforms.InterpolationMode`, *optional*):
-            Nearest, bilinear (default) or bicubic.
+            Nearest, bilinear or bicubic. Defaults to bilinear.
         antialias (`bool`, *optional*, defaults to `False`): Whether to widen the filter when an edge shrinks.
 
     Returns:
         `torch.Tensor` of shape `(num_channels, height, width)`, same dtype; uint8 is rounded.
 
     Raises:
-        ValueError: for another `resample`.
+        ValueError: if `resample` is another filter.
     """
     mode = "bilinear" if resample is None else _MODES.get(getattr(resample, "value", resample))
     if mode is None:

@@ -1,8 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The image processors that all methods stand on, for both of transformers' backends.
-
-A method's own processor only sets defaults:
+Image processors shared by all methods, for both backends of transformers. The processor of a method only sets defaults:
 
     class SegmenterImageProcessor(SegmentationImageProcessor):
         image_mean = IMAGENET_STANDARD_MEAN
@@ -22,7 +20,6 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
     is_valid_image,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
@@ -32,18 +29,18 @@ from ..inference import upsample_argmax
 from ..inference.window_grid import as_sizes
 from .label_maps import check_label_map, label_map_to_tensor, reduce_labels
 from .resizing import resize_image, resize_label_map, resized_size
-from .rgb_images import to_rgb
+from .rgb_images import image_to_tensor
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     """
     antialias (`bool`, *optional*, defaults to `self.antialias`):
-        Whether shrinking averages over all pixels underneath. The original pipelines (OpenCV) do not.
+        Whether to antialias when shrinking. The original pipelines (OpenCV) do not.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether label 0 means "unlabeled" and classes start at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1,
         `ignore_index` stays.
     ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
-        Label of pixels that do not count; also fills the padding of label maps.
+        Label of ignored pixels, also used to pad label maps.
     num_labels (`int`, *optional*, defaults to `self.num_labels`):
         Number of classes. When set, a label that is neither a class nor `ignore_index` raises an error.
     """
@@ -54,75 +51,10 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     num_labels: int | None
 
 
-def image_to_tensor(
-    image: "PIL.Image.Image | np.ndarray | torch.Tensor",
-    do_convert_rgb: bool | None = None,
-    input_data_format: str | ChannelDimension | None = None,
-) -> torch.Tensor:
-    """
-    Reads one image into a new tensor of shape `(num_channels, height, width)`: uint8 stays, any other dtype becomes
-    float32. The input is left alone.
-
-    Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            PIL image of any mode, or array of shape `(height, width)`, `(height, width, num_channels)` or
-            `(num_channels, height, width)`.
-        do_convert_rgb (`bool`, *optional*):
-            Whether PIL images are converted as [`to_rgb`] does, and arrays likewise: gray ones are repeated to three
-            channels, those with an alpha channel composed onto white, others left as they are.
-        input_data_format (`str` or `ChannelDimension`, *optional*):
-            Where the channels of an array are. If unset, the axis of length 1, 3 or 4.
-
-    Raises:
-        ValueError: if the image is empty, or its channel axis cannot be told.
-    """
-    if isinstance(image, PIL.Image.Image):
-        if do_convert_rgb:
-            image = to_rgb(image)
-        input_data_format = ChannelDimension.LAST
-    if not isinstance(image, torch.Tensor):
-        # A copy in C order: torch refuses negative strides (`image[..., ::-1]`) and warns of read-only arrays.
-        array = np.array(image, order="C")
-        white = 1 if array.dtype.kind == "f" else 255
-        image = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
-    else:
-        white = 1 if image.is_floating_point() else 255
-        image = image.detach().to(torch.uint8 if image.dtype == torch.uint8 else torch.float32, copy=True)
-    if image.numel() == 0:
-        raise ValueError(f"An image has no pixels (shape {tuple(image.shape)}).")
-
-    if image.ndim == 2:
-        # (height, width) -> (1, height, width)
-        image, input_data_format = image[None], ChannelDimension.FIRST
-    if input_data_format is None:
-        try:
-            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(
-                f"Cannot tell which axis of an image of shape {tuple(image.shape)} holds the channels: pass "
-                "`input_data_format='channels_first'` or `'channels_last'`."
-            ) from error
-    if ChannelDimension(input_data_format) == ChannelDimension.LAST:
-        # (height, width, num_channels) -> (num_channels, height, width)
-        image = image.permute(2, 0, 1)
-    if do_convert_rgb and image.shape[0] == 1:
-        image = image.expand(3, -1, -1)
-    elif do_convert_rgb and image.shape[0] == 4:
-        image = _compose_on_white(image, white)
-    return image.contiguous()
-
-
-def _compose_on_white(image: torch.Tensor, white: int) -> torch.Tensor:
-    """Red, green, blue, alpha `(4, height, width)` of range 0 to `white` -> `(3, height, width)`, same dtype."""
-    alpha = image[3:].float() / white
-    composed = image[:3] * alpha + (1 - alpha) * white
-    return composed.round().to(torch.uint8) if image.dtype == torch.uint8 else composed
-
-
 def both_backends(reference: str) -> dict[str, str]:
     """
-    What `auto_map` says of an image processor, from the `MODULE.CLASS` of either backend's: their names differ as those of
-    [`SegmenterImageProcessor`] and [`SegmenterImageProcessorPil`] do.
+    Return the `auto_map` entry of an image processor, from the `MODULE.CLASS` of either backend. Names follow the
+    pattern of [`SegmenterImageProcessor`] and [`SegmenterImageProcessorPil`].
     """
     module, _, name = reference.partition(".")
     method, name = module.removeprefix("image_processing_").removeprefix("pil_"), name.removesuffix("Pil")
@@ -134,8 +66,31 @@ def both_backends(reference: str) -> dict[str, str]:
 
 class _SegmentationImageProcessorBase(BaseImageProcessor):
     """
-    What both backends do alike: everything but rescaling, normalizing and padding pixels, which the backend of
-    transformers after it in the class order does.
+    Image processor for semantic segmentation: prepares images and label maps, and turns scores into label maps. The
+    backend of transformers that follows in the class order rescales, normalizes and pads the pixels.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize images and label maps.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
+            `{"height", "width"}` for a fixed size, `{"shortest_edge"}` or `{"shortest_edge", "longest_edge"}` to keep
+            the aspect ratio. An integer sets the shortest edge.
+        resample (`PILImageResampling`, *optional*, defaults to `PILImageResampling.BILINEAR`):
+            Filter for images: nearest, bilinear or bicubic. Label maps always use nearest.
+        antialias (`bool`, *optional*, defaults to `False`): Whether to antialias when shrinking.
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to `1 / 255`): Factor of the pixel values.
+        do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean` and divide by
+            `image_std`.
+        image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to the method's.
+        image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults to the method's.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files.
+        do_pad (`bool`, *optional*, defaults to `False`):
+            Whether to pad at the bottom and right: images with 0 after normalizing, label maps with `ignore_index`.
+        pad_size (`dict[str, int]`, *optional*): Size to pad to. Defaults to the largest size of the batch.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        num_labels (`int`, *optional*): Number of classes. If set, labels are checked.
     """
 
     valid_kwargs = SegmentationImageProcessorKwargs
@@ -166,26 +121,26 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         **kwargs: Unpack[SegmentationImageProcessorKwargs],
     ) -> BatchFeature:
         """
-        Prepares images, and label maps if given, for a model.
+        Prepare images, and optionally label maps, for a model.
 
         Args:
             images (`ImageInput`):
-                One image or a list of them: PIL, numpy or torch; values 0 to 255 unless `do_rescale=False`. More than
-                three channels need `do_convert_rgb=False`, `input_data_format`, and as many values in `image_mean` and
-                `image_std`.
+                One image or a list of images (PIL, numpy or torch), with values from 0 to 255 unless
+                `do_rescale=False`. More than three channels need `do_convert_rgb=False`, `input_data_format`, and as
+                many values in `image_mean` and `image_std`.
             segmentation_maps (`ImageInput`, *optional*):
-                One label map for each image, of the same size. See [`label_map_to_tensor`] for what is accepted.
+                One label map for each image, of the same size, in a format of [`label_map_to_tensor`].
             kwargs:
-                Any field of the processor, for this call only, and `return_tensors` ("pt", "np" or `None` for lists).
+                Arguments of the processor, for this call only, and `return_tensors` ("pt", "np" or `None` for lists).
 
         Returns:
-            `BatchFeature`: `pixel_values (batch_size, num_channels, height, width)` float32, and
-            `labels (batch_size, height, width)` int64 if label maps were given. Inputs are never changed.
+            `BatchFeature`: `pixel_values (batch_size, num_channels, height, width)`, float32, and with
+            `segmentation_maps`, `labels (batch_size, height, width)`, int64. Inputs are never changed.
 
         Raises:
-            ValueError: if there is no image; if maps do not fit the images in number or size, or hold labels that are
-                no classes; if the number of channels differs from `image_mean`'s; if images of different sizes are to
-                be stacked.
+            ValueError: if `images` is empty; if the number or size of the label maps differs from the images'; if a
+                label is not a class; if the number of channels differs from the length of `image_mean`; if images of
+                different sizes would be stacked.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -196,15 +151,15 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         return_segmentation_scores: bool = False,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
-        Turns a model's outputs into label maps.
+        Turn a model's outputs into label maps.
 
         Args:
             outputs: Output of the model, with `logits (batch_size, num_labels, height, width)`.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width wanted for each image, usually those before preprocessing. If unset, the logits' size.
+                Target `(height, width)` of each image, usually its original size. Defaults to the size of the logits.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the resized logits as well. They take `num_labels * height * width` floats an image;
-                label maps alone need far less memory and time.
+                Whether to also return the resized logits, `num_labels * height * width` floats for each image. Label
+                maps alone need far less memory and time.
 
         Returns:
             `list[torch.Tensor]` of shape `(height, width)`, int64; or a list of
@@ -212,7 +167,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             `segmentation_scores (num_labels, height, width)`.
 
         Raises:
-            ValueError: if there is not one target size for each image.
+            ValueError: if the number of target sizes differs from the number of images.
         """
         logits = outputs.logits
         if target_sizes is None:
@@ -221,7 +176,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             sizes = as_sizes(target_sizes)
             if len(sizes) != len(logits):
                 raise ValueError(
-                    f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: give one (height, width) for each."
+                    f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: pass one (height, width) for each "
+                    "image."
                 )
         if return_segmentation_scores:
             scores = [
@@ -242,8 +198,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """
-        As in the base class. Code from the Hub (that is where this module and the class's lie in one folder) is saved for both
-        backends, which transformers alone would do for the one in use.
+        Serialize the processor. Code from the Hub is saved for both backends; transformers alone would save the backend
+        in use. Such code has this module and the module of the class in one folder.
         """
         fields = super().to_dict()
         auto_map = fields.get("auto_map") or {}
@@ -252,13 +208,13 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             auto_map["AutoImageProcessor"] = both_backends(reference)
         return fields
 
-    # What follows overrides steps of transformers' `BaseImageProcessor`, in the order in which it takes them.
+    # The methods below override steps of transformers' `BaseImageProcessor`, in the order of their execution.
 
     def _validate_preprocess_kwargs(self, do_center_crop: bool | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         super()._validate_preprocess_kwargs(**kwargs)
         if do_center_crop:
             raise ValueError(
-                "`do_center_crop` is not supported, since labels would no longer fit: crop both beforehand."
+                "`do_center_crop` is not supported, because it would not crop the labels: crop both beforehand."
             )
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
@@ -297,7 +253,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             return list(images)  # transformers only knows arrays with a channel axis
         images = super()._prepare_images_structure(images, expected_ndims=expected_ndims)
         if len(images) == 0:
-            raise ValueError("`images` is empty: give at least one image.")
+            raise ValueError("`images` is empty: pass at least one image.")
         return images
 
     def process_image(
@@ -308,7 +264,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         device: "str | torch.device | None" = None,
         **kwargs: Any,
     ) -> "torch.Tensor | np.ndarray":
-        """Reads one image into the backend's array type, channels first; see [`image_to_tensor`]."""
+        """Convert one image to the backend's array type, channels first; see [`image_to_tensor`]."""
         return self._from_tensor(image_to_tensor(image, do_convert_rgb, input_data_format), device)
 
     def resize(
@@ -319,7 +275,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         antialias: bool = False,
         **kwargs: Any,
     ) -> "torch.Tensor | np.ndarray":
-        """Resizes one image of shape `(num_channels, height, width)`; see [`resized_size`] and [`resize_image`]."""
+        """Resize one image of shape `(num_channels, height, width)`; see [`resized_size`] and [`resize_image`]."""
         height, width = image.shape[-2:]
         resized = resize_image(torch.as_tensor(image), resized_size(height, width, size), resample, antialias)
         return self._from_tensor(resized)
@@ -341,8 +297,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         self, labels: list[torch.Tensor], *, ignore_index: int, **kwargs: Any
     ) -> dict[str, tuple[list[torch.Tensor], int]]:
         """
-        What a model trains on, by its names for it, and what each is padded with. A method that needs more than label maps
-        overrides this.
+        Return the training targets by name, and the padding value of each. Methods that need more than label maps
+        override this.
 
         Args:
             labels (`list[torch.Tensor]`, each of shape `(height, width)`, int64): Resized label maps.
@@ -352,7 +308,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
     def _from_tensor(
         self, tensor: torch.Tensor, device: "str | torch.device | None" = None
     ) -> "torch.Tensor | np.ndarray":
-        """Gives a tensor in the backend's array type."""
+        """Convert a tensor to the backend's array type."""
         raise NotImplementedError
 
 
@@ -364,7 +320,7 @@ class SegmentationImageProcessor(_SegmentationImageProcessorBase, TorchvisionBac
 
 
 class SegmentationImageProcessorPil(_SegmentationImageProcessorBase, PilBackend):  # type: ignore[misc]
-    """The same on transformers' PIL backend (numpy arrays): needs no torchvision and gives the same values."""
+    """[`SegmentationImageProcessor`] on transformers' PIL backend (numpy arrays): same values, without torchvision."""
 
     def _from_tensor(self, tensor: torch.Tensor, device: "str | torch.device | None" = None) -> np.ndarray:
         return tensor.cpu().numpy()
@@ -385,17 +341,15 @@ def _prepare_labels(
     ignore_index: int,
     **kwargs: Any,
 ) -> list[torch.Tensor]:
-    """
-    Label maps `(height, width)` of `in_sizes` -> int64 tensors, through the same resizing that the images went through.
-    """
+    """Convert label maps `(height, width)` of `in_sizes` to int64 tensors, resized like the images."""
     maps = [
         label_map_to_tensor(label_map, f"segmentation_maps[{index}]")
         for index, label_map in enumerate(_flatten_label_maps(segmentation_maps, len(in_sizes)))
     ]
     if len(maps) != len(in_sizes):
         raise ValueError(
-            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: give one map (height, width) of class ids for "
-            "each image."
+            f"Got {len(maps)} segmentation maps for {len(in_sizes)} images: pass one map (height, width) of class ids "
+            "for each image."
         )
     labels = []
     for index, (label_map, in_size) in enumerate(zip(maps, in_sizes, strict=True)):
@@ -403,7 +357,7 @@ def _prepare_labels(
         if label_map.shape != in_size:
             raise ValueError(
                 f"{name} has (height, width) {tuple(label_map.shape)} but images[{index}] has {in_size}: each pixel "
-                "needs its label, so resize, crop or transpose them alike before calling the processor."
+                "needs a label. Resize, crop or transpose both alike before calling the processor."
             )
         if do_reduce_labels:
             label_map = reduce_labels(label_map, ignore_index)
@@ -416,13 +370,13 @@ def _prepare_labels(
 
 
 def _pad_to(target: torch.Tensor, size: tuple[int, ...], value: int) -> torch.Tensor:
-    """Pads `(height, width)` at the bottom and right."""
+    """Pad `(height, width)` at the bottom and right."""
     height, width = target.shape
     return F.pad(target, (0, size[1] - width, 0, size[0] - height), value=value)
 
 
 def _flatten_label_maps(segmentation_maps: Any, num_images: int) -> list:
-    """One map, a list (of lists) of maps, or an array of maps -> list of maps."""
+    """Convert one map, a list (of lists) of maps, or an array of maps to a list of maps."""
     if isinstance(segmentation_maps, (list, tuple)):
         if segmentation_maps and all(isinstance(maps, (list, tuple)) for maps in segmentation_maps):
             return [label_map for maps in segmentation_maps for label_map in maps]
@@ -440,9 +394,9 @@ def _check_channels(images: list, *statistics: float | tuple[float, ...]) -> Non
         for index, image in enumerate(images):
             if image.shape[0] != len(values):
                 raise ValueError(
-                    f"images[{index}] has {image.shape[0]} channels but `{name}` has {len(values)} values: give one "
-                    "value for each channel in `image_mean` and `image_std`. For images that are not RGB also set "
-                    "`do_convert_rgb=False`, and `input_data_format` if there are other than 1, 3 or 4 channels."
+                    f"images[{index}] has {image.shape[0]} channels but `{name}` has {len(values)} values: set one "
+                    "value for each channel in `image_mean` and `image_std`. For images that are not RGB, also set "
+                    "`do_convert_rgb=False`, and `input_data_format` unless there are 1, 3 or 4 channels."
                 )
 
 

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""SLIC superpixels, and what makes an image processor give them next to the pixels."""
+"""SLIC superpixels, and the mixin that adds them to the output of an image processor."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,27 @@ else:
 
 def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 10.0) -> torch.Tensor:
     """
-    Cuts an image into connected superpixels of similar color by SLIC (Achanta et al., 2012) as scikit-image does it:
-    k-means over position and CIELAB color (over the channels as they are where there are not three).
+    Cut an image into connected superpixels of similar color with scikit-image's SLIC (Achanta et al., 2012): k-means
+    over position and CIELAB color (over unconverted channels unless there are three).
 
     Args:
         image (`torch.Tensor` of shape `(num_channels, height, width)`):
-            Colors of any range: their smallest and largest value become 0 and 1.
-        n_segments (`int`): About how many superpixels are wanted.
-        compactness (`float`, *optional*, defaults to 10.0): Higher values make them squarer.
+            Colors of any range. The smallest and largest value are scaled to 0 and 1.
+        n_segments (`int`): Approximate number of superpixels.
+        compactness (`float`, *optional*, defaults to 10.0): Higher values make superpixels squarer.
 
     Returns:
-        `torch.Tensor` of shape `(height, width)`, int64, on the CPU: the superpixel of each pixel, counted from 0.
+        `torch.Tensor` of shape `(height, width)`, int64, on the CPU: the superpixel of each pixel, from 0.
 
     Raises:
         ImportError: if scikit-image is not installed.
-        ValueError: if `n_segments` or `compactness` is too small.
+        ValueError: if `n_segments` is below 1, or `compactness` is not greater than 0.
     """
     try:
         from skimage.segmentation import slic
     except ImportError as error:
         raise ImportError(
-            "Superpixels are made by scikit-image, which is not installed: `pip install 'hf_segmodels[superpixels]'`."
+            "Superpixels need scikit-image, which is not installed: `pip install 'hf_segmodels[superpixels]'`."
         ) from error
     if n_segments < 1:
         raise ValueError(f"`n_segments` must be at least 1, got {n_segments}.")
@@ -62,9 +62,10 @@ def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 
 class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
     """
     n_segments (`int`, *optional*, defaults to `self.n_segments`):
-        About how many superpixels each image is cut into. By default as many as `pixels_per_segment` says.
+        Approximate number of superpixels in each image. Defaults to the number of pixels divided by
+        `pixels_per_segment`.
     pixels_per_segment (`int`, *optional*, defaults to `self.pixels_per_segment`):
-        About how many pixels of the resized image a superpixel has, where `n_segments` is not given.
+        Approximate number of pixels of the resized image in a superpixel. Ignored if `n_segments` is set.
     compactness (`float`, *optional*, defaults to `self.compactness`):
         Higher values make superpixels squarer.
     """
@@ -76,8 +77,8 @@ class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
 
 class SuperpixelMixin(_Base):
     """
-    Makes an image processor, named after it among a class's bases, also give `superpixels (batch_size, height, width)`,
-    int64: the superpixels of the resized images, and -1 in the padding.
+    Add `superpixels (batch_size, height, width)`, int64, to the output of the image processor that follows in the class
+    order: the superpixels of the resized images, and -1 in the padding.
     """
 
     valid_kwargs = SuperpixelMixinKwargs
@@ -125,8 +126,8 @@ class SuperpixelMixin(_Base):
         compactness: float | None = None,
     ) -> torch.Tensor:
         """
-        The superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` as it is, such as a crop
-        for training; settings that are not given are the processor's.
+        Return the superpixels `(height, width)`, int64, of an image `(num_channels, height, width)` without resizing
+        it, for example of a training crop. Settings default to those of the processor.
         """
         if n_segments is None:
             n_segments = self.n_segments
@@ -144,23 +145,9 @@ class SuperpixelMixin(_Base):
         return_segmentation_scores: bool = False,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
-        Turns a model's outputs into label maps. Outputs with `token_logits` and `superpixels` are painted at the target
-        size, which leaves the superpixels' borders sharp and needs no full-resolution scores; others are resized.
-
-        Args:
-            outputs: Output of the model.
-            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width wanted for each image, usually those before preprocessing. If unset, the model's input's.
-            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the painted scores as well.
-
-        Returns:
-            `list[torch.Tensor]` of shape `(height, width)`, int64; or a list of
-            `SemanticSegmentationPostProcessorOutput` with `segmentation (height, width)` and
-            `segmentation_scores (num_labels, height, width)`.
-
-        Raises:
-            ValueError: if there is not one target size for each image.
+        Turn a model's outputs into label maps, with the arguments and return values of the image processor. Outputs
+        with `token_logits` and `superpixels` are painted at the target size (by default the size of the model's input),
+        which keeps the borders of superpixels sharp and needs no full-resolution scores. Other outputs are resized.
         """
         token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
         if token_logits is None or superpixels is None:
@@ -168,7 +155,8 @@ class SuperpixelMixin(_Base):
         sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else as_sizes(target_sizes)
         if len(sizes) != len(superpixels):
             raise ValueError(
-                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: give one (height, width) for each."
+                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: pass one (height, width) for each "
+                "image."
             )
         regions = [resize_regions(regions[None], size) for regions, size in zip(superpixels, sizes, strict=True)]
         labels = [paint_labels(logits[None], maps)[0] for logits, maps in zip(token_logits, regions, strict=True)]

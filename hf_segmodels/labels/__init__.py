@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Class names and colors of the data sets that the papers report on."""
+"""Class names and palettes of the data sets of the papers."""
 
 import json
 from functools import cache
@@ -19,7 +19,7 @@ def _read(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]
 
 def load_labels(name: str) -> tuple[list[str], list[tuple[int, int, int]]]:
     """
-    Class names and palette of a data set, both in the order of the class ids.
+    Return the class names and the palette of a data set, both in the order of the class ids.
 
     Args:
         name (`str`):
@@ -27,10 +27,10 @@ def load_labels(name: str) -> tuple[list[str], list[tuple[int, int, int]]]:
             `"pascal_context_59"`, or `"pascal_context_60"` (with background as class 0).
 
     Returns:
-        The names, and their colors as `(red, green, blue)`, 0 to 255.
+        The names, and the colors as `(red, green, blue)` from 0 to 255.
 
     Raises:
-        ValueError: if there is no such data set; names those there are.
+        ValueError: if `name` is not in `DATASETS`.
 
     Example:
 
@@ -43,7 +43,7 @@ def load_labels(name: str) -> tuple[list[str], list[tuple[int, int, int]]]:
     ```
     """
     if name not in DATASETS:
-        raise ValueError(f"There are no labels for {name!r}. Choose one of {', '.join(DATASETS)}.")
+        raise ValueError(f"`name` is {name!r}; choose one of {', '.join(DATASETS)}.")
     names, palette = _read(name)
     return list(names), list(palette)
 

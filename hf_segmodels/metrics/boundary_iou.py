@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Boundary IoU (https://huggingface.co/papers/2103.16562) of label maps, counted batch by batch."""
+"""Boundary IoU (https://huggingface.co/papers/2103.16562) of label maps, accumulated batch by batch."""
 
 import math
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from .label_pairs import read_label_maps
 
 class BoundaryIoU(ClassCounts):
     """
-    Intersection over union of what lies near the edges of each class: of the pixels of its mask, predicted and labeled,
-    whose distance to the mask's contour is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it does not
-    forgive errors along the edges of large objects.
+    Intersection over union near the edges of each class: of the pixels of the predicted and the labeled mask whose
+    distance to the contour of their mask is at most `dilation_ratio` of the image's diagonal. Unlike IoU, it shows
+    errors along the edges of large objects.
 
-    The distance is that of a square neighborhood, and the border of the image belongs to the contour, as in the authors'
-    code. Where pixels are ignored, neither map has a class, so that both have the same contour there. As for mean IoU,
-    pixels are added up over the whole data set before intersections are divided by unions.
+    As in the authors' code, the distance is that of a square neighborhood, and the border of the image belongs to the
+    contour. Ignored pixels have no class in either map, so both maps have the same contour there. As for mean IoU,
+    pixels are summed over the whole data set before intersections are divided by unions.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         dilation_ratio (`float`, *optional*, defaults to 0.02):
-            Distance over the image's diagonal; it is rounded to whole pixels, at least one. The paper has 0.02 for COCO and
-            LVIS, and 0.005 for Cityscapes, whose images are larger.
+            Distance relative to the image's diagonal, rounded to whole pixels, at least one. The paper uses 0.02 for
+            COCO and LVIS, and 0.005 for Cityscapes, whose images are larger.
 
     Example:
 
@@ -54,14 +54,14 @@ class BoundaryIoU(ClassCounts):
 
     def update(self, predictions: Any, references: Any) -> None:
         """
-        Counts one label map or a batch of them.
+        Count one label map or a batch of them.
 
         Args:
             predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
             references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
 
         Raises:
-            ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+            ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
         """
         maps = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
         if maps[0].numel() == 0:
@@ -77,8 +77,8 @@ class BoundaryIoU(ClassCounts):
     def compute(self) -> dict[str, Any]:
         """
         Returns:
-            `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for a class
-            that does not occur).
+            `dict`: `mean_boundary_iou` (`float` from 0 to 1) and `per_category_boundary_iou` (`list[float]`; nan for
+            classes that do not occur).
         """
         intersection, labeled, predicted = self.counts.double()
         iou = intersection / (labeled + predicted - intersection)
@@ -87,16 +87,16 @@ class BoundaryIoU(ClassCounts):
 
 def near_contours(label_maps: torch.Tensor, distance: int, outside: int) -> torch.Tensor:
     """
-    Which pixels have another class, or the border of the image, within a distance: for each class, its mask without the
-    mask's erosion by a square of `2 * distance + 1` pixels a side.
+    Find the pixels with another class, or the border of the image, within a distance. For each class, these are the
+    pixels of the mask that its erosion by a square of `2 * distance + 1` pixels removes.
 
     Args:
         label_maps (`torch.Tensor` of shape `(..., height, width)`, integer): Classes.
-        distance (`int`): In pixels.
-        outside (`int`): What the label maps hold where there is no class, greater than all classes.
+        distance (`int`): Distance in pixels.
+        outside (`int`): Label of pixels without a class, greater than all classes.
 
     Returns:
-        `torch.BoolTensor` of the shape of `label_maps`.
+        `torch.BoolTensor` of shape `(..., height, width)`.
     """
     padded = nn.functional.pad(label_maps, [distance] * 4, value=outside)
     highest, lowest = (
@@ -109,7 +109,7 @@ def near_contours(label_maps: torch.Tensor, distance: int, outside: int) -> torc
 def _over_windows(
     extreme: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], maps: torch.Tensor, size: int, dim: int
 ) -> torch.Tensor:
-    """The extreme of each window of `size` pixels along an axis, from windows of 1, 2, 4, ... pixels."""
+    """Extreme of each window of `size` pixels along an axis, computed from windows of 1, 2, 4, ... pixels."""
     length = maps.shape[dim] - size + 1
     reach = 1
     while 2 * reach <= size:

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What all counts of the metrics have in common."""
+"""Base class of the metrics."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ import torch
 
 class ClassCounts:
     """
-    Numbers per class that grow batch by batch, in a memory that does not: those of parts of a data set add up to those
+    Counts per class, accumulated batch by batch in constant memory. Counts of parts of a data set add up to the counts
     of the whole.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
     """
 
     counts: torch.Tensor
@@ -26,15 +26,15 @@ class ClassCounts:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What another's counts have to agree in to be added."""
+        """Settings that must be equal for counts to be merged."""
         return {name: value for name, value in vars(self).items() if name != "counts"}
 
     def update(self, predictions: Any, references: Any) -> None:
-        """Counts one label map or a batch of them."""
+        """Count one label map or a batch of them."""
         raise NotImplementedError
 
     def merge(self, other: "ClassCounts") -> None:
-        """Adds another's counts, e.g. those of another process."""
+        """Add the counts of another object, for example of another process."""
         if type(self) is not type(other) or self.settings != other.settings:
             raise ValueError(
                 f"Counts of {type(self).__name__} with {self.settings} and of {type(other).__name__} with "

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A confusion matrix that grows batch by batch, and the scores that the papers report from it."""
+"""Confusion matrix, accumulated batch by batch, and the scores that the papers compute from it."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from .class_counts import ClassCounts
 from .label_pairs import check_classes, read_pair
 
 
-# Pairs of label and prediction that are counted in a table of their values, which also shows those that are no class.
+# Maximum size of the table of all pairs of values, in which values that are not classes are found after counting.
 _MAX_TABLE = 1 << 18
 
 
 class ConfusionMatrix(ClassCounts):
     """
-    Counts pixels of class `i` predicted as class `j` over a whole data set, in `num_labels` squared integers.
+    Number of pixels of class `i` predicted as class `j` over a whole data set, in `num_labels` squared integers.
 
-    Pixels labeled `ignore_index` do not count, neither as intersection nor as union; scores are taken over the totals
-    of the set, not averaged over images, and classes that occur neither in the labels nor in the predictions are left
-    out of the means. This is what mmsegmentation's `mean_iou` counts, with which all four papers were evaluated.
+    Pixels labeled `ignore_index` count neither as intersection nor as union. Scores are computed from the totals of the
+    data set, not averaged over images. Classes that occur neither in the labels nor in the predictions are left out of
+    the means. This is the definition of mmsegmentation's `mean_iou`, which all four papers use.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
 
     Example:
 
@@ -44,14 +44,14 @@ class ConfusionMatrix(ClassCounts):
 
     def update(self, predictions: Any, references: Any) -> None:
         """
-        Counts one label map or a batch of them.
+        Count one label map or a batch of them.
 
         Args:
             predictions (integer tensor or array of any shape): Predicted classes.
             references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
 
         Raises:
-            ValueError: if the shapes differ, or a value that counts is no class.
+            ValueError: if the shapes differ, or if a value is not a class.
         """
         predictions, references = read_pair(predictions, references)
         if references.numel() == 0:
@@ -63,8 +63,9 @@ class ConfusionMatrix(ClassCounts):
 
     def _count_values(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor | None:
         """
-        Counts whatever values there are, then looks among the counts for ignored pixels and for values that are no class:
-        the pixels are gone through once. None where the values make too large a table, or where one is no class.
+        Count all pairs of values, then remove ignored pixels from the counts and search them for values that are not
+        classes, in one pass over the pixels. Return `None` if the table would be too large, or if a value is not a
+        class.
         """
         (lowest, highest), (lowest_label, highest_label) = (
             (int(bound) for bound in values.aminmax()) for values in (predictions, references)
@@ -72,7 +73,7 @@ class ConfusionMatrix(ClassCounts):
         rows, columns = max(highest_label + 1, self.num_labels), max(highest + 1, self.num_labels)
         if min(lowest, lowest_label) < 0 or rows * columns > _MAX_TABLE:
             return None
-        # 32 bits hold a table's indices, and half as many bytes pass through memory as with 64
+        # 32 bits suffice for the table's indices, at half the memory traffic of 64 bits
         pairs = predictions.to(torch.int32, copy=True).add_(references.int(), alpha=columns)
         # (rows * columns,) -> (labels, predictions)
         table = torch.bincount(pairs, minlength=rows * columns).view(rows, columns)
@@ -83,7 +84,7 @@ class ConfusionMatrix(ClassCounts):
         return table[: self.num_labels, : self.num_labels]
 
     def _count_valid(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """Leaves ignored pixels out and checks the others before it counts them."""
+        """Check the pixels that are not ignored, then count them."""
         is_valid = references != self.ignore_index
         predictions, references = predictions[is_valid].long(), references[is_valid].long()
         check_classes(predictions, references, self.num_labels, self.ignore_index)
@@ -95,7 +96,7 @@ class ConfusionMatrix(ClassCounts):
         """
         Returns:
             `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy` (`float` from 0 to 1), `per_category_iou` and
-            `per_category_accuracy` (`list[float]`; nan for a class that does not occur).
+            `per_category_accuracy` (`list[float]`; nan for classes that do not occur).
         """
         counts = self.counts.double()
         intersection = counts.diagonal()

@@ -1,21 +1,21 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Predictions and labels as the metrics take them: any integers, in tensors, arrays or lists."""
+"""Conversion and checks of predictions and labels: tensors, arrays or lists of any integer type."""
 
 from typing import Any
 
 import torch
 
 
-# Torch cannot compare or add these.
+# Torch cannot compare or add these types.
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def read_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Predictions and labels as integer tensors of one shape on one device, not copied where they are that already.
+    Convert predictions and labels to integer tensors of one shape on one device, without copying such tensors.
 
     Raises:
-        ValueError: if they are no integers, or their shapes differ.
+        ValueError: if the values are not integers, or if the shapes differ.
     """
     tensors = []
     for name, values in (("Predictions", predictions), ("Labels", references)):
@@ -26,18 +26,18 @@ def read_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Te
     prediction, reference = tensors
     if prediction.shape != reference.shape:
         raise ValueError(
-            f"Predictions of shape {tuple(prediction.shape)} do not fit labels of shape "
-            f"{tuple(reference.shape)}: bring them to the labels' size, e.g. with `target_sizes`."
+            f"Predictions of shape {tuple(prediction.shape)} do not match labels of shape "
+            f"{tuple(reference.shape)}: resize them to the labels' size, for example with `target_sizes`."
         )
     return prediction.to(reference.device), reference
 
 
 def check_classes(predictions: torch.Tensor, references: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """
-    Checks predictions and labels of pixels that count.
+    Check predictions and labels of pixels that are not ignored.
 
     Raises:
-        ValueError: if a value is no class; says which values there are.
+        ValueError: if a value is not a class.
     """
     for name, values in (("Predictions", predictions), ("Labels", references)):
         if values.numel() == 0:
@@ -46,8 +46,8 @@ def check_classes(predictions: torch.Tensor, references: torch.Tensor, num_label
         if lowest < 0 or highest >= num_labels:
             raise ValueError(
                 f"{name} hold values from {lowest} to {highest}, outside the "
-                f"{num_labels} classes: check `num_labels`, and whether label 0 has to be reduced "
-                f"(`do_reduce_labels`) or void labels have to be mapped to {ignore_index}."
+                f"{num_labels} classes. Check `num_labels`, whether label 0 must be reduced "
+                f"(`do_reduce_labels`), and whether void labels must become {ignore_index}."
             )
 
 
@@ -55,14 +55,14 @@ def read_label_maps(
     predictions: Any, references: Any, num_labels: int, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Checked predictions and labels of images, as [`mark_ignored`] gives them.
+    Check predictions and labels of images, and return them as [`mark_ignored`] does.
 
     Args:
         predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
         references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
 
     Raises:
-        ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+        ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
     """
     predictions, references = read_pair(predictions, references)
     if references.ndim < 2:
@@ -74,10 +74,10 @@ def mark_ignored(
     predictions: torch.Tensor, references: torch.Tensor, num_labels: int, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Checked predictions and labels of the smallest dtype, with `num_labels` in both where pixels do not count.
+    Check predictions and labels, and return them in the smallest dtype, with `num_labels` in both for ignored pixels.
 
     Raises:
-        ValueError: if a value that counts is no class.
+        ValueError: if a value is not a class.
     """
     is_ignored = references == ignore_index
     predictions, references = (values.masked_fill(is_ignored, 0) for values in (predictions, references))

@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Mean IoU as a module of the `evaluate` library, loaded from this file (no Hub needed):
+Mean IoU as a module of the `evaluate` library, loaded from this file without the Hub:
 
     metric = evaluate.load(hf_segmodels.metrics.MEAN_IOU, num_labels=150, boundary_iou=True, object_sizes=True)
 """
@@ -14,18 +14,18 @@ from hf_segmodels.metrics import SegmentationScores, sum_over_processes
 
 
 _DESCRIPTION = """
-Mean intersection over union of semantic segmentation, with totals over the whole data set as mmsegmentation counts them.
-Batches are counted at once, so that little more than `num_labels` squared integers is kept. Boundary IoU and mean IoU by
-the size of objects on request.
+Mean intersection over union of semantic segmentation, from totals over the whole data set as in mmsegmentation.
+Batches are counted at once, so little more than `num_labels` squared integers is kept. Optionally, boundary IoU and
+mean IoU by the size of objects.
 """
 
 _INPUTS = """
 Args:
     predictions: label maps, of shape (height, width) each.
-    references: labels of the same sizes; `ignore_index` does not count.
-    num_labels (int): number of classes; given to `evaluate.load` or to `compute`.
-    ignore_index (int, optional): label of pixels that do not count, 255.
-    boundary_iou (bool, optional), dilation_ratio (float, optional), object_sizes (bool, optional): given to
+    references: labels of the same sizes.
+    num_labels (int): number of classes, as an argument of `evaluate.load` or `compute`.
+    ignore_index (int, optional, defaults to 255): label of ignored pixels.
+    boundary_iou (bool, optional), dilation_ratio (float, optional), object_sizes (bool, optional): arguments of
         `evaluate.load`; see `hf_segmodels.metrics.SegmentationScores`.
 Returns:
     mean_iou, mean_accuracy, overall_accuracy (float, 0 to 1), per_category_iou, per_category_accuracy (list of float,
@@ -37,12 +37,12 @@ Returns:
 
 class MeanIoU(evaluate.Metric):
     """
-    Streaming mean IoU. With several processes (`torch.distributed`), `compute` adds up the counts of all of them and
-    must be called by all, also by those that had nothing to count.
+    Streaming mean IoU. With several processes (`torch.distributed`), `compute` sums the counts of all processes. All of
+    them must call it, even without any counts.
 
     Args:
-        num_labels (`int`, *optional*): Number of classes; needed before the first `add` or `add_batch`.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        num_labels (`int`, *optional*): Number of classes. Required before the first `add` or `add_batch`.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         boundary_iou, dilation_ratio, object_sizes (*optional*): See [`~hf_segmodels.metrics.SegmentationScores`].
     """
 
@@ -75,19 +75,19 @@ class MeanIoU(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Counts a batch: a tensor or array `(batch_size, height, width)`, or a list of label maps of any sizes."""
+        """Count a batch: a tensor or array `(batch_size, height, width)`, or a list of label maps of any sizes."""
         if predictions is None or references is None:
-            raise ValueError("`predictions` and `references` are both needed.")
+            raise ValueError("Pass both `predictions` and `references`.")
         if len(predictions) != len(references):
-            raise ValueError(f"{len(predictions)} predictions do not fit {len(references)} references.")
+            raise ValueError(f"{len(predictions)} predictions do not match {len(references)} references.")
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference, **kwargs)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Counts one label map of shape `(height, width)`."""
+        """Count one label map of shape `(height, width)`."""
         if self.scores is None:
             if self.num_labels is None:
-                raise ValueError("Say how many classes there are: `evaluate.load(MEAN_IOU, num_labels=...)`.")
+                raise ValueError("`num_labels` is not set: `evaluate.load(MEAN_IOU, num_labels=...)`.")
             self.scores = SegmentationScores(self.num_labels, self.ignore_index, **self.options)
         self.scores.update(prediction, reference)
 
@@ -100,13 +100,13 @@ class MeanIoU(evaluate.Metric):
         ignore_index: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Scores of all that was added since the last `compute`, and of `predictions` and `references` if given."""
+        """
+        Return the scores since the last `compute`, after adding `predictions` and `references` if they are passed.
+        """
         if kwargs:
             raise ValueError(f"Unknown arguments {sorted(kwargs)}: labels are reduced by the image processor.")
         if self.scores is not None and (num_labels, ignore_index) != (None, None):
-            raise ValueError(
-                "Give `num_labels` and `ignore_index` to `evaluate.load`: batches have been counted already."
-            )
+            raise ValueError("Pass `num_labels` and `ignore_index` to `evaluate.load`: batches were already counted.")
         self.num_labels = self.num_labels if num_labels is None else num_labels
         self.ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if predictions is not None or references is not None:

@@ -15,32 +15,32 @@ GROUPS = ("small", "medium", "large")
 
 class ObjectSizes(ClassCounts):
     """
-    How large each class is in the images that hold it, to report mean IoU for small, medium and large classes.
+    Size of each class in the images that contain it, to report mean IoU for small, medium and large classes.
 
-    In each row of Segmenter's Table 4 the mean IoU is the plain average of the columns for small, medium and large: they are
-    thirds of ADE20K's 150 classes. The paper does not say by which measure classes are ordered; here it is the mean share
-    of the image that is labeled with the class, over images where it occurs.
+    In each row of Segmenter's Table 4, the mean IoU is the average of the columns for small, medium and large, which
+    are thirds of ADE20K's 150 classes. The paper does not specify how classes are ordered. Here, the order is that of
+    the mean fraction of the image that is labeled with the class, over images where the class occurs.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):
         super().__init__(num_labels, ignore_index)
-        # sum of shares, number of images
+        # sum of fractions of images, number of images
         self.counts = torch.zeros(2, num_labels, dtype=torch.float64)
 
     def update(self, predictions: Any, references: Any) -> None:
         """
-        Counts one label map or a batch of them.
+        Count one label map or a batch of them.
 
         Args:
-            predictions (integer tensor or array of shape `(..., height, width)`): Checked only.
+            predictions (integer tensor or array of shape `(..., height, width)`): Only checked.
             references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
 
         Raises:
-            ValueError: if the shapes differ or are none of images, or a value that counts is no class.
+            ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
         """
         _, labels = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
         if labels.numel() == 0:
@@ -49,9 +49,9 @@ class ObjectSizes(ClassCounts):
         labels = labels.flatten(-2).reshape(-1, labels.shape[-2] * labels.shape[-1])
         num_images, num_pixels = labels.shape
         bins = self.num_labels + 1
-        places = labels.long() + bins * torch.arange(num_images, device=labels.device)[:, None]
+        indices = labels.long() + bins * torch.arange(num_images, device=labels.device)[:, None]
         # (images * bins,) -> (images, num_labels)
-        counts = torch.bincount(places.flatten(), minlength=num_images * bins).view(-1, bins)[:, :-1].cpu()
+        counts = torch.bincount(indices.flatten(), minlength=num_images * bins).view(-1, bins)[:, :-1].cpu()
         self.counts[0] += (counts.double() / num_pixels).sum(dim=0)
         self.counts[1] += (counts > 0).sum(dim=0)
 
@@ -61,13 +61,13 @@ class ObjectSizes(ClassCounts):
             per_category_iou (`Sequence[float]` of length `num_labels`): See [`ConfusionMatrix`].
 
         Returns:
-            `dict`: `mean_iou_small`, `mean_iou_medium` and `mean_iou_large` (`float` from 0 to 1), of the thirds of the
-            classes that are labeled anywhere (the remainder goes to the small ones; nan for a group without classes), and
-            `per_category_size` (`list[float]`: share of the image; nan for a class that is not labeled).
+            `dict`: `mean_iou_small`, `mean_iou_medium` and `mean_iou_large` (`float` from 0 to 1) of the thirds of the
+            classes that occur in the labels (a remainder goes to the small classes; nan for a group without classes),
+            and `per_category_size` (`list[float]`: fraction of the image; nan for classes that do not occur).
         """
         shares, images = self.counts
         sizes = shares / images
-        # classes of one size stay in order, on every machine
+        # a stable sort: classes of equal size have the same order on every machine
         order = sizes.nan_to_num(torch.inf).argsort(stable=True)[: int((images > 0).sum())]
         iou = torch.tensor(per_category_iou, dtype=torch.float64)
         scores = {

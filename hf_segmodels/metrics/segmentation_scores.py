@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""All scores of a data set together, over one process or several."""
+"""All metrics of a data set together, over one or several processes."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from .object_sizes import ObjectSizes
 
 class SegmentationScores:
     """
-    Mean IoU and accuracies and, where wanted, boundary IoU and mean IoU by the size of objects, counted batch by batch.
+    Mean IoU, accuracies and, optionally, boundary IoU and mean IoU by the size of objects, accumulated batch by batch.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        boundary_iou (`bool`, *optional*, defaults to `False`): Whether to count for [`BoundaryIoU`].
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        boundary_iou (`bool`, *optional*, defaults to `False`): Whether to compute [`BoundaryIoU`].
         dilation_ratio (`float`, *optional*, defaults to 0.02): See [`BoundaryIoU`].
-        object_sizes (`bool`, *optional*, defaults to `False`): Whether to count for [`ObjectSizes`].
+        object_sizes (`bool`, *optional*, defaults to `False`): Whether to compute [`ObjectSizes`].
 
     Example:
 
@@ -57,26 +57,26 @@ class SegmentationScores:
 
     @property
     def parts(self) -> list[ClassCounts]:
-        """What is counted; the `counts` of all parts are the whole state."""
+        """The metrics; their `counts` are the whole state."""
         parts = (self.matrix, self.boundaries, self.sizes)
         return [part for part in parts if part is not None]
 
     def update(self, predictions: Any, references: Any) -> None:
         """
-        Counts one label map or a batch of them.
+        Count one label map or a batch of them.
 
         Args:
             predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
             references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
 
         Raises:
-            ValueError: if the shapes differ, or a value that counts is no class.
+            ValueError: if the shapes differ, or if a value is not a class.
         """
         for part in self.parts:
             part.update(predictions, references)
 
     def merge(self, other: "SegmentationScores") -> None:
-        """Adds another's counts, e.g. those of another part of the data set."""
+        """Add the counts of another object, for example of another part of the data set."""
         if self.settings != other.settings:
             raise ValueError(f"Scores with {self.settings} and with {other.settings} cannot be merged.")
         for part, other_part in zip(self.parts, other.parts, strict=True):
@@ -85,7 +85,7 @@ class SegmentationScores:
     def compute(self) -> dict[str, Any]:
         """
         Returns:
-            `dict`: what [`ConfusionMatrix`], [`BoundaryIoU`] and [`ObjectSizes`] compute.
+            `dict`: the results of [`ConfusionMatrix`], [`BoundaryIoU`] and [`ObjectSizes`].
         """
         results = self.matrix.compute()
         boundaries = self.boundaries.compute() if self.boundaries is not None else {}
@@ -95,11 +95,12 @@ class SegmentationScores:
 
 def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores | None:
     """
-    The counts of all processes of `torch.distributed` together, in each of them; without such processes, `scores`. All
-    have to call it, also those that had nothing to count (`None`), and all end alike, also in an error.
+    Sum the counts of all processes of `torch.distributed`, and return the sum in each process. Without
+    `torch.distributed`, return `scores`. All processes must call it, with `None` if they counted nothing. An error is
+    raised in all of them.
 
     Raises:
-        ValueError: if the processes count differently.
+        ValueError: if the settings of the processes differ.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return scores
@@ -108,17 +109,15 @@ def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores 
     settings = [each for each in gathered if each is not None]
     numbers = sorted({each["num_labels"] for each in settings})
     if len(numbers) > 1:
-        raise ValueError(
-            f"The processes count different numbers of classes, {numbers}: give all the same `num_labels`."
-        )
+        raise ValueError(f"The processes have different `num_labels`, {numbers}: use the same number in all processes.")
     if any(each != settings[0] for each in settings):
-        raise ValueError(f"The processes count differently, with {settings}: give all the same options.")
+        raise ValueError(f"The processes have different settings, {settings}: use the same options in all processes.")
     if not settings:
         return None
     total = SegmentationScores(**settings[0])
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     for part, own in zip(total.parts, (scores or total).parts, strict=True):
-        # `to` may give the counts themselves, which stay as they are
+        # a copy: `to` may return the same tensor, which must not change
         counts = own.counts.to(device, copy=True)
         torch.distributed.all_reduce(counts)
         part.counts = counts.cpu()

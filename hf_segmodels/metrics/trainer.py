@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation in transformers' Trainer without hoarding scores."""
+"""Evaluation in transformers' Trainer in constant memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from ..inference import upsample_argmax
 from .segmentation_scores import SegmentationScores
 
 
-# What the Trainer fills up with where the batches of processes differ in size.
+# Padding value of the Trainer for batches of different size in several processes.
 _PADDING = -100
 
 
@@ -19,20 +19,20 @@ def trainer_metrics(
     num_labels: int, ignore_index: int = 255, **options: Any
 ) -> tuple[Callable[[Any, Any], torch.Tensor], Callable[..., dict[str, float]]]:
     """
-    The two functions that make a Trainer evaluate in a memory that does not grow: scores become label maps of the labels'
-    size as soon as a batch has been predicted, and label maps become counts.
+    Create two functions with which a Trainer evaluates in constant memory: scores become label maps of the labels' size
+    after each batch, and label maps become counts.
 
-    With `batch_eval_metrics=True` each batch is counted at once; without, the label maps of the whole set are kept until
-    the end, and images have to have one size. Several processes need nothing more: the Trainer gathers their label maps.
+    With `batch_eval_metrics=True`, each batch is counted at once. Otherwise, the label maps of the whole data set are
+    kept until the end, and all images must have one size. With several processes, the Trainer gathers their label maps.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         options: `boundary_iou`, `dilation_ratio` and `object_sizes` of [`SegmentationScores`].
 
     Returns:
-        `preprocess_logits_for_metrics` and `compute_metrics` of `transformers.Trainer`. The latter gives those results of
-        [`SegmentationScores`] that are single numbers; the Trainer puts `eval_` before their names.
+        `preprocess_logits_for_metrics` and `compute_metrics` of `transformers.Trainer`. `compute_metrics` returns the
+        results of [`SegmentationScores`] that are single numbers. The Trainer prefixes their names with `eval_`.
 
     Example:
 
@@ -50,17 +50,19 @@ def trainer_metrics(
     scores = SegmentationScores(num_labels, ignore_index, **options)
 
     def preprocess_logits_for_metrics(logits: Any, labels: Any) -> torch.Tensor:
-        """Label maps `(batch_size, height, width)` of the size of `labels`; of a tuple of outputs, the first are meant."""
+        """
+        Return label maps `(batch_size, height, width)` of the size of `labels`, from the first of a tuple of outputs.
+        """
         logits, labels = (values[0] if isinstance(values, (tuple, list)) else values for values in (logits, labels))
         if labels is None:
-            raise ValueError("There are no `labels` to compare with: `label_names` of the Trainer has to name them.")
-        # a quarter of the memory, for the processes to gather; signed, since the Trainer may pad with -100
+            raise ValueError("There are no `labels` to compare with: add them to `label_names` of the Trainer.")
+        # a quarter of the memory for processes to gather; signed, because the Trainer may pad with -100
         dtype = torch.int16 if num_labels <= torch.iinfo(torch.int16).max else torch.int32
         height, width = labels.shape[-2:]
         return upsample_argmax(logits, (height, width)).to(dtype)
 
     def compute_metrics(eval_pred: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Counts a batch; with `compute_result`, gives the scores since the last time and starts anew."""
+        """Count a batch. With `compute_result`, return the scores since the last result and reset the counts."""
         nonlocal scores
         predictions, labels = (
             torch.as_tensor(values[0] if isinstance(values, (tuple, list)) else values)

@@ -20,11 +20,7 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class RegProxyImageProcessorPil(SegmentationImageProcessorPil):
-    """
-    Prepares images and label maps for RegProxy, and turns its logits into label maps.
-
-    Takes the same arguments as [`RegProxyImageProcessor`] and gives the same values, in numpy arrays.
-    """
+    """[`RegProxyImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
 
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

@@ -21,10 +21,10 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class RegProxyImageProcessor(SegmentationImageProcessor):
     """
-    Prepares images and label maps for RegProxy, and turns its logits into label maps.
+    Image processor for RegProxy: prepares images and label maps, and turns logits into label maps.
 
-    The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer one would exceed 2048, bilinear
-    without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmenterImageProcessor`].
+    The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer edge would exceed 2048, bilinear
+    without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmentationImageProcessor`].
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

@@ -20,11 +20,7 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SegmenterImageProcessorPil(SegmentationImageProcessorPil):
-    """
-    Prepares images and label maps for Segmenter, and turns its logits into label maps.
-
-    Takes the same arguments as [`SegmenterImageProcessor`] and gives the same values, in numpy arrays.
-    """
+    """[`SegmenterImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
 
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD

@@ -20,11 +20,7 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SegViTImageProcessorPil(SegmentationImageProcessorPil):
-    """
-    Prepares images and label maps for SegViT, and turns its scores into label maps.
-
-    Takes the same arguments as [`SegViTImageProcessor`] and gives the same values, in numpy arrays.
-    """
+    """[`SegViTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
 
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD

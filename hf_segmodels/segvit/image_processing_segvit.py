@@ -21,12 +21,12 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SegViTImageProcessor(SegmentationImageProcessor):
     """
-    Prepares images and label maps for SegViT, and turns its scores into label maps.
+    Image processor for SegViT: prepares images and label maps, and turns scores into label maps.
 
-    The defaults are those of SegViT-B on ADE20K: the shorter edge becomes 512 unless the longer one would exceed 2048,
-    bilinear without antialiasing, mean and standard deviation 127.5 of 255. On COCO-Stuff and Pascal Context the original
-    lets the shorter edge never fall below its window; its longer edge then has no bound: `size={"shortest_edge": 512}`.
-    Takes the arguments of [`SegmenterImageProcessor`].
+    The defaults are those of SegViT-B on ADE20K: the shorter edge becomes 512 unless the longer edge would exceed 2048,
+    bilinear without antialiasing, mean and standard deviation 0.5. On COCO-Stuff and Pascal Context, the original code
+    keeps the shorter edge at least as large as the window and does not bound the longer edge:
+    `size={"shortest_edge": 512}`. Takes the arguments of [`SegmentationImageProcessor`].
     """
 
     image_mean = IMAGENET_STANDARD_MEAN

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The loss of Attention-to-Mask: cross-entropy of the queries, focal and dice loss of their masks (section 3.2)."""
+"""Loss of Attention-to-Mask: cross-entropy of the queries, focal and dice loss of the masks (section 3.2)."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2
 
 def present_classes(labels: torch.Tensor, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
     """
-    Which classes each label map holds.
+    Find the classes in each label map.
 
     Args:
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
@@ -19,15 +19,15 @@ def present_classes(labels: torch.Tensor, num_labels: int, ignore_index: int = 2
         `torch.BoolTensor` of shape `(batch_size, num_labels)`.
     """
     labels = labels.flatten(1).long()
-    # one class more, for ignored pixels
+    # one additional class for ignored pixels
     present = torch.zeros(len(labels), num_labels + 1, dtype=torch.bool, device=labels.device)
     return present.scatter(1, labels.where(labels != ignore_index, num_labels), True)[:, :num_labels]
 
 
 def count_masks(present: torch.Tensor) -> torch.Tensor:
     """
-    The number of (image, class in it) pairs, at least 1, float32. While gradients are wanted it is the mean over all
-    processes, so that their averaged gradients are those of one large batch.
+    Count the pairs of an image and a class in it, at least 1, float32. While gradients are computed, the count is the
+    mean over all processes, so that their averaged gradients equal the gradients of one large batch.
     """
     num_masks = present.sum().float()
     if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -46,23 +46,25 @@ def attention_to_mask_loss(
     padded_size: tuple[int, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    The loss of one stage. Query `k` stands for class `k`: where an image holds the class, the query has to say so and to
-    mask its pixels; where not, it has to say "no object". Ignored pixels belong to no mask.
+    Loss of one stage. The target of query `k` is class `k` and the mask of its pixels if the image contains the class,
+    otherwise "no object". Ignored pixels belong to no mask.
 
     Args:
-        class_logits (`torch.Tensor` of shape `(batch_size, num_labels, num_labels + 1)`): "No object" comes last.
+        class_logits (`torch.Tensor` of shape `(batch_size, num_labels, num_labels + 1)`): "No object" is the last
+            class.
         mask_logits (`torch.Tensor` of shape `(batch_size, num_labels, h, w)`): Masks before the sigmoid.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-        num_masks (`torch.Tensor` of shape `()`, *optional*): What masks are averaged by; see [`count_masks`].
+        num_masks (`torch.Tensor` of shape `()`, *optional*): Divisor of the sums over masks. Defaults to
+            [`count_masks`] of the labels.
         no_object_weight (`float`, *optional*, defaults to 0.1): Weight of queries without an object.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        padded_size (`tuple[int, int]`, *optional*): Height and width that the masks cover, where more than the label
-            map's (whole patches).
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        padded_size (`tuple[int, int]`, *optional*): Height and width that the masks span, if larger than the label map
+            (whole patches).
 
     Returns:
         `loss_ce`, the weighted mean over all queries; `loss_mask` (focal) and `loss_dice`, the sum over the masks of
-        present classes divided by `num_masks`. Each is float32, without its weight, and 0 where no class is present but
-        for `loss_ce`.
+        present classes divided by `num_masks`. Each is float32 and unweighted. `loss_mask` and `loss_dice` are 0 if no
+        class is present.
     """
     num_labels = class_logits.shape[1]
     height, width = labels.shape[1:]
@@ -78,7 +80,7 @@ def attention_to_mask_loss(
     loss_ce = (entropies * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
     if torch.compiler.is_compiling():
-        # a graph has fixed shapes: all masks, of which the absent classes' count nothing
+        # a graph has fixed shapes: all masks, with weight 0 for absent classes
         images, classes = torch.arange(present.numel(), device=labels.device), queries.repeat(len(present))
         images, counts = images // num_labels, present.flatten().float()
     else:
@@ -100,10 +102,12 @@ def attention_to_mask_loss(
 
 
 def _focal(masks: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Focal loss (https://huggingface.co/papers/1708.02002) of mask logits `(masks, height, width)`: mean over pixels."""
+    """
+    Focal loss (https://huggingface.co/papers/1708.02002) of mask logits `(masks, height, width)`: mean over pixels.
+    """
     entropy = nn.functional.binary_cross_entropy_with_logits(masks, inside, reduction="none")
     probability = masks.sigmoid()
-    wrong = probability + inside - 2 * probability * inside  # that of the wrong answer
+    wrong = probability + inside - 2 * probability * inside  # probability of the wrong answer
     alpha = _FOCAL_ALPHA * inside + (1 - _FOCAL_ALPHA) * (1 - inside)
     return (alpha * wrong.pow(_FOCAL_GAMMA) * entropy).flatten(1).mean(dim=1)
 

@@ -22,10 +22,8 @@ from ..image_processing.superpixels import SuperpixelMixin
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class SuperpixelViTImageProcessorPil(SuperpixelMixin, SegmentationImageProcessorPil):
     """
-    Prepares images and label maps for [`SuperpixelViTForSemanticSegmentation`], and turns its outputs into label maps.
-
-    Takes the same arguments as [`SuperpixelViTImageProcessor`] and gives the same values, in numpy arrays. (The model
-    itself needs torchvision.)
+    [`SuperpixelViTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values. The model itself
+    needs torchvision.
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

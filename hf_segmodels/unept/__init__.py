@@ -8,12 +8,8 @@ from transformers.utils import _LazyModule
 
 
 _import_structure = {
-    "boundaries": [
-        "boundary_targets",
-        "flip_boundary_targets",
-        "read_boundary_targets",
-        "refine",
-    ],
+    "boundary_refinement": ["refine"],
+    "boundary_targets": ["compute_boundary_targets", "flip_boundary_targets", "read_boundary_targets"],
     "configuration_unept": ["UNEPTConfig"],
     "image_processing_pil_unept": ["UNEPTImageProcessorPil"],
     "image_processing_unept": ["UNEPTImageProcessor"],
@@ -22,7 +18,8 @@ _import_structure = {
 }
 
 if TYPE_CHECKING:
-    from .boundaries import boundary_targets, flip_boundary_targets, read_boundary_targets, refine
+    from .boundary_refinement import refine
+    from .boundary_targets import compute_boundary_targets, flip_boundary_targets, read_boundary_targets
     from .configuration_unept import UNEPTConfig
     from .image_processing_pil_unept import UNEPTImageProcessorPil
     from .image_processing_unept import UNEPTImageProcessor

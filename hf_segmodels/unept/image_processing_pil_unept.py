@@ -16,16 +16,12 @@
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
-from .boundary_processing import BoundaryTargetsMixin
+from .image_processing_unept import BoundaryTargetsMixin
 
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class UNEPTImageProcessorPil(BoundaryTargetsMixin, SegmentationImageProcessorPil):
-    """
-    Prepares images and label maps for UN-EPT, and turns its logits into label maps.
-
-    Takes the same arguments as [`UNEPTImageProcessor`] and gives the same values, in numpy arrays.
-    """
+    """[`UNEPTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
 
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

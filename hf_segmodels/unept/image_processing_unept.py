@@ -13,46 +13,61 @@
 # limitations under the License.
 """Image processor for UN-EPT (torchvision backend)."""
 
+from typing import Any
+
+import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
-from .boundary_processing import BoundaryTargetsMixin
+from ..image_processing.segmentation_image_processor import (
+    SegmentationImageProcessor,
+    SegmentationImageProcessorKwargs,
+)
+from .boundary_targets import PADDING_VALUE, compute_boundary_targets
+
+
+class UNEPTImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
+    """
+    do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
+        Whether to compute `distance_maps` and `angle_maps` from the label maps.
+    """
+
+    do_boundary_targets: bool | None
+
+
+class BoundaryTargetsMixin:
+    """
+    Add `distance_maps` and `angle_maps` to the training targets of the image processor that follows in the class order.
+    """
+
+    valid_kwargs = UNEPTImageProcessorKwargs
+    do_boundary_targets = False
+
+    def _training_targets(
+        self, labels: list[torch.Tensor], *, do_boundary_targets: bool | None, ignore_index: int, **kwargs: Any
+    ) -> dict[str, tuple[list[torch.Tensor], int]]:
+        targets = super()._training_targets(labels, ignore_index=ignore_index, **kwargs)
+        if do_boundary_targets:
+            maps = [compute_boundary_targets(label_map, ignore_index) for label_map in labels]
+            targets["distance_maps"] = [distance_map for distance_map, _ in maps], PADDING_VALUE
+            targets["angle_maps"] = [angle_map for _, angle_map in maps], PADDING_VALUE
+        return targets
 
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
     """
-    Prepares images and label maps for UN-EPT, and turns its logits into label maps.
+    Image processor for UN-EPT: prepares images and label maps, and turns logits into label maps.
 
-    The defaults are those of the paper's models on ADE20K: the shorter edge becomes 512 unless the longer one would exceed
-    2048, bilinear without antialiasing, ImageNet's mean and standard deviation.
+    The defaults are those of the paper's models on ADE20K: the shorter edge becomes 512 unless the longer edge would
+    exceed 2048, bilinear without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of
+    [`SegmentationImageProcessor`], and:
 
     Args:
-        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize images and label maps.
-        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
-            `{"height", "width"}` for a fixed size, `{"shortest_edge"}` or `{"shortest_edge", "longest_edge"}` to keep
-            the aspect ratio. An integer is taken as the shortest edge.
-        resample (`PILImageResampling`, *optional*, defaults to `PILImageResampling.BILINEAR`):
-            Filter for images: nearest, bilinear or bicubic. Label maps always use nearest.
-        antialias (`bool`, *optional*, defaults to `False`): Whether to antialias when shrinking.
-        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
-        rescale_factor (`float`, *optional*, defaults to `1 / 255`): That factor.
-        do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract the mean and divide by the deviation.
-        image_mean (`list[float]`, *optional*, defaults to `[0.485, 0.456, 0.406]`): Mean of each channel.
-        image_std (`list[float]`, *optional*, defaults to `[0.229, 0.224, 0.225]`): Standard deviation of each channel.
-        do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
-        do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files.
-        do_pad (`bool`, *optional*, defaults to `False`):
-            Whether to pad at the bottom and right: images with 0 after normalizing, label maps with `ignore_index`,
-            distance and angle maps with 255 (no boundary).
-        pad_size (`dict[str, int]`, *optional*): Size to pad to. If unset, the largest of the batch.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        num_labels (`int`, *optional*): Number of classes. When set, labels are checked.
         do_boundary_targets (`bool`, *optional*, defaults to `False`):
-            Whether label maps also give `distance_maps` and `angle_maps` `(batch_size, height, width)` int64, which the
-            boundary losses need; see [`boundary_targets`]. Takes SciPy. They are computed from the resized label maps, so
-            maps that were mirrored or cropped before are right without more.
+            Whether to compute the targets of the boundary losses (with SciPy): `distance_maps` and `angle_maps`, both
+            `(batch_size, height, width)`, int64; see [`compute_boundary_targets`]. They are computed from the resized
+            label maps, so they also match label maps that were mirrored or cropped. Their padding value is 255 (no
+            boundary).
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

@@ -40,7 +40,8 @@ from ..sparse_attention import (
     reference_points,
 )
 from ..utils.export import crop, is_exporting
-from .boundaries import batch_boundary_targets, refine
+from .boundary_refinement import refine
+from .boundary_targets import batch_boundary_targets
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .loss_unept import unept_losses
 from .refined_scores import RefinedScores
@@ -456,7 +457,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
         distance_maps (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Each pixel's distance to the edge of its class, from the image processor (`do_boundary_targets=True`) or
-            [`boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
+            [`compute_boundary_targets`]. Without them they are computed from `labels` on the CPU, one image after the other, which
             takes SciPy and (512x512, 20 classes) a tenth of a second an image. Padding of the label map (such as a crop
             larger than the image) cannot be told from unlabeled pixels then and counts as boundary, unless
             `config.ignore_unlabeled_boundaries`; the image processor's own padding does not.
@@ -491,7 +492,13 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self._loss(
-                logits, boundary_logits, direction_logits, labels, distance_maps, angle_maps, padded_size=padded_size
+                logits=logits,
+                boundary_logits=boundary_logits,
+                direction_logits=direction_logits,
+                labels=labels,
+                distance_maps=distance_maps,
+                angle_maps=angle_maps,
+                padded_size=padded_size,
             )
         # nothing reads refined scores in a training step, whose largest tensor they would be
         is_refined = self.config.refine_at_inference and not (self.training and labels is not None)
@@ -528,12 +535,10 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
                 )
         return distance_maps, angle_maps
 
-    def _loss(self, logits: torch.Tensor, *arguments: torch.Tensor, padded_size: tuple[int, int]) -> torch.Tensor:
+    def _loss(self, padded_size: tuple[int, int], **arguments: torch.Tensor) -> torch.Tensor:
         config = self.config
         losses = unept_losses(
-            logits,
-            None,
-            *arguments,
+            **arguments,
             boundary_distance=config.boundary_distance,
             ignore_index=config.semantic_loss_ignore_index,
             semantic_reduction=config.semantic_loss_reduction,

@@ -6,12 +6,12 @@ from functools import cached_property
 import torch
 
 from ..inference.separable_maps import Windows, resize_map
-from .boundaries import DIRECTION_STEPS, refinement_steps, resize_boundary_maps
+from .boundary_refinement import DIRECTION_OFFSETS, refinement_offsets, resize_boundary_maps
 
 
 # floats of a band of rows that is evaluated at a time
 _BAND = 1 << 22
-_NUM_MAPS = 2 + len(DIRECTION_STEPS)
+_NUM_MAPS = 2 + len(DIRECTION_OFFSETS)
 
 
 class RefinedScores:
@@ -40,11 +40,11 @@ class RefinedScores:
 
     @cached_property
     def steps(self) -> torch.Tensor:
-        """For each window [`refinement_steps`], `(rows, columns, height, width, 2)`, int8."""
+        """For each window [`refinement_offsets`], `(rows, columns, height, width, 2)`, int8."""
         size = self.rows.covered, self.columns.covered
         maps = self.grids[:, :, -_NUM_MAPS:]
         steps = [
-            refinement_steps(*resize_boundary_maps(window[:2][None], window[2:][None], size)).to(torch.int8)
+            refinement_offsets(*resize_boundary_maps(window[:2][None], window[2:][None], size)).to(torch.int8)
             for window in maps.flatten(0, 1)
         ]
         return torch.cat(steps).unflatten(0, maps.shape[:2])

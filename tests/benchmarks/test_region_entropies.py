@@ -1,5 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 import json
+import math
 import subprocess
 import sys
 
@@ -8,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import entropy
 
-from benchmarks.region_entropies import main
+from benchmarks.region_entropies import main, region_entropies
 from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessorPil
+
+
+def test_entropy_of_pure_mixed_and_empty_regions():
+    histograms = torch.tensor([[[8.0, 0, 0], [1, 1, 0]], [[0, 0, 0], [1, 2, 5]]])
+    found = region_entropies(histograms)
+    assert found.tolist() == pytest.approx([0, math.log(2), entropy([1, 2, 5])])
 
 
 def test_script_measures_regions_and_draws_them(repository, tmp_path):
@@ -21,7 +29,7 @@ def test_script_measures_regions_and_draws_them(repository, tmp_path):
     RegProxyForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
     size = {"shortest_edge": 64, "longest_edge": 256}
     RegProxyImageProcessorPil(size=size, do_reduce_labels=False).save_pretrained(tmp_path / "model")
-    # two classes, and two colors, side by side: no square cell is mixed, since the edge lies between two cells
+    # two classes, and two colors, side by side: no square cell is mixed, because the edge lies between two cells
     labels = np.zeros((64, 96), np.uint8)
     labels[:, 48:] = 1
     image = Image.fromarray(np.repeat(labels[..., None] * 200, 3, axis=2).astype(np.uint8))
@@ -39,7 +47,7 @@ def test_script_measures_regions_and_draws_them(repository, tmp_path):
     assert report["images"] == 1
     assert report["square cells"] == {"regions": 24, "mean entropy": 0.0, "pure": 1.0}
     assert report["superpixels"]["pure"] > 0.8
-    # an untrained model shares pixels out over cells of both classes
+    # an untrained model distributes pixels over cells of both classes
     assert 0 < report["learned regions"]["pure"] < 1
     # four rows of cells, each drawn at least 24 pixels high
     assert Image.open(tmp_path / "output/regions.png").size == (192, 128)

@@ -18,7 +18,7 @@ from hf_segmodels.conversion.formats.unept import UNEPT, unept_config
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.unept import refine, unept_losses
-from hf_segmodels.unept.boundaries import refinement_steps, resize_boundary_maps
+from hf_segmodels.unept.boundary_refinement import refinement_offsets, resize_boundary_maps
 
 
 CASES = ("deit_d1", "deit_d2_batch2_slide", "res50_w8_d1")
@@ -133,7 +133,7 @@ def test_golden_outputs(name: str, golden: Path, convert):
 
     # the golden maps: a rounding error at a threshold would move a pixel
     maps = load(case / "mask_map.npy"), load(case / "dir_map.npy")
-    assert torch.equal(refinement_steps(*resize_boundary_maps(*maps, size)), load(case / "refine_offset.npy").long())
+    assert torch.equal(refinement_offsets(*resize_boundary_maps(*maps, size)), load(case / "refine_offset.npy").long())
     torch.testing.assert_close(refine(logits, *maps), load(case / "refined_logits.npy"), atol=2e-5, rtol=0)
 
 
@@ -178,7 +178,14 @@ def test_golden_loss_terms(name: str, mode: str, golden: Path, convert):
         outputs = model(pixel_values)
     size = tuple(pixel_values.shape[-2:])
     logits, maps = upsample(outputs.logits, size), (outputs.boundary_logits, outputs.direction_logits)
-    terms = unept_losses(logits, refine(logits, *maps), *resize_boundary_maps(*maps, size), **targets)
+    boundary_logits, direction_logits = resize_boundary_maps(*maps, size)
+    terms = unept_losses(
+        logits=logits,
+        refined_logits=refine(logits, *maps),
+        boundary_logits=boundary_logits,
+        direction_logits=direction_logits,
+        **targets,
+    )
     names = {"coarse": "ce_coarse", "refined": "ce_refined", "boundary": "mask_loss", "direction": "direction_loss"}
     for ours, original in names.items():
         assert getattr(terms, ours).item() == pytest.approx(expected[original], rel=1e-5), ours

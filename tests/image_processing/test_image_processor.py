@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Segmenter's image processors, and with them what all methods' processors share: pixels of the originals' pipelines,
-backends that agree, label maps, padding, channels, errors, round trips.
+Shared image processors, tested through Segmenter's: pixels of the original pipelines, agreement of the backends, label
+maps, padding, channels, errors, round trips.
 """
 
 import json
@@ -52,7 +52,7 @@ def random_image(rng, height=20, width=30, channels=3):
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.75])
 def test_pixels_of_the_original_pipeline(processor_class, ratio):
-    """`mmseg_val_pipeline.npz` holds what mmsegmentation's validation pipeline made of an image, before normalizing."""
+    """`mmseg_val_pipeline.npz` holds the output of mmsegmentation's validation pipeline, before normalizing."""
     golden = np.load(PIPELINES / "mmseg_val_pipeline.npz")
     size = {"shortest_edge": int(48 * ratio), "longest_edge": int(192 * ratio)}
     pixel_values = processor_class(size=size)(golden["image"], return_tensors="np").pixel_values
@@ -368,7 +368,7 @@ def test_callers_data_is_not_changed(processor_class, rng):
         for pixels in batch.pixel_values:
             pixels[:] = 3
         for labels in batch.labels:
-            labels[:] = 3  # what comes out is no view of what went in
+            labels[:] = 3  # the output is not a view of the input
         for item, copied in zip((*images, *maps), copies, strict=True):
             np.testing.assert_array_equal(to_numpy(item), copied)
     assert all(now is before for now, before in zip((*images, *maps), (*lists[0], *lists[1]), strict=True))
@@ -473,7 +473,7 @@ def test_maps_that_do_not_fit(processor_class, rng):
             processor([image, image], maps)
     colors = random_image(rng, 6, 8)
     for maps in (colors, colors.transpose(2, 0, 1), torch.from_numpy(colors), colors[None]):
-        with pytest.raises(ValueError, match=r"one class id per pixel.*colors have to be translated"):
+        with pytest.raises(ValueError, match=r"one class id per pixel.*colors to class ids"):
             processor(image, maps)
     with pytest.raises(TypeError, match="PIL.Image.open"):
         processor(image, "map.png")

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Cross-entropy of upsampled scores: that of `cross_entropy` and `interpolate`, in a fraction of the memory."""
+"""Cross-entropy of upsampled scores: equal to `cross_entropy` of `interpolate`, in a fraction of the memory."""
 
 import importlib
 import json
@@ -15,11 +15,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+from hf_segmodels.losses import _upsampled_cross_entropy as operator
 from hf_segmodels.losses.semantic_cross_entropy import semantic_cross_entropy
-from hf_segmodels.unept.boundaries import take_steps
+from hf_segmodels.unept.boundary_refinement import gather_at_offsets
 
 
-losses = importlib.import_module("hf_segmodels.losses.semantic_cross_entropy")
+# the package's attribute of this name is the function
+dispatch = importlib.import_module("hf_segmodels.losses.semantic_cross_entropy")
 
 
 def random_logits(*shape, dtype=torch.float32, seed=0):
@@ -47,21 +49,21 @@ def assert_same(found, expected, tolerance=1e-6):
 
 
 @pytest.fixture(autouse=True)
-def way(request, monkeypatch):
-    """Bands of a few rows, as in images of real size; or all the upsampled scores at once."""
+def path(request, monkeypatch):
+    """Bands of a few rows, as in images of real size, or all upsampled scores at once."""
     if getattr(request, "param", "bands") == "bands":
-        monkeypatch.setattr(losses, "_MAX_HELD", 0)
-    monkeypatch.setattr(losses, "_CHUNK_ON_CPU", 5 * 40 * 7)
-    monkeypatch.setattr(losses, "_COLUMNS_ON_CPU", 16)
+        monkeypatch.setattr(dispatch, "_MAX_DENSE_SCORES", 0)
+    monkeypatch.setattr(operator, "_CHUNK_ON_CPU", 5 * 40 * 7)
+    monkeypatch.setattr(operator, "_COLUMNS_ON_CPU", 16)
 
 
-both_ways = pytest.mark.parametrize("way", ["bands", "held"], indirect=True)
+both_paths = pytest.mark.parametrize("path", ["bands", "dense"], indirect=True)
 
 
 # The value and the gradient
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("grid", "size"),
@@ -99,7 +101,7 @@ def test_size_of_the_papers():
     )
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignore_index", [255, -100, 2])
@@ -119,7 +121,7 @@ def test_pixel_mean_of_weighted_pixels_counts_all_pixels():
     torch.testing.assert_close(semantic_cross_entropy(logits, labels, 255, "pixel_mean", weight=weight), each.mean())
 
 
-@both_ways
+@both_paths
 def test_scores_that_cover_more_than_the_labels():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 41, 33)
     full = upsample(logits, (48, 40))[..., :41, :33]
@@ -131,29 +133,29 @@ def test_scores_that_cover_more_than_the_labels():
 
 
 @pytest.mark.parametrize("grid", [(6, 5), (48, 40)])
-def test_scores_one_step_away(grid):
+def test_scores_at_offsets(grid):
     logits, labels = random_logits(2, 7, *grid), random_labels(7, 2, 41, 40)
-    steps = torch.randint(-1, 2, (2, 48, 40, 2), generator=torch.Generator().manual_seed(1))
-    full = take_steps(upsample(logits, (48, 40)), steps)[..., :41, :]
+    offsets = torch.randint(-1, 2, (2, 48, 40, 2), generator=torch.Generator().manual_seed(1))
+    full = gather_at_offsets(upsample(logits, (48, 40)), offsets)[..., :41, :]
     weight = torch.linspace(0.5, 2, 7)
     options = {"weight": weight, "label_smoothing": 0.2, "ignore_index": 255}
     expected = nn.functional.cross_entropy(full, labels, **options)
-    found = semantic_cross_entropy(logits, labels, padded_size=(48, 40), steps=steps, **options)
+    found = semantic_cross_entropy(logits, labels, padded_size=(48, 40), pixel_offsets=offsets, **options)
     assert_same(value_and_gradient(found, logits), value_and_gradient(expected, logits))
 
 
-@both_ways
+@both_paths
 def test_numerical_gradient_in_float64():
     logits, labels = random_logits(1, 3, 3, 2, dtype=torch.float64), random_labels(3, 1, 9, 5)
-    steps = torch.randint(-1, 2, (1, 9, 5, 2), generator=torch.Generator().manual_seed(1))
+    offsets = torch.randint(-1, 2, (1, 9, 5, 2), generator=torch.Generator().manual_seed(1))
     weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
-    options = {"weight": weight, "label_smoothing": 0.1, "steps": steps}
+    options = {"weight": weight, "label_smoothing": 0.1, "pixel_offsets": offsets}
     assert semantic_cross_entropy(logits, labels, **options).dtype == torch.float64
     assert torch.autograd.gradcheck(lambda scores: 3 * semantic_cross_entropy(scores, labels, **options), logits)
 
 
 def test_large_scores_lose_nothing():
-    # probabilities of the wrong classes underflow; their losses do not
+    # probabilities of the wrong classes underflow, their losses do not
     logits, labels = random_logits(1, 5, 4, 4), random_labels(5, 1, 32, 32)
     with torch.no_grad():
         logits *= 300
@@ -185,7 +187,7 @@ def test_any_layout_of_the_scores(layout):
 # Special labels
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("reduction", ["valid_mean", "pixel_mean"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
@@ -196,7 +198,7 @@ def test_all_ignored_gives_zero_with_a_gradient(reduction, label_smoothing):
     assert torch.equal(gradient, torch.zeros_like(logits))
 
 
-@both_ways
+@both_paths
 def test_classes_without_weight_give_zero_with_a_gradient():
     logits, labels = random_logits(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)
     weight = torch.tensor([0.0, 1.0, 1.0])
@@ -216,7 +218,7 @@ def test_one_ignored_image_adds_nothing():
     assert found[1][1].abs().max() == 0
 
 
-@both_ways
+@both_paths
 def test_empty_batch_and_labels_of_small_integers():
     assert semantic_cross_entropy(torch.zeros(0, 7, 6, 5), torch.zeros(0, 48, 40, dtype=torch.long)) == 0
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
@@ -228,7 +230,7 @@ def test_empty_batch_and_labels_of_small_integers():
 # Precision
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, labels = random_logits(2, 7, 6, 5, dtype=dtype), random_labels(7, 2, 48, 40)
@@ -240,7 +242,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(gradient, expected[1].to(dtype))
 
 
-@both_ways
+@both_paths
 def test_autocast_changes_nothing():
     logits, labels = random_logits(2, 7, 6, 5), random_labels(7, 2, 48, 40)
     expected = value_and_gradient(semantic_cross_entropy(logits, labels), logits)
@@ -249,7 +251,7 @@ def test_autocast_changes_nothing():
     assert_same(value_and_gradient(loss, logits), expected, tolerance=0)
 
 
-@both_ways
+@both_paths
 def test_scaled_losses_keep_gradients_that_float16_would_lose():
     logits, labels = random_logits(1, 7, 6, 5, dtype=torch.float16), random_labels(7, 1, 480, 400)
     loss = semantic_cross_entropy(logits, labels)
@@ -262,8 +264,8 @@ def test_scaled_losses_keep_gradients_that_float16_would_lose():
 # Autograd, graphs, processes
 
 
-@both_ways
-def test_gradients_only_where_they_are_wanted():
+@both_paths
+def test_gradients_are_computed_only_on_request():
     logits, labels = random_logits(1, 7, 6, 5), random_labels(7, 1, 48, 40)
     expected = semantic_cross_entropy(logits, labels)
     with torch.no_grad():
@@ -273,7 +275,7 @@ def test_gradients_only_where_they_are_wanted():
     assert not semantic_cross_entropy(logits.detach(), labels).requires_grad
     with torch.inference_mode():
         assert torch.equal(semantic_cross_entropy(logits, labels), expected)
-    # what a first use in inference mode has put into caches takes part in autograd
+    # tensors that inference mode has cached take part in autograd
     torch.autograd.grad(semantic_cross_entropy(logits, labels), logits)
 
 
@@ -292,15 +294,15 @@ def test_second_derivatives_are_refused():
         gradient.square().sum().backward()
 
 
-def test_operator_is_registered_as_torch_wants_it():
-    steps = torch.randint(-1, 2, (1, 9, 5, 2))
-    arguments = (random_labels(3, 1, 8, 5), torch.ones(3), steps, [9, 5], 255, 0.1, False)
+def test_operator_passes_the_checks_of_torch():
+    offsets = torch.randint(-1, 2, (1, 9, 5, 2))
+    labels, options = random_labels(3, 1, 8, 5), operator.LossOptions(torch.ones(3), offsets, [9, 5], 255, 0.1, False)
     half = random_logits(1, 3, 3, 2, dtype=torch.float16).detach()
-    torch.library.opcheck(losses._upsampled_cross_entropy, (half, *arguments, False))
+    torch.library.opcheck(operator._upsampled_cross_entropy, (half, labels, False, *options))
     # the whole check would differentiate the gradient, which is refused
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     logits = random_logits(1, 3, 3, 2)
-    torch.library.opcheck(losses._upsampled_cross_entropy, (logits, *arguments, True), test_utils=checks)
+    torch.library.opcheck(operator._upsampled_cross_entropy, (logits, labels, True, *options), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -379,38 +381,38 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_on_a_gpu(deterministic):
     logits, labels = random_logits(2, 150, 32, 32), random_labels(150, 2, 512, 512)
-    steps = torch.randint(-1, 2, (2, 512, 512, 2), generator=torch.Generator().manual_seed(1))
+    offsets = torch.randint(-1, 2, (2, 512, 512, 2), generator=torch.Generator().manual_seed(1))
     torch.use_deterministic_algorithms(deterministic)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        for moved in (None, steps):
-            expected = value_and_gradient(semantic_cross_entropy(logits, labels, steps=moved), logits)
+        for moved in (None, offsets):
+            expected = value_and_gradient(semantic_cross_entropy(logits, labels, pixel_offsets=moved), logits)
             there = logits.detach().cuda().requires_grad_()
             moved = None if moved is None else moved.cuda()
-            found = value_and_gradient(semantic_cross_entropy(there, labels.cuda(), steps=moved), there)
+            found = value_and_gradient(semantic_cross_entropy(there, labels.cuda(), pixel_offsets=moved), there)
             assert_same([tensor.cpu() for tensor in found], expected)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-# Which way
+# Dispatch
 
 
 @pytest.mark.parametrize(
     ("num_labels", "size", "options", "expected"),
     [
-        (15, (48, 40), {}, "held"),
+        (15, (48, 40), {}, "dense"),
         (16, (48, 40), {}, "bands"),
         (15, (49, 40), {}, "bands"),
         (15, (46, 40), {"padded_size": (49, 40)}, "bands"),
-        (15, (48, 40), {"steps": torch.zeros(2, 48, 40, 2, dtype=torch.long)}, "bands"),
+        (15, (48, 40), {"pixel_offsets": torch.zeros(2, 48, 40, 2, dtype=torch.long)}, "bands"),
     ],
 )
-def test_only_few_scores_of_few_classes_are_held(monkeypatch, num_labels, size, options, expected):
-    monkeypatch.setattr(losses, "_MAX_HELD", 2 * 15 * 48 * 40)
+def test_dense_formula_only_for_few_scores_of_few_classes(monkeypatch, num_labels, size, options, expected):
+    monkeypatch.setattr(dispatch, "_MAX_DENSE_SCORES", 2 * 15 * 48 * 40)
     taken = []
-    monkeypatch.setattr(losses, "_held_cross_entropy", lambda *_: taken.append("held") or torch.zeros(()))
-    monkeypatch.setattr(losses, "_upsampled_cross_entropy", lambda *_: taken.append("bands") or (torch.zeros(()), None))
+    monkeypatch.setattr(dispatch, "_dense_cross_entropy", lambda *_: taken.append("dense") or torch.zeros(()))
+    monkeypatch.setattr(dispatch, "upsampled_cross_entropy", lambda *_: taken.append("bands") or torch.zeros(()))
     semantic_cross_entropy(random_logits(2, num_labels, 6, 5), random_labels(num_labels, 2, *size), **options)
     assert taken == [expected]
 
@@ -420,7 +422,7 @@ def test_only_few_scores_of_few_classes_are_held(monkeypatch, num_labels, size, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
-def test_extra_memory_is_a_fraction_of_the_plain_way(repository):
+def test_extra_memory_is_a_fraction_of_the_baseline(repository):
     command = [sys.executable, str(repository / "benchmarks" / "upsampled_loss.py"), "--memory-only"]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
     ratios = json.loads(process.stdout.splitlines()[-1])
@@ -437,8 +439,8 @@ def test_extra_memory_is_a_fraction_of_the_plain_way(repository):
         ({"reduction": "mean"}, "must be 'valid_mean' or 'pixel_mean'"),
         ({"label_smoothing": 1.5}, "from 0 to 1"),
         ({"weight": torch.ones(4)}, r"`weight` \(4,\) must hold one number for each of 7 classes"),
-        ({"padded_size": (47, 40)}, "at least the size of the label map"),
-        ({"steps": torch.zeros(1, 48, 39, 2, dtype=torch.long)}, r"\(1, 48, 40, 2\)"),
+        ({"padded_size": (47, 40)}, "must be at least the size of the label map"),
+        ({"pixel_offsets": torch.zeros(1, 48, 39, 2, dtype=torch.long)}, r"\(1, 48, 40, 2\)"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -446,11 +448,11 @@ def test_bad_options_are_refused(options, message):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(1, 48, 40, dtype=torch.long), **options)
 
 
-@both_ways
+@both_paths
 def test_bad_shapes_and_labels_are_refused():
     with pytest.raises(ValueError, match=r"got \(1, 7, 6, 5\) and \(2, 48, 40\)"):
         semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.zeros(2, 48, 40, dtype=torch.long))
     for value in (7, -1):
-        with pytest.raises(IndexError, match="outside the 7 classes"):
+        with pytest.raises(IndexError, match="there are 7 classes"):
             semantic_cross_entropy(torch.zeros(1, 7, 6, 5), torch.full((1, 48, 40), value))
     assert math.isnan(semantic_cross_entropy(torch.full((1, 7, 6, 5), math.nan), random_labels(7, 1, 48, 40)))

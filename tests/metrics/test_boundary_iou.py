@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Boundary IoU: that of masks and erosions, class by class."""
+"""Boundary IoU: equal to masks and erosions of each class."""
 
 import math
 
@@ -26,7 +26,7 @@ def random_maps(num_labels, *shape, seed=0):
 
 
 def eroded_scores(predictions, references, num_labels, dilation_ratio):
-    """The definition: a mask's boundary is the mask without its erosion, by 3x3 pixels as often as the distance says."""
+    """Boundary by definition: the mask without its erosion by 3x3 pixels, repeated `distance` times."""
     ndimage = pytest.importorskip("scipy.ndimage")
     counts = np.zeros((2, num_labels))
     for prediction, reference in zip(predictions, references, strict=True):
@@ -65,7 +65,7 @@ def test_distance_is_that_of_a_square_and_the_border_is_contour():
     assert not near[2, 2:7].any()
 
 
-def test_right_predictions_are_perfect_whatever_stands_in_ignored_pixels():
+def test_correct_predictions_are_perfect_for_any_prediction_of_ignored_pixels():
     _, references = random_maps(6, 2, 80, 90)
     predictions = np.where(references == 255, 3, references)
     boundaries = BoundaryIoU(6)
@@ -79,7 +79,7 @@ def test_is_harsher_than_iou_on_edges_of_large_objects():
     boundaries = BoundaryIoU(2)
     boundaries.update(np.roll(references, 3, axis=0), references)
     square = boundaries.compute()["per_category_boundary_iou"][1]
-    # IoU is 117 / 123; two frames of 6 pixels, of which one is 3 pixels lower, share less
+    # IoU is 117 / 123; two frames of 6 pixels, one 3 pixels lower than the other, have a lower IoU
     assert square < 0.7 < 117 / 123
 
 

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Mean IoU: the originals' figures, whatever way the pixels arrive."""
+"""Mean IoU: the results of the original code, for any batching of the pixels."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def test_equals_the_published_definition(dtype, num_labels, ignore_index):
     ]
     for reference, prediction in zip(references, predictions, strict=True):
         reference[generator.random(reference.shape) < 0.2] = ignore_index
-        # what is predicted where labels are ignored means nothing
+        # predictions of ignored pixels have no effect
         prediction[(reference == ignore_index) & (generator.random(reference.shape) < 0.5)] = np.iinfo(dtype).max
     matrix = ConfusionMatrix(num_labels, ignore_index)
     for prediction, reference in zip(predictions, references, strict=True):
@@ -127,9 +127,9 @@ def test_evaluate_module_reports_boundaries_and_sizes_on_request(golden, tmp_pat
     for prediction, reference in pairs:
         metric.add(prediction=prediction, reference=reference)
         scores.update(prediction, reference)
-    found, wanted = metric.compute(), scores.compute()
-    assert {"mean_boundary_iou", "mean_iou_small", "per_category_size"} < found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    found, expected_scores = metric.compute(), scores.compute()
+    assert {"mean_boundary_iou", "mean_iou_small", "per_category_size"} < found.keys() == expected_scores.keys()
+    for name, value in expected_scores.items():
         assert found[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
     assert_golden(found, expected)
 
@@ -150,7 +150,7 @@ def _count_in_one_process_only(rank, store, cache, golden):
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     pairs, expected = golden
-    # the second process has nothing to count, and was not even told the number of classes
+    # the second process has nothing to count, and no number of classes
     metric = evaluate.load(MEAN_IOU, cache_dir=cache, num_labels=None if rank else expected["num_classes"])
     if rank == 0:
         metric.add_batch(predictions=[pair[0] for pair in pairs], references=[pair[1] for pair in pairs])
@@ -159,7 +159,7 @@ def _count_in_one_process_only(rank, store, cache, golden):
     with pytest.raises(ValueError, match="Nothing to compute"):
         metric.compute()
 
-    with pytest.raises(ValueError, match=r"different numbers of classes, \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"different `num_labels`, \[2, 3\]"):
         metric.compute(predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=2 + rank)
     torch.distributed.destroy_process_group()
 

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Scores by the size of objects, all scores together, and those of several processes."""
+"""Scores by the size of objects, combined scores, and scores of several processes."""
 
 import math
 
@@ -133,7 +133,7 @@ def _count_in_one_of_three(rank, store):
         sum_over_processes(None)
 
     assert sum_over_processes(None) is None
-    with pytest.raises(ValueError, match="count differently"):
+    with pytest.raises(ValueError, match="have different settings"):
         sum_over_processes(SegmentationScores(6, boundary_iou=rank == 0))
     torch.distributed.destroy_process_group()
 

@@ -12,7 +12,7 @@ from common.model_tester import TINY, TINY_RESNET_V1C, TINY_UNEPT, SegmentationM
 from hf_segmodels import PlainViTConfig, ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.sparse_attention import SparseAttention
-from hf_segmodels.unept import boundary_targets, refine
+from hf_segmodels.unept import compute_boundary_targets, refine
 
 
 SMALL = {**TINY_UNEPT, "image_size": 64}
@@ -116,7 +116,7 @@ class TestUNEPT(UNEPTTester):
         images, labels = random_images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
         labels[0, :, 20:], labels[1, 40:] = 1, 2
         labels[:, :2] = 255
-        distances, angles = (torch.stack(maps) for maps in zip(*map(boundary_targets, labels), strict=True))
+        distances, angles = (torch.stack(maps) for maps in zip(*map(compute_boundary_targets, labels), strict=True))
         with torch.no_grad():
             given = model(images, labels=labels, distance_maps=distances, angle_maps=angles).loss
             torch.testing.assert_close(model(images, labels=labels).loss, given)
@@ -127,7 +127,7 @@ class TestUNEPT(UNEPTTester):
     def test_training_compiles_with_targets_from_the_processor(self):
         model, images, labels = self.model(), random_images(1, 3, 64, 64), random_labels(self.num_labels, 1, 64, 64)
         targets = dict(
-            zip(("distance_maps", "angle_maps"), (t[None] for t in boundary_targets(labels[0])), strict=True)
+            zip(("distance_maps", "angle_maps"), (t[None] for t in compute_boundary_targets(labels[0])), strict=True)
         )
         torch.compiler.reset()
         compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
