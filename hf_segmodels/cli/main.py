@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
 
     Returns:
-        `int`: 0; 1 where some images could not be segmented, or data has faults; 2 for a mistake in the arguments; 130 when
+        `int`: 0; 1 if some images could not be segmented or label issues were found; 2 for a mistake in the arguments; 130 if
         interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -310,11 +310,11 @@ def _add_segment_dataset(commands: Any) -> None:
 def _add_check_data(commands: Any) -> None:
     check = commands.add_parser(
         "check-data",
-        help="find what is wrong with the labels of a data set",
-        description="Reads every label map of a data set and reports sizes, modes, the pixels of each class, and faults: "
-        "values that are no classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colors, damaged "
-        "files, images and label maps that do not match, and others. Each fault has a name and says what to do.",
-        epilog="Exit code: 0 if all is well, 1 if there are faults, 2 if the data cannot be checked.",
+        help="check the labels of a data set",
+        description="Reads every label map of a data set and reports sizes, modes, the pixels of each class, and label "
+        "issues: values outside the classes, labels shifted by one, masks of 0 and 255, wrong Cityscapes ids, colors, damaged "
+        "files, images and label maps that do not match, and others. Each issue has a name and a fix.",
+        epilog="Exit code: 0 if no label issues were found, 1 if some were, 2 if the data cannot be checked.",
     )
     check.set_defaults(run=_check_data)
     check.add_argument(
@@ -327,8 +327,8 @@ def _add_check_data(commands: Any) -> None:
     )
     check.add_argument(
         "--layout",
-        help="how the files lie: ade20k, cityscapes, pascal_context_59, pascal_context_60, coco_stuff_10k or folder (default: "
-        "the recipe's, or what the folder looks like)",
+        help="layout of the files: ade20k, cityscapes, pascal_context_59, pascal_context_60, coco_stuff_10k or folder (default: "
+        "the recipe's, or detected in the folder)",
     )
     check.add_argument(
         "--num-labels", type=_count, metavar="N", help="number of classes (default: by recipe or layout)"
@@ -342,7 +342,7 @@ def _add_check_data(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="0 is unlabeled and classes start at 1 (default: by recipe or layout)",
     )
-    check.add_argument("--ignore-index", type=int, metavar="N", help="label of pixels that do not count (default: 255)")
+    check.add_argument("--ignore-index", type=int, metavar="N", help="label of ignored pixels (default: 255)")
     check.add_argument("--image-column", metavar="NAME", help="column of images, without a layout (default: image)")
     check.add_argument("--label-column", metavar="NAME", help="column of label maps, without a layout (default: label)")
     check.add_argument(
@@ -353,9 +353,9 @@ def _add_check_data(commands: Any) -> None:
     )
     check.add_argument("--json", dest="json_path", type=Path, metavar="FILE", help="write the whole report there")
     check.add_argument(
-        "--allow", dest="allowed", nargs="+", default=(), metavar="FAULT", help="faults that do not count, by name"
+        "--allow", dest="allowed", nargs="+", default=(), metavar="ISSUE", help="names of issues that do not count"
     )
-    check.add_argument("--strict", action="store_true", help="warnings count as faults")
+    check.add_argument("--strict", action="store_true", help="warnings count as issues")
 
 
 def _add_publish(commands: Any) -> None:
