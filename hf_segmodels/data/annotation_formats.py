@@ -35,15 +35,7 @@ def read_detail(path: Path, split: str) -> dict[str, dict[str, Any]]:
 
 
 def decode_segments(text: str) -> np.ndarray:
-    """
-    Decode the JSON text of one entry of [`read_detail`].
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`, int32: Category of each pixel, 0 outside the segments.
-
-    Raises:
-        ImportError: if pycocotools is not installed.
-    """
+    """Category of each pixel, `(height, width)` int32, from the JSON text of an entry of [`read_detail`]; 0 outside the segments."""
     try:
         from pycocotools import mask as run_lengths
     except ImportError as error:
@@ -58,15 +50,7 @@ def decode_segments(text: str) -> np.ndarray:
 
 
 def read_mat(path: str) -> np.ndarray:
-    """
-    Read the label map of a COCO-Stuff file.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: COCO-Stuff's ids.
-
-    Raises:
-        ImportError: if SciPy is not installed.
-    """
+    """Ids in a COCO-Stuff file, `(height, width)`."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

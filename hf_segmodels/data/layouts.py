@@ -60,6 +60,16 @@ class SplitFiles:
     ambiguous: list[str] = field(default_factory=list)
     """Names that several images or several label maps share."""
 
+    @property
+    def missing_labels(self) -> list[str]:
+        """Names of images without a label map."""
+        return [pair.name for pair in self.pairs if pair.label is None]
+
+    @property
+    def missing_images(self) -> list[str]:
+        """Names of label maps without an image."""
+        return [pair.name for pair in self.pairs if pair.image is None]
+
 
 class Layout:
     """

@@ -134,8 +134,8 @@ def check_partners(raw: RawSplit) -> None:
         return
     assert raw.layout is not None
     for what, names in (
-        ("images without a label map", [pair.name for pair in raw.files.pairs if pair.label is None]),
-        ("label maps without an image", [pair.name for pair in raw.files.pairs if pair.image is None]),
+        ("images without a label map", raw.files.missing_labels),
+        ("label maps without an image", raw.files.missing_images),
         ("names that several files share", raw.files.ambiguous),
     ):
         if names:

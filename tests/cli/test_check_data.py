@@ -218,7 +218,7 @@ def unknown_issue(tmp_path):
         "2",
         "--allow",
         "void",
-    ], "--allow void: choose label issues among missing-label"
+    ], "--allow void: choose label issues among unreadable-image"
 
 
 def no_folder_for_the_report(tmp_path):

@@ -92,9 +92,7 @@ def test_values_without_a_class_are_refused(tmp_path):
     source = write_folders(tmp_path, {"a": label_map(0, 1), "b": label_map(3, 0, 200)})
     dataset = load_segmentation_dataset(DatasetSpec(source, "folder", label_mapping={0: 0, 1: 1}), "train")
     assert np.unique(np.array(dataset[0]["label"])).tolist() == [0, 1]
-    with pytest.raises(
-        ValueError, match=r"b.png\) holds values that have no class in the label mapping: 3, 200\. Add"
-    ):
+    with pytest.raises(ValueError, match=r"b.png\) holds values that have no class in the label mapping: 3, 200\. Add"):
         dataset[1]
 
 

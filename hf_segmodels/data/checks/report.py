@@ -17,7 +17,8 @@ _MAX_CLASSES = 20
 class LabelIssue:
     """A problem, or a warning of one."""
 
-    name: str
+    # a check does not repeat its own name
+    name: str = field(default="", kw_only=True)
     """One of [`ISSUES`]."""
     message: str
     """The problem and the fix."""

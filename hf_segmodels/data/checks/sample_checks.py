@@ -1,14 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Checks of single images and label maps."""
+"""Checks of single images and label maps, in the list `SAMPLE_CHECKS`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..specs import LabelSpec
 from .sample_facts import SampleFacts, format_size
 
 
-Colors = Mapping[int, tuple[int, ...]]
+if TYPE_CHECKING:
+    from .statistics import SplitStatistics
 
 
 @dataclass(frozen=True)
@@ -17,88 +18,63 @@ class SampleCheck:
 
     name: str
     description: str
-    find: Callable[[SampleFacts, LabelSpec, Colors], str | None]
-    """Takes a sample, the meaning of its labels and the first color of each value. Returns a detail for the message (which may
-    be empty), or None if the sample is fine."""
+    find: Callable[[SampleFacts, "SplitStatistics"], str | bool]
+    """Whether a sample has the issue, or a detail of the issue (an empty one if the sample has none)."""
     message: str
-    """The problem and the fix, with `{detail}` and `{num_labels}`."""
+    """The problem and the fix. `{}` stands for the detail of the first sample."""
     is_warning: bool = False
 
 
-def _unreadable_image(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    return facts.image_error or None
-
-
-def _unreadable_label(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    return facts.label_error or None
-
-
-def _size_mismatch(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
+def _size_mismatch(facts: SampleFacts, split: "SplitStatistics") -> str:
     if facts.image_size is None or facts.label_size is None or facts.image_size == facts.label_size:
-        return None
+        return ""
     return f"{format_size(facts.image_size)} and {format_size(facts.label_size)}"
 
 
-def _exif_rotation(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    return "" if facts.is_rotated else None
-
-
-def _is_float(facts: SampleFacts) -> bool:
-    return facts.label_mode == "F" or facts.label_mode.startswith("float")
-
-
-def _color_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    if facts.label_error or facts.values or _is_float(facts):
-        return None
+def _color_label_map(facts: SampleFacts, split: "SplitStatistics") -> str:
+    if facts.label_error or facts.values or facts.is_float:
+        return ""
     return f"{facts.label_mode}{', all channels equal' if facts.is_gray else ''}"
 
 
-def _float_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    return facts.label_mode if _is_float(facts) else None
-
-
-def _16_bit_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
+def _16_bit_label_map(facts: SampleFacts, split: "SplitStatistics") -> str:
     is_wide = facts.label_mode.startswith("I") and bool(facts.values)
-    if not is_wide or (labels.num_labels or 0) > 256 or min(facts.values) < 0 or max(facts.values) > 255:
-        return None
+    if not is_wide or split.num_labels > 256 or min(facts.values) < 0 or max(facts.values) > 255:
+        return ""
     return facts.label_mode
 
 
-def _jpeg_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
-    return "" if facts.label_format == "JPEG" else None
-
-
-def _differing_palettes(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str | None:
+def _differing_palettes(facts: SampleFacts, split: "SplitStatistics") -> str:
     for value, color in facts.colors.items():
-        if colors[value] != color:
-            return f"value {value} is {colors[value]} and {color}"
-    return None
+        if (first := split.first_colors.setdefault(value, color)) != color:
+            return f"value {value} is {first} and {color}"
+    return ""
 
 
 SAMPLE_CHECKS = (
     SampleCheck(
         "unreadable-image",
         "an image is damaged, truncated, or not an image",
-        _unreadable_image,
-        "These images cannot be read ({detail}): copy or download them again.",
+        lambda facts, split: facts.image_error,
+        "These images cannot be read ({}): copy or download them again.",
     ),
     SampleCheck(
         "unreadable-label",
         "a label map is damaged, truncated, or not an image",
-        _unreadable_label,
-        "These label maps cannot be read ({detail}): copy, download or write them again.",
+        lambda facts, split: facts.label_error,
+        "These label maps cannot be read ({}): copy, download or write them again.",
     ),
     SampleCheck(
         "size-mismatch",
         "an image and its label map differ in size",
         _size_mismatch,
-        "Image and label map differ in size (width x height: {detail}): each pixel needs a label, so resize or crop both "
-        "alike (label maps without interpolation). Swapped sizes come from EXIF data that rotates the image.",
+        "Image and label map differ in size (width x height: {}): each pixel needs a label, so resize or crop both alike "
+        "(label maps without interpolation). Swapped sizes come from EXIF data that rotates the image.",
     ),
     SampleCheck(
         "exif-rotation",
         "EXIF data rotates an image, but not its label map (warning)",
-        _exif_rotation,
+        lambda facts, split: facts.is_rotated,
         "EXIF data rotates these images when they are read, but not their label maps: rotate the pixels themselves (Pillow's "
         "`ImageOps.exif_transpose`, then save), and verify that the labels match the objects.",
         is_warning=True,
@@ -107,28 +83,28 @@ SAMPLE_CHECKS = (
         "color-label-map",
         "a label map holds colors instead of classes",
         _color_label_map,
-        "These label maps hold colors ({detail}) instead of class ids: write one channel with the class of each pixel (mode "
-        "'L' or 'P'). If all channels are equal, keep one of them.",
+        "These label maps hold colors ({}) instead of class ids: write one channel with the class of each pixel (mode 'L' or "
+        "'P'). If all channels are equal, keep one of them.",
     ),
     SampleCheck(
         "float-label-map",
         "a label map holds floating-point numbers",
-        _float_label_map,
-        "These label maps hold floating-point numbers ({detail}) instead of integer class ids: write them as 8-bit PNG, and "
-        "resize label maps without interpolation.",
+        lambda facts, split: facts.is_float and facts.label_mode,
+        "These label maps hold floating-point numbers ({}) instead of integer class ids: write them as 8-bit PNG, and resize "
+        "label maps without interpolation.",
     ),
     SampleCheck(
         "16-bit-label-map",
         "a label map has 16 bits or more without need (warning)",
         _16_bit_label_map,
-        "These label maps have more bits ({detail}) than {num_labels} classes need. They are read correctly here, but other "
-        "programs clip them at 255: 8-bit PNG is safer and smaller.",
+        "These label maps have more bits ({}) than the classes need. They are read correctly here, but other programs clip "
+        "them at 255: 8-bit PNG is safer and smaller.",
         is_warning=True,
     ),
     SampleCheck(
         "jpeg-label-map",
         "a label map is a JPEG file, whose compression changes classes",
-        _jpeg_label_map,
+        lambda facts, split: facts.label_format == "JPEG",
         "These label maps are JPEG files, whose compression changes values along every edge: create them again from the "
         "source, as PNG.",
     ),
@@ -136,9 +112,9 @@ SAMPLE_CHECKS = (
         "differing-palettes",
         "a value has different colors in different files",
         _differing_palettes,
-        "The same value has different colors in different files ({detail}): each palette was made for its own image, so the "
-        "values are not classes. Convert the colors to class ids, the same for all files. If the values are classes after "
-        "all, allow this issue.",
+        "The same value has different colors in different files ({}): each palette was made for its own image, so the values "
+        "are not classes. Convert the colors to class ids, the same for all files. If the values are classes after all, "
+        "allow this issue.",
     ),
 )
 

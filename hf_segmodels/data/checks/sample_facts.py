@@ -46,6 +46,11 @@ class SampleFacts:
     colors: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Palette colors of these values."""
 
+    @property
+    def is_float(self) -> bool:
+        """Whether the label map holds floating-point numbers."""
+        return self.label_mode == "F" or self.label_mode.startswith("float")
+
 
 def read_sample_facts(row: Mapping[str, Any], name: str, reader: LabelReader) -> SampleFacts:
     """

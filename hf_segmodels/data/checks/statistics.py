@@ -3,6 +3,7 @@
 
 from collections import Counter, defaultdict
 
+from ..layouts import SplitFiles
 from ..loading import RawSplit
 from ..specs import LabelSpec
 from .report import MAX_EXAMPLES, SplitReport
@@ -16,34 +17,31 @@ class SplitStatistics:
 
     Args:
         raw (`RawSplit`): The split.
-        labels (`LabelSpec`): Meaning of the labels.
+        labels (`LabelSpec`): Meaning of the labels, with `num_labels`.
         is_complete (`bool`): Whether all samples are read, not a selection.
     """
 
     def __init__(self, raw: RawSplit, labels: LabelSpec, is_complete: bool):
         self.raw, self.labels, self.is_complete = raw, labels, is_complete
+        self.num_labels = labels.num_labels or 0
         self.mapping = raw.reader.mapping
-        # own mappings give the values another meaning than the layout does
+        # a custom mapping replaces the meaning that the layout gives the values
         self.layout = None if raw.dataset.label_mapping is not None else raw.layout
+        self.files = raw.files or SplitFiles([])
         self.num_read = self.num_counted = 0
         self.image_sizes: Counter[str] = Counter()
         self.label_sizes: Counter[str] = Counter()
         self.label_modes: Counter[str] = Counter()
+        # for each value in the files: pixels, samples, a few names of samples, and the color in the first palette
         self.pixels: Counter[int] = Counter()
-        """Number of pixels of each value in the files."""
         self.samples: Counter[int] = Counter()
-        """Number of samples with each value."""
         self.examples: dict[int, list[str]] = defaultdict(list)
-        """A few samples with each value."""
-        self.class_samples: Counter[int | None] = Counter()
-        """Number of samples with each label."""
-        self.ignored_samples: list[str] = []
-        self.found: dict[str, list[str]] = defaultdict(list)
-        """Samples that each sample check has found."""
-        self.details: dict[str, str] = {}
-        """Detail of the first of these samples."""
         self.first_colors: dict[int, tuple[int, ...]] = {}
-        """Color of each value in the first palette that has it."""
+        self.class_samples: Counter[int | None] = Counter()
+        self.ignored_samples: list[str] = []
+        # for each sample check: samples with the issue, and the detail of the first one
+        self.found: dict[str, list[str]] = defaultdict(list)
+        self.details: dict[str, str | bool] = {}
 
     def add(self, facts: SampleFacts) -> None:
         """Add a sample."""
@@ -53,28 +51,26 @@ class SplitStatistics:
         if facts.label_size:
             self.label_sizes[format_size(facts.label_size)] += 1
             self.label_modes[" ".join(filter(None, (facts.label_format, facts.label_mode)))] += 1
-        for value, color in facts.colors.items():
-            self.first_colors.setdefault(value, color)
         for check in SAMPLE_CHECKS:
-            detail = check.find(facts, self.labels, self.first_colors)
-            if detail is not None:
+            if detail := check.find(facts, self):
                 self.found[check.name].append(facts.name)
                 self.details.setdefault(check.name, detail)
-        if facts.values:
-            self._add_values(facts)
-
-    def _add_values(self, facts: SampleFacts) -> None:
+        if not facts.values:
+            return
         self.num_counted += 1
         for value, pixels in facts.values.items():
             self.pixels[value] += pixels
             self.samples[value] += 1
-            examples = self.examples[value]
-            if len(examples) < MAX_EXAMPLES:
-                examples.append(facts.name)
+            if len(self.examples[value]) < MAX_EXAMPLES:
+                self.examples[value].append(facts.name)
         labels = {self.label(value) for value in facts.values}
         self.class_samples.update(labels)
         if labels == {self.labels.ignore_index}:
             self.ignored_samples.append(facts.name)
+
+    @property
+    def present_classes(self) -> list[int]:
+        return sorted(label for label in self.class_samples if label is not None and self.labels.is_class(label))
 
     def label(self, value: int) -> int | None:
         """The label that training sees for a value in the files; None if the mapping lacks the value."""
@@ -84,7 +80,6 @@ class SplitStatistics:
 
     def report(self) -> SplitReport:
         """The report without issues."""
-        class_names = self.labels.class_names
         report = SplitReport(
             self.raw.split,
             self.num_read if self.raw.dataset.streaming else len(self.raw.rows),
@@ -92,9 +87,9 @@ class SplitStatistics:
             dict(self.image_sizes.most_common()),
             dict(self.label_sizes.most_common()),
             dict(self.label_modes.most_common()),
-            class_names,
-            [0] * len(class_names),
-            [self.class_samples[index] for index in range(len(class_names))],
+            self.labels.class_names,
+            [0] * self.num_labels,
+            [self.class_samples[index] for index in range(self.num_labels)],
         )
         for value, pixels in sorted(self.pixels.items()):
             label = self.label(value)
