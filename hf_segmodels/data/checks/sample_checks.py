@@ -3,13 +3,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ..specs import LabelSpec
 from .sample_facts import SampleFacts, format_size
 
 
-if TYPE_CHECKING:
-    from .statistics import SplitStatistics
+Colors = dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -18,35 +17,36 @@ class SampleCheck:
 
     name: str
     description: str
-    find: Callable[[SampleFacts, "SplitStatistics"], str | bool]
-    """Whether a sample has the issue, or a detail of the issue (an empty one if the sample has none)."""
+    find: Callable[[SampleFacts, LabelSpec, Colors], str | bool]
+    """Takes a sample, the meaning of the labels, and the first color of each value. Returns whether the sample has the issue,
+    or a detail of the issue (empty if the sample does not have it)."""
     message: str
     """The problem and the fix. `{}` stands for the detail of the first sample."""
     is_warning: bool = False
 
 
-def _size_mismatch(facts: SampleFacts, split: "SplitStatistics") -> str:
+def _size_mismatch(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:
     if facts.image_size is None or facts.label_size is None or facts.image_size == facts.label_size:
         return ""
     return f"{format_size(facts.image_size)} and {format_size(facts.label_size)}"
 
 
-def _color_label_map(facts: SampleFacts, split: "SplitStatistics") -> str:
+def _color_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:
     if facts.label_error or facts.values or facts.is_float:
         return ""
     return f"{facts.label_mode}{', all channels equal' if facts.is_gray else ''}"
 
 
-def _16_bit_label_map(facts: SampleFacts, split: "SplitStatistics") -> str:
+def _16_bit_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:
     is_wide = facts.label_mode.startswith("I") and bool(facts.values)
-    if not is_wide or split.num_labels > 256 or min(facts.values) < 0 or max(facts.values) > 255:
+    if not is_wide or (labels.num_labels or 0) > 256 or min(facts.values) < 0 or max(facts.values) > 255:
         return ""
     return facts.label_mode
 
 
-def _differing_palettes(facts: SampleFacts, split: "SplitStatistics") -> str:
+def _differing_palettes(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:
     for value, color in facts.colors.items():
-        if (first := split.first_colors.setdefault(value, color)) != color:
+        if (first := colors.setdefault(value, color)) != color:
             return f"value {value} is {first} and {color}"
     return ""
 
@@ -55,13 +55,13 @@ SAMPLE_CHECKS = (
     SampleCheck(
         "unreadable-image",
         "an image is damaged, truncated, or not an image",
-        lambda facts, split: facts.image_error,
+        lambda facts, labels, colors: facts.image_error,
         "These images cannot be read ({}): copy or download them again.",
     ),
     SampleCheck(
         "unreadable-label",
         "a label map is damaged, truncated, or not an image",
-        lambda facts, split: facts.label_error,
+        lambda facts, labels, colors: facts.label_error,
         "These label maps cannot be read ({}): copy, download or write them again.",
     ),
     SampleCheck(
@@ -74,7 +74,7 @@ SAMPLE_CHECKS = (
     SampleCheck(
         "exif-rotation",
         "EXIF data rotates an image, but not its label map (warning)",
-        lambda facts, split: facts.is_rotated,
+        lambda facts, labels, colors: facts.is_rotated,
         "EXIF data rotates these images when they are read, but not their label maps: rotate the pixels themselves (Pillow's "
         "`ImageOps.exif_transpose`, then save), and verify that the labels match the objects.",
         is_warning=True,
@@ -89,7 +89,7 @@ SAMPLE_CHECKS = (
     SampleCheck(
         "float-label-map",
         "a label map holds floating-point numbers",
-        lambda facts, split: facts.is_float and facts.label_mode,
+        lambda facts, labels, colors: facts.is_float and facts.label_mode,
         "These label maps hold floating-point numbers ({}) instead of integer class ids: write them as 8-bit PNG, and resize "
         "label maps without interpolation.",
     ),
@@ -104,7 +104,7 @@ SAMPLE_CHECKS = (
     SampleCheck(
         "jpeg-label-map",
         "a label map is a JPEG file, whose compression changes classes",
-        lambda facts, split: facts.label_format == "JPEG",
+        lambda facts, labels, colors: facts.label_format == "JPEG",
         "These label maps are JPEG files, whose compression changes values along every edge: create them again from the "
         "source, as PNG.",
     ),

@@ -52,7 +52,7 @@ class SplitStatistics:
             self.label_sizes[format_size(facts.label_size)] += 1
             self.label_modes[" ".join(filter(None, (facts.label_format, facts.label_mode)))] += 1
         for check in SAMPLE_CHECKS:
-            if detail := check.find(facts, self):
+            if detail := check.find(facts, self.labels, self.first_colors):
                 self.found[check.name].append(facts.name)
                 self.details.setdefault(check.name, detail)
         if not facts.values:
