@@ -4,11 +4,11 @@ Times the label checks (`hf-segmodels check-data`) on synthetic label maps, as m
 
     python benchmarks/check_data.py [--maps 2000] [--num-workers 2] [--repeats 3] [--output benchmarks/results]
 
-Writes a temporary folder in ADE20K's layout: PNG label maps of 683x512 pixels with 150 classes in blobs with rough edges
-(more blobs, and so more bytes, than ADE20K's have), and JPEG images of the same size. One label map has a planted issue, and
-the pixels of each class are counted while the label maps are made. The checks have to find the issue and to report the
-counts, otherwise the run ends. Then times the whole check and the quick form that runs before training. The files were just
-written, so they are read from memory, not from a disk.
+Writes a temporary folder in ADE20K's layout: PNG label maps of 683x512 pixels with 150 classes in blobs with rough
+edges (more blobs, and so more bytes, than ADE20K's have), and JPEG images of the same size. One label map has a planted
+issue, and the pixels of each class are counted while the label maps are made. The checks have to find the issue and to
+report the counts, otherwise the run ends. Then times the whole check and the quick form that runs before training. The
+files were just written, so they are read from memory, not from a disk.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 """
 Data sets of images and label maps.
 
-A [`DatasetSpec`] (location, layout, columns) and a [`LabelSpec`] (classes, ignored label) describe the data. It is opened in
-one form for each use:
+A [`DatasetSpec`] (location, layout, columns) and a [`LabelSpec`] (classes, ignored label) describe the data. It is
+opened in one form for each use:
 
 - `loading.RawSplit`: undecoded rows, for the label checks;
 - [`SegmentationData`]: decoded and validated samples as tensors, for training and evaluation;

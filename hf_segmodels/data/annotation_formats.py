@@ -19,8 +19,8 @@ def read_detail(path: Path, split: str) -> dict[str, dict[str, Any]]:
         split (`str`): The phase.
 
     Returns:
-        `dict[str, dict]`: For each image file `size (height, width)` and `segments`, pairs of a category and its run lengths.
-        Later segments cover earlier ones.
+        `dict[str, dict]`: For each image file `size (height, width)` and `segments`, pairs of a category and its run
+        lengths. Later segments cover earlier ones.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
     entries = {entry["image_id"]: entry for entry in data["images"] if entry["phase"] == split}
@@ -35,7 +35,7 @@ def read_detail(path: Path, split: str) -> dict[str, dict[str, Any]]:
 
 
 def decode_segments(text: str) -> np.ndarray:
-    """Category of each pixel, `(height, width)` int32, from the JSON text of an entry of [`read_detail`]; 0 outside the segments."""
+    """Decode the JSON text of an entry of [`read_detail`] to the category of each pixel, `(height, width)` int32."""
     try:
         from pycocotools import mask as run_lengths
     except ImportError as error:

@@ -24,12 +24,12 @@ class SegmentationData(Dataset):
     Args:
         dataset (`DatasetSpec`, `str` or `Path`): The data set, or the source of one that needs no other options.
         split (`str`): Name of the split.
-        labels (`LabelSpec`, *optional*): Meaning of the labels. Defaults to the labels of `processor`; without one, labels are
-            neither reduced nor validated.
+        labels (`LabelSpec`, *optional*): Meaning of the labels. Defaults to the labels of `processor`; without one,
+            labels are neither reduced nor validated.
         processor (`BaseImageProcessor`, *optional*): Image processor whose `do_reduce_labels`, `ignore_index` and
             `num_labels` give `labels`.
-        max_kept_bytes (`int`, *optional*, defaults to 1 GiB): Total size of the decoded samples that each process keeps in
-            memory. Samples beyond this size are decoded on each access. 0 keeps none.
+        max_kept_bytes (`int`, *optional*, defaults to 1 GiB): Total size of the decoded samples that each process keeps
+            in memory. Samples beyond this size are decoded on each access. 0 keeps none.
 
     Raises:
         ValueError: if `labels` and the layout disagree on `do_reduce_labels`, or an image or label map has no partner.

@@ -18,8 +18,8 @@ def detect_dataset(dataset: DatasetSpec) -> DatasetSpec:
     Add the layout that the files of a data set have, unless `dataset` specifies one.
 
     Raises:
-        ValueError: if the source is neither a folder nor the name of a repository, does not have the specified layout, or
-            fits several layouts.
+        ValueError: if the source is neither a folder nor the name of a repository, does not have the specified layout,
+            or fits several layouts.
     """
     source = str(dataset.source)
     is_folder = Path(source).expanduser().is_dir()
@@ -51,8 +51,8 @@ def detect_labels(dataset: DatasetSpec, num_labels: int | None = None, **options
     if num_labels is None:
         if id2label is None:
             raise ValueError(
-                f"the number of classes of {dataset.source} is unknown: pass --num-labels, or put the class names into its "
-                "id2label.json."
+                f"the number of classes of {dataset.source} is unknown: pass --num-labels, or put the class names into "
+                "its id2label.json."
             )
         num_labels = len(id2label)
     elif id2label and len(id2label) != num_labels:
@@ -78,15 +78,15 @@ def find_id2label(
     Args:
         dataset (`DatasetSpec`, `str` or `Path`): The data set.
         id2label (`Mapping`, `str` or `Path`, *optional*):
-            The names, a JSON file with them, or one of `hf_segmodels.labels.DATASETS`. Defaults to `id2label.json` in the
-            folder of the data set, otherwise to the names of the layout.
+            The names, a JSON file with them, or one of `hf_segmodels.labels.DATASETS`. Defaults to `id2label.json` in
+            the folder of the data set, otherwise to the names of the layout.
 
     Returns:
         `dict[int, str]`: The names, or None if they are unknown.
 
     Raises:
-        ValueError: if `id2label` is neither a data set of [`hf_segmodels.labels`] nor a readable JSON file, or does not name
-            the classes from 0 on.
+        ValueError: if `id2label` is neither a data set of [`hf_segmodels.labels`] nor a readable JSON file, or does not
+            name the classes from 0 on.
     """
     dataset = as_dataset_spec(dataset)
     if id2label in DATASETS:

@@ -118,8 +118,8 @@ class LabelReader:
             values = np.unique(labels[is_unmapped])
             shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
             raise ValueError(
-                f"{name} holds values that have no class in the label mapping: {shown}. Add them to `label_mapping` (null for "
-                "void); `hf-segmodels check-data` counts them."
+                f"{name} holds values that have no class in the label mapping: {shown}. Add them to `label_mapping` "
+                "(null for void); `hf-segmodels check-data` counts them."
             )
         return _as_image(mapped)
 
@@ -151,8 +151,8 @@ def read_label_mapping(source: Mapping[Any, Any] | str | Path) -> dict[int, int 
     Read the `label_mapping` of a [`~hf_segmodels.data.DatasetSpec`].
 
     Args:
-        source (`Mapping`, `str` or `Path`): Class of each value in the label maps, with None (null) for void values, or a
-            JSON file with such a mapping.
+        source (`Mapping`, `str` or `Path`): Class of each value in the label maps, with None (null) for void values, or
+            a JSON file with such a mapping.
 
     Raises:
         ValueError: if the file cannot be read, or its content does not map integers to integers or null.

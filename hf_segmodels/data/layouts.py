@@ -170,8 +170,8 @@ class ADE20K(Layout):
 
 class Cityscapes(Layout):
     """
-    Cityscapes' `leftImg8bit` and `gtFine`. Reads `*_labelTrainIds.png` if every image has one, otherwise `*_labelIds.png`,
-    whose ids are mapped to the 19 evaluated classes.
+    Cityscapes' `leftImg8bit` and `gtFine`. Reads `*_labelTrainIds.png` if every image has one, otherwise
+    `*_labelIds.png`, whose ids are mapped to the 19 evaluated classes.
     """
 
     name = "cityscapes"
@@ -197,8 +197,9 @@ class Cityscapes(Layout):
 
 class PascalContext60(Layout):
     """
-    Pascal Context with background as class 0. Reads mmsegmentation's prepared label maps (`SegmentationClassContext` and
-    lists in `ImageSets/SegmentationContext`) if they exist, otherwise the segments in Detail's `trainval_merged.json`.
+    Pascal Context with background as class 0. Reads mmsegmentation's prepared label maps (`SegmentationClassContext`
+    and lists in `ImageSets/SegmentationContext`) if they exist, otherwise the segments in Detail's
+    `trainval_merged.json`.
     """
 
     name = "pascal_context_60"
@@ -252,9 +253,9 @@ class PascalContext59(PascalContext60):
 
 class CocoStuff10k(Layout):
     """
-    COCO-Stuff 10K. Reads mmsegmentation's prepared label maps (`annotations/train2014/*_labelTrainIds.png`) if they exist,
-    otherwise the originals (`annotations/*.mat`, which need SciPy) by the lists in `imageLists/`. 182 ids are mapped to 171
-    classes.
+    COCO-Stuff 10K. Reads mmsegmentation's prepared label maps (`annotations/train2014/*_labelTrainIds.png`) if they
+    exist, otherwise the originals (`annotations/*.mat`, which need SciPy) by the lists in `imageLists/`. 182 ids are
+    mapped to 171 classes.
     """
 
     name = "coco_stuff_10k"
@@ -289,9 +290,9 @@ class CocoStuff10k(Layout):
 
 class ImageFolders(Layout):
     """
-    A custom data set: `images/` and `labels/` (or `annotations/`, `masks/`) with files of the same names, suffixes aside.
-    Splits are folders inside both (`images/train`, `labels/train`) or around them (`train/images`, `train/labels`).
-    Without such folders, all files are the split `train`.
+    A custom data set: `images/` and `labels/` (or `annotations/`, `masks/`) with files of the same names, suffixes
+    aside. Splits are folders inside both (`images/train`, `labels/train`) or around them (`train/images`,
+    `train/labels`). Without such folders, all files are the split `train`.
     """
 
     name = "folder"
@@ -386,7 +387,7 @@ def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
         ending (`str`, *optional*): Ending that the file names must have.
 
     Returns:
-        `list[tuple[str, Path]]`: For each file the path in `folder` without `ending` (or without the suffix), and the file.
+        `list[tuple[str, Path]]`: For each file its path in `folder` without `ending` (or the suffix), and the file.
     """
     found = []
     # `rglob` does not follow links to folders

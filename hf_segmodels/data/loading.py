@@ -53,12 +53,13 @@ def load_segmentation_dataset(
         dataset (`DatasetSpec`, `str` or `Path`): The data set, or the source of one that needs no other options.
         split (`str`): Name of the split. In native layouts `train` also finds `training`, and `validation` also `val`.
         ignore_index (`int`, *optional*, defaults to 255): Label of the void values of a mapping.
-        process_index, num_processes (`int`, *optional*, defaults to 0 and 1): The shard to return, and the number of shards.
+        process_index, num_processes (`int`, *optional*): The shard to return, and the number of shards. Defaults to the
+            whole split.
 
     Returns:
-        `Dataset`, or `IterableDataset` if the data set is streamed: with the columns `image` and `label`, PIL images. Labels
-        are classes from 0 on, except in the layout `"ade20k"`: 0 means "other" there, and the image processor has to reduce
-        labels (`do_reduce_labels`).
+        `Dataset`, or `IterableDataset` if the data set is streamed: with the columns `image` and `label`, PIL images.
+        Labels are classes from 0 on, except in the layout `"ade20k"`: 0 means "other" there, and the image processor
+        has to reduce labels (`do_reduce_labels`).
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -141,8 +142,8 @@ def check_partners(raw: RawSplit) -> None:
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise ValueError(
-                f"{raw.layout.root} ({raw.split}) has {len(names)} {what}: {shown}. Each image needs one label map of the "
-                "same name; `hf-segmodels check-data --json FILE` lists all of them."
+                f"{raw.layout.root} ({raw.split}) has {len(names)} {what}: {shown}. Each image needs one label map of "
+                "the same name; `hf-segmodels check-data --json FILE` lists all of them."
             )
 
 

@@ -65,19 +65,19 @@ def open_image_shards(
     Open the images of a data set without reading them. Shards and their order depend only on the data.
 
     Args:
-        dataset (`DatasetSpec`, `str` or `Path`): The data set, or its source: a folder of images (subfolders included), the
-            folder of a native layout, a parquet file, or anything else that `datasets.load_dataset` takes. Label maps are not
-            needed. Image files have the single column `"image"`.
+        dataset (`DatasetSpec`, `str` or `Path`): The data set, or its source: a folder of images (subfolders included),
+            the folder of a native layout, a parquet file, or anything else that `datasets.load_dataset` takes. Label
+            maps are not needed. Image files have the single column `"image"`.
         split (`str`, *optional*): Name of the split; a subfolder in a folder of images. Defaults to the only split.
         keep_columns (`Sequence[str]`, *optional*): Columns to include in the rows, besides the image.
-        shard_size (`int`, *optional*, defaults to 500): Number of images in a shard of image files. Other files are a shard
-            each.
+        shard_size (`int`, *optional*, defaults to 500): Number of images in a shard of image files. Other files are a
+            shard each.
         output (`Path`, *optional*): Folder for results. Images in it are skipped.
 
     Raises:
         ImportError: if `datasets` is needed and not installed.
-        ValueError: if the layout, split or column does not exist, there are no images, the column does not hold images, or
-            `output` would be read as data.
+        ValueError: if the layout, split or column does not exist, there are no images, the column does not hold images,
+            or `output` would be read as data.
         OSError: if the data set does not exist.
     """
     dataset = as_dataset_spec(dataset)
@@ -90,8 +90,8 @@ def open_image_shards(
     if root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
         if found := detect_layouts(root):
             raise ValueError(
-                f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the folder "
-                "that holds only the images."
+                f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the "
+                "folder that holds only the images."
             )
         folder = root / (split or "")
         if output is not None and output.resolve() == folder.resolve():

@@ -14,8 +14,8 @@ class DatasetSpec:
 
     Args:
         source (`str` or `Path`):
-            Folder of a native layout. Without a layout: anything that `datasets.load_dataset` takes, such as a folder with
-            parquet files or a Hub repository.
+            Folder of a native layout. Without a layout: anything that `datasets.load_dataset` takes, such as a folder
+            with parquet files or a Hub repository.
         layout (`str`, *optional*):
             Native layout of the files, one of [`LAYOUTS`]: `"ade20k"`, `"cityscapes"`, `"pascal_context_59"`,
             `"pascal_context_60"`, `"coco_stuff_10k"` or `"folder"` (`images/` and `labels/`). Defaults to

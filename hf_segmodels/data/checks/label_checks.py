@@ -18,8 +18,8 @@ _Find = Callable[[SplitStatistics, set[int]], LabelIssue | None]
 @dataclass(frozen=True)
 class Check:
     """
-    A check of a split. `find` takes the statistics and the values that are neither classes, nor ignored, nor explained by an
-    earlier check.
+    A check of a split. `find` takes the statistics and the values that are neither classes, nor ignored, nor explained
+    by an earlier check.
     """
 
     name: str
@@ -111,8 +111,8 @@ def _reduced_layout(split: SplitStatistics, unexplained: set[int]) -> LabelIssue
     if split.layout is None or split.layout.labels is None or split.layout.do_reduce_labels or not is_reduced:
         return None
     return LabelIssue(
-        f"In the layout {split.layout.name!r} classes start at 0. The reduction drops the first class and shifts all others: "
-        "set `do_reduce_labels` to false."
+        f"In the layout {split.layout.name!r} classes start at 0. The reduction drops the first class and shifts all "
+        "others: set `do_reduce_labels` to false."
     )
 
 
@@ -123,8 +123,8 @@ def _train_ids(split: SplitStatistics, unexplained: set[int]) -> LabelIssue | No
     if not is_cityscapes or unmapped != {255} or max(set(split.pixels) - {255}, default=0) >= _CITYSCAPES_CLASSES:
         return None
     message = (
-        "These label maps hold 255 and otherwise nothing above 18: they are trainIds already, and the mapping from labelIds "
-        "would assign wrong classes. Name the files `*_labelTrainIds.png`, or remove the mapping."
+        "These label maps hold 255 and otherwise nothing above 18: they are trainIds already, and the mapping from "
+        "labelIds would assign wrong classes. Name the files `*_labelTrainIds.png`, or remove the mapping."
     )
     return _of_values(split, unexplained, unmapped, message)
 
@@ -142,8 +142,8 @@ def _zero_and_255(split: SplitStatistics, unexplained: set[int]) -> LabelIssue |
         return None
     role = "ignored" if split.labels.ignore_index == 255 else "not a class"
     message = (
-        f"All label maps hold only 0 and 255, and 255 is {role}, so at most one class remains. If these are masks of two "
-        "classes, map them with `label_mapping: {0: 0, 255: 1}`."
+        f"All label maps hold only 0 and 255, and 255 is {role}, so at most one class remains. If these are masks of "
+        "two classes, map them with `label_mapping: {0: 0, 255: 1}`."
     )
     return _of_values(split, unexplained, {255}, message)
 
@@ -180,8 +180,8 @@ def _label_ids(split: SplitStatistics, unexplained: set[int]) -> LabelIssue | No
     if not (is_named or _CITYSCAPES_CLASSES < highest <= max(CITYSCAPES_TRAIN_IDS)):
         return None
     message = (
-        f"With {_CITYSCAPES_CLASSES} classes, values up to {highest} look like Cityscapes' labelIds, not its trainIds, so "
-        "every class is mistaken for another one. Set `layout: cityscapes`, which maps the ids, or read the "
+        f"With {_CITYSCAPES_CLASSES} classes, values up to {highest} look like Cityscapes' labelIds, not its trainIds, "
+        "so every class is mistaken for another one. Set `layout: cityscapes`, which maps the ids, or read the "
         "`*_labelTrainIds.png` files. If the values are other classes, increase the number of classes."
     )
     return _of_values(split, unexplained, unexplained, message)
@@ -192,15 +192,15 @@ def _not_reduced(split: SplitStatistics, unexplained: set[int]) -> LabelIssue | 
     if split.mapping is not None or split.labels.do_reduce_labels:
         return None
     if split.layout is not None and split.layout.do_reduce_labels:
-        message = f'In the layout {split.layout.name!r} 0 means "other" and classes start at 1: set `do_reduce_labels` to true.'
+        message = f"In the layout {split.layout.name!r} classes start at 1: set `do_reduce_labels` to true."
         return _of_values(split, unexplained, unexplained or {0}, message)
     last = split.num_labels
     if unexplained != {last}:
         return None
     meaning = "0 means 'unlabeled' and classes start at 1" if 0 in split.pixels else "classes start at 1"
     message = (
-        f"Values go up to {last}, but the last of {last} classes is {last - 1}. If {meaning}, set `do_reduce_labels` to true; "
-        f"if {last} marks void pixels, map it to null in `label_mapping`."
+        f"Values go up to {last}, but the last of {last} classes is {last - 1}. If {meaning}, set `do_reduce_labels` "
+        f"to true; if {last} marks void pixels, map it to null in `label_mapping`."
     )
     return _of_values(split, unexplained, unexplained, message)
 
@@ -218,8 +218,8 @@ def _reduced_twice(split: SplitStatistics, unexplained: set[int]) -> LabelIssue 
     if not has_all and split.labels.ignore_index not in values:
         return None
     message = (
-        f"Values go from 0 to {last} and never reach {last + 1}, so classes start at 0 already. The reduction drops the first "
-        "class and shifts all others: set `do_reduce_labels` to false."
+        f"Values go from 0 to {last} and never reach {last + 1}, so classes start at 0 already. The reduction drops "
+        "the first class and shifts all others: set `do_reduce_labels` to false."
     )
     # a selection of label maps may lack the last of a few classes
     is_warning = not split.is_complete and split.num_labels < 5
@@ -233,9 +233,9 @@ def _void_value(split: SplitStatistics, unexplained: set[int]) -> LabelIssue | N
     (value,) = unexplained
     message = (
         f"{value} is neither a class nor the ignored label {split.labels.ignore_index}, but "
-        f"{split.pixels[value] / split.pixels.total():.1%} of the pixels have it, in {split.samples[value]} label maps. If it "
-        "marks void pixels, set `ignore_index` to it or map it to null in `label_mapping`; if it is a class, increase the "
-        "number of classes."
+        f"{split.pixels[value] / split.pixels.total():.1%} of the pixels have it, in {split.samples[value]} label "
+        "maps. If it marks void pixels, set `ignore_index` to it or map it to null in `label_mapping`; if it is a "
+        "class, increase the number of classes."
     )
     return _of_values(split, unexplained, {value}, message)
 
@@ -247,8 +247,8 @@ def _outside_classes(split: SplitStatistics, unexplained: set[int]) -> LabelIssu
     message = (
         f"Values outside the {split.num_labels} classes (0 to {split.num_labels - 1}"
         f"{', after the reduction' if split.labels.do_reduce_labels else ''}; {split.labels.ignore_index} is ignored): "
-        f"{_describe(split, unexplained)}. Map them in `label_mapping` (null for void), or increase the number of classes if "
-        "they are classes."
+        f"{_describe(split, unexplained)}. Map them in `label_mapping` (null for void), or increase the number of "
+        "classes if they are classes."
     )
     return _of_values(split, unexplained, unexplained, message)
 
@@ -260,8 +260,9 @@ def _one_class(split: SplitStatistics, unexplained: set[int]) -> LabelIssue | No
     if len(present) != 1 or others or _is_binary(split) or split.num_counted < 2 or split.num_labels < 2:
         return None
     return LabelIssue(
-        f"All pixels that are not ignored belong to class {present[0]} ({split.labels.class_names[present[0]]}), in all "
-        f"{split.num_counted} label maps: check how they were written, and whether the mapping keeps the other classes.",
+        f"All pixels that are not ignored belong to class {present[0]} ({split.labels.class_names[present[0]]}), in "
+        f"all {split.num_counted} label maps: check how they were written, and whether the mapping keeps the other "
+        "classes.",
         # a selection of label maps may lack rare classes
         is_warning=not split.is_complete,
     )

@@ -127,9 +127,9 @@ class DataReport:
 
     def __str__(self) -> str:
         header = (
-            f"{self.dataset.source}: layout {self.dataset.layout or 'of the `datasets` library'}, {self.labels.num_labels} "
-            f"classes, labels {'are' if self.labels.do_reduce_labels else 'are not'} reduced, {self.labels.ignore_index} is "
-            "ignored"
+            f"{self.dataset.source}: layout {self.dataset.layout or 'of the `datasets` library'}, "
+            f"{self.labels.num_labels} classes, labels {'are' if self.labels.do_reduce_labels else 'are not'} reduced, "
+            f"{self.labels.ignore_index} is ignored"
         )
         return "\n\n".join([header, *map(str, self.splits)])
 

@@ -43,8 +43,8 @@ def check_data(
         dataset (`DatasetSpec`, `str` or `Path`): The data set, or the source of one that needs no other options.
         splits (`Sequence[str]`): Names of the splits.
         labels (`LabelSpec`): Meaning of the labels, with `num_labels`.
-        num_workers (`int`, *optional*): Number of processes that read. Defaults to the number of processors. 0 and 1 read in
-            this process.
+        num_workers (`int`, *optional*): Number of processes that read. Defaults to the number of processors. 0 and 1
+            read in this process.
         max_samples (`int`, *optional*): Number of samples to read, spread over the split. Defaults to all.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 

@@ -18,8 +18,8 @@ class SampleCheck:
     name: str
     description: str
     find: Callable[[SampleFacts, LabelSpec, Colors], str | bool]
-    """Takes a sample, the meaning of the labels, and the first color of each value. Returns whether the sample has the issue,
-    or a detail of the issue (empty if the sample does not have it)."""
+    """Takes a sample, the meaning of the labels, and the first color of each value. Returns whether the sample has the
+    issue, or a detail of the issue (empty if the sample does not have it)."""
     message: str
     """The problem and the fix. `{}` stands for the detail of the first sample."""
     is_warning: bool = False
@@ -68,53 +68,53 @@ SAMPLE_CHECKS = (
         "size-mismatch",
         "an image and its label map differ in size",
         _size_mismatch,
-        "Image and label map differ in size (width x height: {}): each pixel needs a label, so resize or crop both alike "
-        "(label maps without interpolation). Swapped sizes come from EXIF data that rotates the image.",
+        "Image and label map differ in size (width x height: {}): each pixel needs a label, so resize or crop both "
+        "alike (label maps without interpolation). Swapped sizes come from EXIF data that rotates the image.",
     ),
     SampleCheck(
         "exif-rotation",
         "EXIF data rotates an image, but not its label map (warning)",
         lambda facts, labels, colors: facts.is_rotated,
-        "EXIF data rotates these images when they are read, but not their label maps: rotate the pixels themselves (Pillow's "
-        "`ImageOps.exif_transpose`, then save), and verify that the labels match the objects.",
+        "EXIF data rotates these images when they are read, but not their label maps: rotate the pixels themselves "
+        "(Pillow's `ImageOps.exif_transpose`, then save), and verify that the labels match the objects.",
         is_warning=True,
     ),
     SampleCheck(
         "color-label-map",
         "a label map holds colors instead of classes",
         _color_label_map,
-        "These label maps hold colors ({}) instead of class ids: write one channel with the class of each pixel (mode 'L' or "
-        "'P'). If all channels are equal, keep one of them.",
+        "These label maps hold colors ({}) instead of class ids: write one channel with the class of each pixel (mode "
+        "'L' or 'P'). If all channels are equal, keep one of them.",
     ),
     SampleCheck(
         "float-label-map",
         "a label map holds floating-point numbers",
         lambda facts, labels, colors: facts.is_float and facts.label_mode,
-        "These label maps hold floating-point numbers ({}) instead of integer class ids: write them as 8-bit PNG, and resize "
-        "label maps without interpolation.",
+        "These label maps hold floating-point numbers ({}) instead of integer class ids: write them as 8-bit PNG, and "
+        "resize label maps without interpolation.",
     ),
     SampleCheck(
         "16-bit-label-map",
         "a label map has 16 bits or more without need (warning)",
         _16_bit_label_map,
-        "These label maps have more bits ({}) than the classes need. They are read correctly here, but other programs clip "
-        "them at 255: 8-bit PNG is safer and smaller.",
+        "These label maps have more bits ({}) than the classes need. They are read correctly here, but other programs "
+        "clip them at 255: 8-bit PNG is safer and smaller.",
         is_warning=True,
     ),
     SampleCheck(
         "jpeg-label-map",
         "a label map is a JPEG file, whose compression changes classes",
         lambda facts, labels, colors: facts.label_format == "JPEG",
-        "These label maps are JPEG files, whose compression changes values along every edge: create them again from the "
-        "source, as PNG.",
+        "These label maps are JPEG files, whose compression changes values along every edge: create them again from "
+        "the source, as PNG.",
     ),
     SampleCheck(
         "differing-palettes",
         "a value has different colors in different files",
         _differing_palettes,
-        "The same value has different colors in different files ({}): each palette was made for its own image, so the values "
-        "are not classes. Convert the colors to class ids, the same for all files. If the values are classes after all, "
-        "allow this issue.",
+        "The same value has different colors in different files ({}): each palette was made for its own image, so the "
+        "values are not classes. Convert the colors to class ids, the same for all files. If the values are classes "
+        "after all, allow this issue.",
     ),
 )
 
