@@ -91,6 +91,8 @@ class Layout:
     """Required content of the folder, for error messages."""
     subfolders: ClassVar[Sequence[str]] = (".",)
     """Possible locations of the root in the given folder."""
+    split_parents: ClassVar[tuple[str, str]] = ("images", "annotations")
+    """Folders of images and of label maps. The splits are the folders that both contain, unless a subclass differs."""
 
     def __init__(self, folder: str | Path):
         roots = self.roots(Path(folder).expanduser())
@@ -106,7 +108,13 @@ class Layout:
     @classmethod
     def is_at(cls, root: Path) -> bool:
         """Whether `root` holds the files that this layout needs."""
-        raise NotImplementedError
+        return bool(cls.common_folders(root))
+
+    @classmethod
+    def common_folders(cls, root: Path) -> list[str]:
+        """Names of the folders that exist with images and with label maps."""
+        images, labels = (root / parent for parent in cls.split_parents)
+        return _common_folders(images, labels)
 
     @classmethod
     def is_recognized(cls, folder: Path) -> bool:
@@ -120,7 +128,7 @@ class Layout:
 
     def splits(self) -> list[str]:
         """Names of the available splits."""
-        raise NotImplementedError
+        return self.common_folders(self.root)
 
     def files(self, split: str) -> SplitFiles:
         """The files of one of `splits()`."""
@@ -151,18 +159,11 @@ class ADE20K(Layout):
     subfolders = (".", "ADEChallengeData2016")
 
     @classmethod
-    def is_at(cls, root: Path) -> bool:
-        return bool(_common_folders(root / "images", root / "annotations"))
-
-    @classmethod
     def is_recognized(cls, folder: Path) -> bool:
         return any(
             (root / "objectInfo150.txt").is_file() or root.resolve().name == "ADEChallengeData2016"
             for root in cls.roots(folder)
         )
-
-    def splits(self) -> list[str]:
-        return _common_folders(self.root / "images", self.root / "annotations")
 
     def files(self, split: str) -> SplitFiles:
         return _match(image_files(self.root / "images" / split), image_files(self.root / "annotations" / split))
@@ -178,13 +179,7 @@ class Cityscapes(Layout):
     labels = "cityscapes"
     expected = "`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`"
     subfolders = (".", "cityscapes")
-
-    @classmethod
-    def is_at(cls, root: Path) -> bool:
-        return bool(_common_folders(root / "leftImg8bit", root / "gtFine"))
-
-    def splits(self) -> list[str]:
-        return _common_folders(self.root / "leftImg8bit", self.root / "gtFine")
+    split_parents = ("leftImg8bit", "gtFine")
 
     def files(self, split: str) -> SplitFiles:
         images = image_files(self.root / "leftImg8bit" / split, "_leftImg8bit.png")
@@ -270,10 +265,9 @@ class CocoStuff10k(Layout):
         has_folders = (root / "images").is_dir() and (root / "annotations").is_dir()
         return has_folders and bool(cls._prepared(root) or (root / "imageLists").is_dir())
 
-    @staticmethod
-    def _prepared(root: Path) -> list[str]:
-        folders = _common_folders(root / "images", root / "annotations")
-        return [name.removesuffix("2014") for name in folders if name.endswith("2014")]
+    @classmethod
+    def _prepared(cls, root: Path) -> list[str]:
+        return [name.removesuffix("2014") for name in cls.common_folders(root) if name.endswith("2014")]
 
     def splits(self) -> list[str]:
         return self._prepared(self.root) or [path.stem for path in sorted((self.root / "imageLists").glob("*.txt"))]

@@ -377,7 +377,7 @@ def test_quick_form_reads_a_few(folder, monkeypatch):
     # spread over the split
     assert read[-1].endswith("e092.png")
     # classes that a few label maps lack are no news
-    assert quick_check(SegmentationData(DatasetSpec(folder, "folder"), "train"), num_labels=9).issues == []
+    assert quick_check(SegmentationData(DatasetSpec(folder, "folder"), "train", LabelSpec(9))).issues == []
 
 
 def test_quick_form_stops_on_issues(folder):

@@ -62,13 +62,12 @@ def check_data(
     )
 
 
-def quick_check(data: SegmentationData, num_labels: int | None = None, max_samples: int = 32) -> SplitReport:
+def quick_check(data: SegmentationData, max_samples: int = 32) -> SplitReport:
     """
     Check a few label maps, spread over a split, in this process. Logs warnings.
 
     Args:
         data (`SegmentationData`): The split.
-        num_labels (`int`, *optional*): Number of classes, if `data.labels` has none.
         max_samples (`int`, *optional*, defaults to 32): Number of samples to read.
 
     Returns:
@@ -77,10 +76,7 @@ def quick_check(data: SegmentationData, num_labels: int | None = None, max_sampl
     Raises:
         ValueError: if an issue is more than a warning, or the number of classes is unknown.
     """
-    labels = data.labels
-    if labels.num_labels is None:
-        labels = LabelSpec(num_labels, labels.id2label, labels.ignore_index, labels.do_reduce_labels)
-    report = LabelChecker(labels, num_workers=0, max_samples=max_samples).check(data.raw)
+    report = LabelChecker(data.labels, num_workers=0, max_samples=max_samples).check(data.raw)
     errors = [str(issue) for issue in report.issues if not issue.is_warning]
     if errors:
         header = f"Label issues were found in {data.split} (`hf-segmodels check-data` reports more):"
@@ -101,7 +97,7 @@ class LabelChecker:
 
     def __post_init__(self) -> None:
         if self.labels.num_labels is None:
-            raise ValueError("The number of classes is unknown: specify `num_labels`.")
+            raise ValueError("The number of classes is unknown: specify `num_labels` in the `LabelSpec`.")
 
     def check(self, raw: RawSplit) -> SplitReport:
         """Read a split and report its issues."""

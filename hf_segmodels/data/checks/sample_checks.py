@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..specs import LabelSpec
-from .sample_facts import SampleFacts, format_size
+from .sample_facts import SampleFacts
 
 
 Colors = dict[int, tuple[int, ...]]
@@ -26,9 +26,8 @@ class SampleCheck:
 
 
 def _size_mismatch(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:
-    if facts.image_size is None or facts.label_size is None or facts.image_size == facts.label_size:
-        return ""
-    return f"{format_size(facts.image_size)} and {format_size(facts.label_size)}"
+    differs = facts.image_size and facts.label_size and facts.image_size != facts.label_size
+    return f"{facts.image_size} and {facts.label_size}" if differs else ""
 
 
 def _color_label_map(facts: SampleFacts, labels: LabelSpec, colors: Colors) -> str:

@@ -27,14 +27,14 @@ _TRANSPOSED = (5, 6, 7, 8)
 
 @dataclass
 class SampleFacts:
-    """Properties of an image and its label map. Sizes are `(width, height)`."""
+    """Properties of an image and its label map. Sizes are `"WIDTHxHEIGHT"`, empty if unreadable."""
 
     name: str
-    image_size: tuple[int, int] | None = None
+    image_size: str = ""
     is_rotated: bool = False
     """Whether EXIF data rotates or mirrors the image."""
     image_error: str = ""
-    label_size: tuple[int, int] | None = None
+    label_size: str = ""
     label_mode: str = ""
     """PIL mode, or the dtype of an array."""
     label_format: str = ""
@@ -88,7 +88,7 @@ def _add_image(facts: SampleFacts, value: Any) -> None:
     orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
     facts.is_rotated = orientation in range(2, 9)
     width, height = image.size
-    facts.image_size = (height, width) if orientation in _TRANSPOSED else (width, height)
+    facts.image_size = f"{height}x{width}" if orientation in _TRANSPOSED else f"{width}x{height}"
 
 
 def _is_truncated(image: PIL.Image.Image) -> bool:
@@ -111,12 +111,12 @@ def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) 
         if values.ndim != 2:
             raise ValueError(f"an array of shape {values.shape} is not a label map, (height, width)")
         facts.label_mode = str(label_map.dtype)
-        facts.label_size = (values.shape[1], values.shape[0])
+        facts.label_size = f"{values.shape[1]}x{values.shape[0]}"
         facts.values = _count(values)
         return
     label_map.load()
     facts.label_mode, facts.label_format = label_map.mode, label_map.format or ""
-    facts.label_size = label_map.size
+    facts.label_size = f"{label_map.width}x{label_map.height}"
     bands = label_map.getbands()
     if len(bands) > 1:
         first, *others = [label_map.getchannel(band) for band in bands if band not in ("A", "a")]
@@ -145,9 +145,4 @@ def _count(values: np.ndarray) -> dict[int, int]:
     return {int(value): int(pixels) for value, pixels in zip(*np.unique(values, return_counts=True), strict=True)}
 
 
-def format_size(size: tuple[int, int]) -> str:
-    """`"WIDTHxHEIGHT"`."""
-    return f"{size[0]}x{size[1]}"
-
-
-__all__ = ["SampleFacts", "format_size", "read_sample_facts"]
+__all__ = ["SampleFacts", "read_sample_facts"]

@@ -8,7 +8,7 @@ from ..loading import RawSplit
 from ..specs import LabelSpec
 from .report import MAX_EXAMPLES, SplitReport
 from .sample_checks import SAMPLE_CHECKS
-from .sample_facts import SampleFacts, format_size
+from .sample_facts import SampleFacts
 
 
 class SplitStatistics:
@@ -47,9 +47,9 @@ class SplitStatistics:
         """Add a sample."""
         self.num_read += 1
         if facts.image_size:
-            self.image_sizes[format_size(facts.image_size)] += 1
+            self.image_sizes[facts.image_size] += 1
         if facts.label_size:
-            self.label_sizes[format_size(facts.label_size)] += 1
+            self.label_sizes[facts.label_size] += 1
             self.label_modes[" ".join(filter(None, (facts.label_format, facts.label_mode)))] += 1
         for check in SAMPLE_CHECKS:
             if detail := check.find(facts, self.labels, self.first_colors):
