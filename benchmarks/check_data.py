@@ -1,14 +1,14 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Times the doctor of label maps (`hf-segmodels check-data`) on as many as ADE20K's validation set has, made for it.
+Times the label checks (`hf-segmodels check-data`) on synthetic label maps, as many as ADE20K's validation set has.
 
     python benchmarks/check_data.py [--maps 2000] [--num-workers 2] [--repeats 3] [--output benchmarks/results]
 
-Makes a folder in ADE20K's layout, in a temporary place: PNG label maps of 683x512 pixels with 150 classes in blobs with
-rough edges (more of them, and so more bytes, than ADE20K's have), and JPEG images of the same size. One label map has a planted
-fault, and the pixels of each class are counted while they are made: the doctor has to find the one and report the others,
-or nothing is timed. Then times the whole check and the quick form that runs before training. The first round reads files
-that were just written: they come from memory, not from a disk.
+Writes a temporary folder in ADE20K's layout: PNG label maps of 683x512 pixels with 150 classes in blobs with rough
+edges (more blobs, and so more bytes, than ADE20K's have), and JPEG images of the same size. One label map has a planted
+issue, and the pixels of each class are counted while the label maps are made. The checks have to find the issue and to
+report the counts, otherwise the run ends. Then times the whole check and the quick form that runs before training. The
+files were just written, so they are read from memory, not from a disk.
 """
 
 import argparse
@@ -27,14 +27,13 @@ from PIL import Image
 from segment_image import commit, processor_name
 from tqdm import tqdm
 
-from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.data import SegmentationData, check_data, quick_check
+from hf_segmodels.data import DatasetSpec, LabelSpec, SegmentationData, check_data, quick_check
 
 
 NUM_LABELS = 150
 SIZE = (512, 683)
 CELL = 32
-FAULTY_VALUE = 200
+PLANTED_VALUE = 200
 
 
 def make_label_map(generator: np.random.Generator) -> np.ndarray:
@@ -60,29 +59,29 @@ def make_data(folder: Path, number: int) -> np.ndarray:
     for index in tqdm(range(number), desc="making label maps"):
         labels = make_label_map(generator)
         if index == number // 2:
-            labels[100, 200] = FAULTY_VALUE
+            labels[100, 200] = PLANTED_VALUE
         Image.fromarray(labels).save(annotations / f"ADE_val_{index:08d}.png")
         image.save(images / f"ADE_val_{index:08d}.jpg")
         counts += np.bincount(labels.ravel(), minlength=256)
     return counts
 
 
-def mend(folder: Path, number: int) -> None:
-    """Takes the planted fault out, which would end the quick form."""
+def remove_issue(folder: Path, number: int) -> None:
+    """Removes the planted issue, for which the quick form raises an error."""
     path = folder / "annotations" / "validation" / f"ADE_val_{number // 2:08d}.png"
     labels = np.array(Image.open(path))
-    Image.fromarray(np.where(labels == FAULTY_VALUE, 0, labels).astype(np.uint8)).save(path)
+    Image.fromarray(np.where(labels == PLANTED_VALUE, 0, labels).astype(np.uint8)).save(path)
 
 
 def check_results(report: Any, counts: np.ndarray, number: int) -> None:
-    """Ends the run where the doctor's counts or faults are not those of the data."""
+    """Ends the run if the counts or the issues are wrong."""
     (split,) = report.splits
-    faults = [fault.name for fault in report.faults()]
+    issues = [issue.name for issue in report.issues()]
     if split.pixels != counts[1 : NUM_LABELS + 1].tolist() or split.ignored_pixels != counts[0]:
-        sys.exit("the doctor counts other pixels than there are")
-    if faults != ["void-value"] or split.other_values != {FAULTY_VALUE: 1} or split.num_read != number:
-        sys.exit(f"the doctor found {faults} in {split.num_read} label maps, not the planted void-value")
-    print(f"the doctor's counts are those of the {number} label maps, and it found the planted fault")
+        sys.exit("the pixel counts of the checks are wrong")
+    if issues != ["void-value"] or split.other_values != {PLANTED_VALUE: 1} or split.num_read != number:
+        sys.exit(f"the checks found {issues} in {split.num_read} label maps, not the planted void-value")
+    print(f"the checks counted {number} label maps correctly and found the planted issue")
 
 
 def main() -> None:
@@ -93,21 +92,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the results file")
     arguments = parser.parse_args()
 
-    options: dict[str, Any] = {"num_labels": NUM_LABELS, "layout": "ade20k", "do_reduce_labels": True}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "ADEChallengeData2016"
         counts = make_data(folder, arguments.maps)
+        dataset = DatasetSpec(folder, "ade20k")
+        labels = LabelSpec(NUM_LABELS, do_reduce_labels=True)
         size = sum(path.stat().st_size for path in (folder / "annotations").rglob("*.png")) / arguments.maps
         seconds, quick_seconds = [], []
         for _ in range(arguments.repeats):
             start = time.perf_counter()
-            report = check_data(str(folder), ["validation"], num_workers=arguments.num_workers, **options)
+            report = check_data(dataset, ["validation"], labels, num_workers=arguments.num_workers)
             seconds.append(time.perf_counter() - start)
             if len(seconds) == 1:
                 check_results(report, counts, arguments.maps)
-        mend(folder, arguments.maps)
-        processor = SegmenterImageProcessor(do_reduce_labels=True, num_labels=NUM_LABELS)
-        data = SegmentationData(folder, "validation", processor=processor, layout="ade20k")
+        remove_issue(folder, arguments.maps)
+        data = SegmentationData(dataset, "validation", labels)
         for _ in range(arguments.repeats):
             start = time.perf_counter()
             quick_check(data)

@@ -6,15 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..utils.arguments import parse_positive
 from ..utils.errors import UserError, first_line
-
-
-if TYPE_CHECKING:
-    from ..data.recipe_fields import DataFields
 
 
 def add_parser(commands: Any) -> None:
@@ -94,52 +91,57 @@ def check_data_command(
     **options: Any,
 ) -> int:
     """
-    Checks the labels of a data set and prints what it finds.
+    Check the labels of a data set and print the report.
 
     Args:
         source (`str`): A recipe (`.yaml`), a folder, or a repository on the Hub.
-        splits (`Sequence[str]`, *optional*): Names of the splits; those of the recipe, or all, if unset.
+        splits (`Sequence[str]`, *optional*): Names of the splits. Defaults to the splits of the recipe, or all.
         json_path (`Path`, *optional*): File for the whole report.
-        allowed (`Sequence[str]`): Faults that do not count.
-        strict (`bool`): Whether warnings count.
+        allowed (`Sequence[str]`, *optional*): Names of issues that do not count.
+        strict (`bool`, *optional*, defaults to `False`): Whether warnings count.
         num_workers, max_samples: See [`check_data`].
-        options: Fields of [`DataFields`] that replace the recipe's; None for those that are not given.
+        options: Fields of [`DatasetSpec`] and [`LabelSpec`]. None stands for the value of the recipe or the data set.
 
     Returns:
-        `int`: 0 if all is well, 1 if there are faults.
+        `int`: 0, or 1 if label issues were found.
 
     Raises:
-        UserError: if the data cannot be read at all.
+        UserError: if the arguments are invalid or the data cannot be read.
     """
-    from ..data.checks.report import FAULTS
-    from ..data.checks.runner import check_data
+    from ..data import ISSUES, DatasetSpec, LabelSpec, check_data
+    from ..data.detection import detect_dataset, detect_labels, find_splits
     from ..data.loading import import_datasets
 
-    unknown = sorted(set(allowed) - set(FAULTS))
+    unknown = sorted(set(allowed) - set(ISSUES))
     if unknown:
-        raise UserError(f"{', '.join(unknown)} is no fault to allow: the names are {', '.join(FAULTS)}.")
+        raise UserError(f"--allow {', '.join(unknown)}: choose label issues among {', '.join(ISSUES)}.")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise UserError(f"there is no folder {json_path.resolve().parent} for {json_path.name}: create it first.")
     options = {name: value for name, value in options.items() if value is not None}
-    if splits:
-        options["splits"] = list(splits)
+    dataset_options, label_options = (
+        {field.name: options[field.name] for field in fields(spec) if field.name in options}
+        for spec in (DatasetSpec, LabelSpec)
+    )
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, BrokenProcessPool)
     try:
-        # what `datasets` raises itself
         errors = (*errors, import_datasets().exceptions.DatasetsError)
-        fields = _recipe_fields(source, options) if _is_recipe(source) else _folder_fields(source, options)
+        if source.endswith((".yaml", ".yml")):
+            from ..training.recipe import Recipe
+
+            recipe = Recipe.read(source)
+            dataset, labels = replace(recipe.dataset_spec, **dataset_options), recipe.label_spec()
+            if "num_labels" in label_options:
+                label_options["id2label"] = None
+            labels = replace(labels, **label_options)
+            splits = splits or recipe.splits
+        else:
+            dataset = detect_dataset(DatasetSpec(source, **dataset_options))
+            labels = detect_labels(dataset, **label_options)
+            splits = splits or find_splits(dataset)
         report = check_data(
-            fields.dataset,
-            fields.splits,
-            num_labels=fields.num_labels,
-            id2label=fields.id2label,
-            layout=fields.layout,
-            image_column=fields.image_column,
-            label_column=fields.label_column,
-            label_mapping=fields.label_mapping,
-            do_reduce_labels=fields.do_reduce_labels,
-            ignore_index=fields.ignore_index,
-            streaming=fields.streaming,
+            dataset,
+            splits,
+            labels,
             num_workers=num_workers,
             max_samples=max_samples,
             progress=sys.stderr.isatty(),
@@ -148,69 +150,5 @@ def check_data_command(
             json_path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     except errors as error:
         raise UserError(f"cannot check {source}: {first_line(error)}") from error
-    print(
-        f"{fields.dataset}: layout {fields.layout or 'of the `datasets` library'}, {fields.num_labels} classes, labels "
-        f"{'are' if fields.do_reduce_labels else 'are not'} reduced, {fields.ignore_index} is ignored\n"
-    )
-    print(report)
-    found = report.faults(allowed, strict)
-    num_warnings = len(report.faults(strict=True)) - len(report.faults()) if not strict else 0
-    kinds = ", ".join(dict.fromkeys(fault.name for fault in found))
-    print(
-        f"\n{len(found)} faults: {kinds}"
-        if found
-        else f"\nno faults{f', {num_warnings} warnings' * bool(num_warnings)}"
-    )
-    return int(bool(found))
-
-
-def _is_recipe(source: str) -> bool:
-    return source.endswith((".yaml", ".yml"))
-
-
-def _recipe_fields(source: str, options: dict[str, Any]) -> "DataFields":
-    from ..data.recipe_fields import read_data_fields
-
-    fields = read_data_fields(source)
-    if "num_labels" in options:
-        fields.id2label = None
-    for name, value in options.items():
-        setattr(fields, name, value)
-    return fields
-
-
-def _folder_fields(source: str, options: dict[str, Any]) -> "DataFields":
-    """Of a folder (or repository) what its files say themselves."""
-    from ..data.layouts import LAYOUTS, detect_layouts, find_layout
-    from ..data.loading import find_id2label, import_datasets
-    from ..data.recipe_fields import DataFields
-
-    is_folder = Path(source).expanduser().is_dir()
-    layout = options.get("layout")
-    if not is_folder and (layout or source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no folder {source}: give a recipe (.yaml), a folder, or a repository OWNER/NAME.")
-    if layout is None and is_folder:
-        layouts = detect_layouts(source)
-        if len(layouts) > 1:
-            raise ValueError(f"{source} can be read as {' or '.join(layouts)}: say which with --layout.")
-        layout = layouts[0] if layouts else None
-    id2label = find_id2label(source, None, layout)
-    if "num_labels" in options:
-        id2label = id2label if id2label and len(id2label) == options["num_labels"] else None
-    elif id2label is None:
-        raise ValueError(
-            f"it is not known how many classes {source} has: pass --num-labels, or put their names into its id2label.json."
-        )
-    options = options | {"layout": layout, "id2label": id2label}
-    options.setdefault("num_labels", len(id2label or ()))
-    if "splits" not in options:
-        options["splits"] = (
-            find_layout(layout, source).splits() if layout else import_datasets().get_dataset_split_names(source)
-        )
-    # what a layout leaves to the image processor is done as the processor should
-    if layout and "label_mapping" not in options:
-        options.setdefault("do_reduce_labels", LAYOUTS[layout].do_reduce_labels)
-    return DataFields(source, **options)
-
-
-__all__ = ["check_data_command"]
+    print(f"{report}\n\n{report.summary(allowed, strict)}")
+    return int(bool(report.issues(allowed, strict)))

@@ -1,5 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of images and label maps: native layouts, folders, parquet and the Hub; and a doctor for their labels."""
+"""
+Data sets of images and label maps.
+
+A [`DatasetSpec`] (location, layout, columns) and a [`LabelSpec`] (classes, ignored label) describe the data. It is
+opened in one form for each use:
+
+- `loading.RawSplit`: undecoded rows, for the label checks;
+- [`SegmentationData`]: decoded and validated samples as tensors, for training and evaluation;
+- [`load_segmentation_dataset`]: PIL images in a `datasets.Dataset`, for other code;
+- `shards.ImageShards`: the images alone, in shards for several processes, for `hf-segmodels segment-dataset`.
+"""
 
 import sys
 from typing import TYPE_CHECKING
@@ -8,20 +18,24 @@ from transformers.utils import _LazyModule
 
 
 _import_structure = {
+    "checks.label_checks": ["ISSUES"],
+    "checks.report": ["DataReport", "LabelIssue", "SplitReport"],
     "checks.runner": ["check_data", "quick_check"],
-    "checks.report": ["FAULTS", "DataReport", "Fault", "SplitReport"],
-    "layouts": ["LAYOUTS", "detect_layouts"],
-    "loading": ["find_id2label", "load_segmentation_dataset"],
-    "recipe_fields": ["DataFields", "read_data_fields"],
     "dataset": ["SegmentationData"],
+    "detection": ["find_id2label"],
+    "layouts": ["LAYOUTS", "detect_layouts"],
+    "loading": ["load_segmentation_dataset"],
+    "specs": ["DatasetSpec", "LabelSpec"],
 }
 
 if TYPE_CHECKING:
-    from .checks.report import FAULTS, DataReport, Fault, SplitReport
+    from .checks.label_checks import ISSUES
+    from .checks.report import DataReport, LabelIssue, SplitReport
     from .checks.runner import check_data, quick_check
     from .dataset import SegmentationData
+    from .detection import find_id2label
     from .layouts import LAYOUTS, detect_layouts
-    from .loading import find_id2label, load_segmentation_dataset
-    from .recipe_fields import DataFields, read_data_fields
+    from .loading import load_segmentation_dataset
+    from .specs import DatasetSpec, LabelSpec
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

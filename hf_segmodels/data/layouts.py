@@ -1,108 +1,53 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""How benchmarks lie on disk: which label map belongs to which image, and which class a value in it is."""
+"""Native layouts of data sets: which label map belongs to which image, and which class each value stands for."""
 
-import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..labels import load_labels
+from .annotation_formats import read_detail
 
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
-# Cityscapes' ids in `*_labelIds.png` of the 19 classes that are evaluated, in their order; all other ids are void.
+# Ids in Cityscapes' `*_labelIds.png` of the 19 evaluated classes, in the order of the classes. All other ids are void.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_TRAIN_IDS: dict[int, int | None] = dict.fromkeys(range(-1, 34)) | {
     label_id: index for index, label_id in enumerate(_CITYSCAPES_IDS)
 }
 
-# The 59 of Pascal Context's 459 categories that are evaluated; in the order of their ids, which is that of their names.
+# Ids of the 59 evaluated categories of Pascal Context's 459, in the order of the classes.
+# fmt: off
 _PASCAL_CONTEXT_IDS = (
-    *(
-        2,
-        9,
-        18,
-        19,
-        22,
-        23,
-        25,
-        31,
-        33,
-        34,
-        44,
-        45,
-        46,
-        59,
-        65,
-        68,
-        72,
-        80,
-        85,
-        98,
-        104,
-        105,
-        113,
-        115,
-        144,
-        158,
-        159,
-        162,
-    ),
-    *(
-        187,
-        189,
-        207,
-        220,
-        232,
-        258,
-        259,
-        260,
-        284,
-        295,
-        296,
-        308,
-        324,
-        326,
-        347,
-        349,
-        354,
-        355,
-        360,
-        366,
-        368,
-        397,
-        415,
-        416,
-    ),
-    *(420, 424, 427, 440, 445, 454, 458),
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159,
+    162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368,
+    397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )
+# fmt: on
 
-# COCO-Stuff counts to 182; these ids were never used.
+# COCO-Stuff's ids go up to 182, but these are unused.
 _COCO_STUFF_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
 _COCO_STUFF_CLASSES: dict[int, int | None] = {0: None} | {
     label_id: index
     for index, label_id in enumerate(label_id for label_id in range(1, 183) if label_id not in _COCO_STUFF_GAPS)
 }
 
-# Names of the same split
-_SAME_SPLITS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
+_SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
 
 
 @dataclass
 class Pair:
-    """An image and its label map."""
+    """An image and its label map, None where one is missing."""
 
     name: str
     image: Path | None
-    """None where it is missing."""
     label: Path | dict[str, Any] | None
-    """A file, or `size (height, width)` and `segments` as [`DetailSegments`] has them; None where it is missing."""
+    """A file, or `size` and `segments` (see [`~hf_segmodels.data.annotation_formats.read_detail`])."""
 
 
 @dataclass
@@ -111,72 +56,94 @@ class SplitFiles:
 
     pairs: list[Pair]
     mapping: dict[int, int | None] | None = None
-    """Class of each value in the label maps, None for what does not count; unset where values are classes already."""
+    """Class of each value in the label maps, None for void values. Without a mapping, the values are the classes."""
     ambiguous: list[str] = field(default_factory=list)
-    """Names that several images or several label maps have."""
+    """Names that several images or several label maps share."""
+
+    @property
+    def missing_labels(self) -> list[str]:
+        """Names of images without a label map."""
+        return [pair.name for pair in self.pairs if pair.label is None]
+
+    @property
+    def missing_images(self) -> list[str]:
+        """Names of label maps without an image."""
+        return [pair.name for pair in self.pairs if pair.image is None]
 
 
 class Layout:
     """
-    How a data set lies in a folder. Subclasses say what the files are called.
+    Base class of the native layouts. Subclasses define where the files are and how they are named.
 
     Args:
-        folder (`str` or `Path`): The data set's root, or a folder around it.
+        folder (`str` or `Path`): Root of the data set, or a folder that contains the root.
 
     Raises:
-        ValueError: if the files in `folder` lie otherwise.
+        ValueError: if `folder` does not have this layout.
     """
 
     name: ClassVar[str]
     labels: ClassVar[str | None] = None
-    """Its names in [`hf_segmodels.labels`]."""
+    """Name of the classes in [`hf_segmodels.labels`]."""
     do_reduce_labels: ClassVar[bool] = False
-    """Whether 0 in its label maps is "other" and left to the image processor to reduce."""
+    """Whether 0 in the label maps means "other", so that the image processor has to reduce labels."""
     expected: ClassVar[str]
-    """What has to lie in the folder, for messages."""
-    places: ClassVar[Sequence[str]] = (".",)
-    """Where the root may be inside the folder that is given."""
+    """Required content of the folder, for error messages."""
+    subfolders: ClassVar[Sequence[str]] = (".",)
+    """Possible locations of the root in the given folder."""
+    split_parents: ClassVar[tuple[str, str]] = ("images", "annotations")
+    """Folders of images and of label maps. The splits are the folders that both contain, unless a subclass differs."""
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder).expanduser()
-        roots = [folder / place for place in self.places if self.is_at(folder / place)]
+        roots = self.roots(Path(folder).expanduser())
         if not roots:
-            raise ValueError(f"{folder} has not the layout {self.name!r}: it needs {self.expected}.")
+            raise ValueError(f"{folder} does not have the layout {self.name!r}: it needs {self.expected}.")
         self.root = roots[0]
 
     @classmethod
+    def roots(cls, folder: Path) -> list[Path]:
+        """Folders in (or equal to) `folder` that have this layout."""
+        return [folder / subfolder for subfolder in cls.subfolders if cls.is_at(folder / subfolder)]
+
+    @classmethod
     def is_at(cls, root: Path) -> bool:
-        """Whether `root` holds what this layout expects."""
-        raise NotImplementedError
+        """Whether `root` holds the files that this layout needs."""
+        return bool(cls.common_folders(root))
+
+    @classmethod
+    def common_folders(cls, root: Path) -> list[str]:
+        """Names of the folders that exist with images and with label maps."""
+        images, labels = (root / parent for parent in cls.split_parents)
+        return _common_folders(images, labels)
 
     @classmethod
     def is_recognized(cls, folder: Path) -> bool:
-        """Whether `folder` has this layout and hardly any other."""
-        return any(cls.is_at(folder / place) for place in cls.places)
+        """Whether `folder` most likely has this layout."""
+        return bool(cls.roots(folder))
 
     @property
     def num_labels(self) -> int | None:
-        """Number of classes, where the layout says it."""
+        """Number of classes, None if the layout does not define it."""
         return len(load_labels(self.labels)[0]) if self.labels else None
 
     def splits(self) -> list[str]:
-        """Names of the splits that are there."""
-        raise NotImplementedError
+        """Names of the available splits."""
+        return self.common_folders(self.root)
 
     def files(self, split: str) -> SplitFiles:
-        """The files of a split, one of `splits()`."""
+        """The files of one of `splits()`."""
         raise NotImplementedError
 
     def find_split(self, split: str) -> str:
         """
-        The split that `split` names; `validation` also finds `val`, and so on.
+        Name of a split in this layout: `validation` also finds `val`.
 
         Raises:
-            ValueError: if there is none; names those there are.
+            ValueError: if the split does not exist.
         """
         splits = self.splits()
-        same = next((names for names in _SAME_SPLITS if split in names), ())
-        for name in (split, *same):
+        aliases = next((names for names in _SPLIT_ALIASES if split in names), ())
+        for name in (split, *aliases):
             if name in splits:
                 return name
         raise ValueError(f"{self.root} has no split {split!r}: choose one of {', '.join(splits) or 'none'}.")
@@ -189,21 +156,14 @@ class ADE20K(Layout):
     labels = "ade20k"
     do_reduce_labels = True
     expected = "`images/SPLIT/` and `annotations/SPLIT/`, as in `ADEChallengeData2016`"
-    places = (".", "ADEChallengeData2016")
-
-    @classmethod
-    def is_at(cls, root: Path) -> bool:
-        return bool(_common_folders(root / "images", root / "annotations"))
+    subfolders = (".", "ADEChallengeData2016")
 
     @classmethod
     def is_recognized(cls, folder: Path) -> bool:
-        roots = [folder / place for place in cls.places if cls.is_at(folder / place)]
         return any(
-            (root / "objectInfo150.txt").is_file() or root.resolve().name == "ADEChallengeData2016" for root in roots
+            (root / "objectInfo150.txt").is_file() or root.resolve().name == "ADEChallengeData2016"
+            for root in cls.roots(folder)
         )
-
-    def splits(self) -> list[str]:
-        return _common_folders(self.root / "images", self.root / "annotations")
 
     def files(self, split: str) -> SplitFiles:
         return _match(image_files(self.root / "images" / split), image_files(self.root / "annotations" / split))
@@ -211,21 +171,15 @@ class ADE20K(Layout):
 
 class Cityscapes(Layout):
     """
-    Cityscapes' `leftImg8bit` and `gtFine`. `*_labelTrainIds.png` are read where every image has one, otherwise
-    `*_labelIds.png`, whose ids become the 19 classes that are evaluated.
+    Cityscapes' `leftImg8bit` and `gtFine`. Reads `*_labelTrainIds.png` if every image has one, otherwise
+    `*_labelIds.png`, whose ids are mapped to the 19 evaluated classes.
     """
 
     name = "cityscapes"
     labels = "cityscapes"
     expected = "`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`"
-    places = (".", "cityscapes")
-
-    @classmethod
-    def is_at(cls, root: Path) -> bool:
-        return bool(_common_folders(root / "leftImg8bit", root / "gtFine"))
-
-    def splits(self) -> list[str]:
-        return _common_folders(self.root / "leftImg8bit", self.root / "gtFine")
+    subfolders = (".", "cityscapes")
+    split_parents = ("leftImg8bit", "gtFine")
 
     def files(self, split: str) -> SplitFiles:
         images = image_files(self.root / "leftImg8bit" / split, "_leftImg8bit.png")
@@ -238,8 +192,9 @@ class Cityscapes(Layout):
 
 class PascalContext60(Layout):
     """
-    Pascal Context with background as class 0: mmsegmentation's prepared label maps (`SegmentationClassContext` and lists
-    in `ImageSets/SegmentationContext`), otherwise the segments in Detail's `trainval_merged.json`.
+    Pascal Context with background as class 0. Reads mmsegmentation's prepared label maps (`SegmentationClassContext`
+    and lists in `ImageSets/SegmentationContext`) if they exist, otherwise the segments in Detail's
+    `trainval_merged.json`.
     """
 
     name = "pascal_context_60"
@@ -248,7 +203,7 @@ class PascalContext60(Layout):
         "`JPEGImages/`, and `SegmentationClassContext/` with `ImageSets/SegmentationContext/*.txt` or "
         "`trainval_merged.json`, as in `VOCdevkit/VOC2010`"
     )
-    places = (".", "VOC2010", "VOCdevkit/VOC2010")
+    subfolders = (".", "VOC2010", "VOCdevkit/VOC2010")
 
     @classmethod
     def is_at(cls, root: Path) -> bool:
@@ -257,7 +212,7 @@ class PascalContext60(Layout):
 
     @staticmethod
     def _lists(root: Path) -> dict[str, Path]:
-        """The lists of the splits, where label maps are prepared."""
+        """The lists of the splits of prepared label maps."""
         if not (root / "SegmentationClassContext").is_dir():
             return {}
         return {path.stem: path for path in sorted((root / "ImageSets" / "SegmentationContext").glob("*.txt"))}
@@ -267,17 +222,12 @@ class PascalContext60(Layout):
 
     def files(self, split: str) -> SplitFiles:
         # background is category 0 in both forms
+        images, labels = self.root / "JPEGImages", self.root / "SegmentationClassContext"
         if lists := self._lists(self.root):
-            pairs = [
-                Pair(
-                    name,
-                    _if_there(self.root / "JPEGImages" / f"{name}.jpg"),
-                    _if_there(self.root / "SegmentationClassContext" / f"{name}.png"),
-                )
-                for name in _names(lists[split])
-            ]
+            pairs = _listed_pairs(lists[split], images, labels, ".png")
             return SplitFiles(pairs, self._classes(range(1, 60)) | {255: None})
-        pairs = read_detail(self.root / "trainval_merged.json", split, self.root / "JPEGImages")
+        segments = read_detail(self.root / "trainval_merged.json", split)
+        pairs = [Pair(Path(name).stem, _existing(images / name), label) for name, label in segments.items()]
         return SplitFiles(pairs, self._classes(_PASCAL_CONTEXT_IDS))
 
     @staticmethod
@@ -286,7 +236,7 @@ class PascalContext60(Layout):
 
 
 class PascalContext59(PascalContext60):
-    """The same without background, which does not count."""
+    """Pascal Context with background as void."""
 
     name = "pascal_context_59"
     labels = "pascal_context_59"
@@ -298,8 +248,9 @@ class PascalContext59(PascalContext60):
 
 class CocoStuff10k(Layout):
     """
-    COCO-Stuff 10K: the label maps that mmsegmentation prepares (`annotations/train2014/*_labelTrainIds.png`), otherwise
-    the originals (`annotations/*.mat`, read with SciPy) by the lists in `imageLists/`. 182 ids become 171 classes.
+    COCO-Stuff 10K. Reads mmsegmentation's prepared label maps (`annotations/train2014/*_labelTrainIds.png`) if they
+    exist, otherwise the originals (`annotations/*.mat`, which need SciPy) by the lists in `imageLists/`. 182 ids are
+    mapped to 171 classes.
     """
 
     name = "coco_stuff_10k"
@@ -307,17 +258,16 @@ class CocoStuff10k(Layout):
     expected = (
         "`images/*.jpg`, `annotations/*.mat` and `imageLists/*.txt`, or mmsegmentation's `annotations/train2014/`"
     )
-    places = (".", "cocostuff-10k-v1.1", "coco_stuff10k")
+    subfolders = (".", "cocostuff-10k-v1.1", "coco_stuff10k")
 
     @classmethod
     def is_at(cls, root: Path) -> bool:
         has_folders = (root / "images").is_dir() and (root / "annotations").is_dir()
         return has_folders and bool(cls._prepared(root) or (root / "imageLists").is_dir())
 
-    @staticmethod
-    def _prepared(root: Path) -> list[str]:
-        folders = _common_folders(root / "images", root / "annotations")
-        return [name.removesuffix("2014") for name in folders if name.endswith("2014")]
+    @classmethod
+    def _prepared(cls, root: Path) -> list[str]:
+        return [name.removesuffix("2014") for name in cls.common_folders(root) if name.endswith("2014")]
 
     def splits(self) -> list[str]:
         return self._prepared(self.root) or [path.stem for path in sorted((self.root / "imageLists").glob("*.txt"))]
@@ -328,16 +278,15 @@ class CocoStuff10k(Layout):
             shifted: dict[int, int | None] = {0: None, 255: None} | {value: value - 1 for value in range(1, 172)}
             label_files = image_files(labels / f"{split}2014", "_labelTrainIds.png")
             return _match(image_files(images / f"{split}2014"), label_files, shifted)
-        names = _names(self.root / "imageLists" / f"{split}.txt")
-        pairs = [Pair(name, _if_there(images / f"{name}.jpg"), _if_there(labels / f"{name}.mat")) for name in names]
+        pairs = _listed_pairs(self.root / "imageLists" / f"{split}.txt", images, labels, ".mat")
         return SplitFiles(pairs, _COCO_STUFF_CLASSES)
 
 
 class ImageFolders(Layout):
     """
-    One's own folder: `images/` and `labels/` (or `annotations/`, `masks/`), whose files have the same names but for the
-    suffix. Splits are folders inside both (`images/train`, `labels/train`) or around them (`train/images`,
-    `train/labels`); without any, all files are the split `train`.
+    A custom data set: `images/` and `labels/` (or `annotations/`, `masks/`) with files of the same names, suffixes
+    aside. Splits are folders inside both (`images/train`, `labels/train`) or around them (`train/images`,
+    `train/labels`). Without such folders, all files are the split `train`.
     """
 
     name = "folder"
@@ -362,7 +311,7 @@ class ImageFolders(Layout):
         folders = self._folders(self.root)
         if folders is None:
             return self._outer_splits(self.root)
-        inner = [name for name in _common_folders(*folders) if any(name in names for names in _SAME_SPLITS)]
+        inner = [name for name in _common_folders(*folders) if any(name in names for names in _SPLIT_ALIASES)]
         return inner or ["train"]
 
     def files(self, split: str) -> SplitFiles:
@@ -384,7 +333,7 @@ def find_layout(name: str, folder: str | Path) -> Layout:
     The layout called `name` in `folder`.
 
     Raises:
-        ValueError: if there is no such layout, or the files lie otherwise.
+        ValueError: if the layout is unknown or `folder` does not have it.
     """
     if name not in LAYOUTS:
         raise ValueError(f"There is no layout {name!r}: choose one of {', '.join(LAYOUTS)}.")
@@ -392,41 +341,11 @@ def find_layout(name: str, folder: str | Path) -> Layout:
 
 
 def detect_layouts(folder: str | Path) -> list[str]:
-    """The layouts that `folder` may have: none, one, or both of Pascal Context."""
+    """Names of the layouts that `folder` may have. Pascal Context gives two."""
     folder = Path(folder).expanduser()
     found = [name for name, layout in LAYOUTS.items() if layout.is_recognized(folder)]
-    # several benchmarks have a folder of images beside one of annotations
+    # several benchmarks also have a folder of images next to a folder of annotations
     return [name for name in found if name != ImageFolders.name] or found
-
-
-def read_detail(path: Path, split: str, images: Path) -> list[Pair]:
-    """
-    Reads the segments of Pascal in Detail.
-
-    Args:
-        path (`Path`): `trainval_merged.json`: `images` with `phase`, `file_name`, `height` and `width`, and
-            `annos_segmentation` with `image_id`, `category_id` and a compressed run-length `segmentation`.
-        split (`str`): The phase.
-        images (`Path`): Folder of the images.
-
-    Returns:
-        `list[Pair]`: with `size (height, width)` and `segments` as labels: pairs of category and run lengths, of which a
-        later one lies over the earlier ones.
-    """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    entries = {entry["image_id"]: entry for entry in data["images"] if entry["phase"] == split}
-    segments = defaultdict(list)
-    for segment in data["annos_segmentation"]:
-        if segment["image_id"] in entries:
-            segments[segment["image_id"]].append((segment["category_id"], segment["segmentation"]["counts"]))
-    return [
-        Pair(
-            Path(entry["file_name"]).stem,
-            _if_there(images / entry["file_name"]),
-            {"size": (entry["height"], entry["width"]), "segments": segments[image_id]},
-        )
-        for image_id, entry in entries.items()
-    ]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -436,30 +355,42 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _common_folders(first: Path, second: Path) -> list[str]:
-    """Names of the folders that are in both."""
+    """Names of the folders that exist in both."""
     others = {path.name for path in _folders(second)}
     return [path.name for path in _folders(first) if path.name in others]
 
 
-def _if_there(path: Path) -> Path | None:
+def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _names(path: Path) -> list[str]:
-    """The lines of a list of images."""
-    return path.read_text(encoding="utf-8").split()
+def _listed_pairs(names: Path, images: Path, labels: Path, label_suffix: str) -> list[Pair]:
+    """Pairs of the image names in a text file."""
+    return [
+        Pair(name, _existing(images / f"{name}.jpg"), _existing(labels / f"{name}{label_suffix}"))
+        for name in names.read_text(encoding="utf-8").split()
+    ]
 
 
 def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
-    """Image files in `folder` and below, with their names there, less `ending` or, where that is unset, their suffix."""
+    """
+    Find the image files in `folder` and its subfolders.
+
+    Args:
+        folder (`Path`): The folder. Links to folders are followed, hidden files are skipped.
+        ending (`str`, *optional*): Ending that the file names must have.
+
+    Returns:
+        `list[tuple[str, Path]]`: For each file its path in `folder` without `ending` (or the suffix), and the file.
+    """
     found = []
-    # not `rglob`, which passes over links to folders
-    paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    # `rglob` does not follow links to folders
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
     for path in sorted(paths):
-        place = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in place.parts)
+        relative = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in relative.parts)
         if path.name.endswith(ending) and path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
-            found.append((place.as_posix().removesuffix(ending or path.suffix), path))
+            found.append((relative.as_posix().removesuffix(ending or path.suffix), path))
     return found
 
 
@@ -468,7 +399,7 @@ def _match(
     labels: Iterable[tuple[str, Path]],
     mapping: dict[int, int | None] | None = None,
 ) -> SplitFiles:
-    """Pairs files by their names."""
+    """Pair images and label maps by name."""
     found: dict[str, tuple[list[Path], list[Path]]] = {}
     for side, files in enumerate((images, labels)):
         for name, path in files:
@@ -487,5 +418,4 @@ __all__ = [
     "detect_layouts",
     "find_layout",
     "image_files",
-    "read_detail",
 ]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The images of a data set in shards, so that processes can share them: folders, native layouts, parquet and the Hub."""
+"""The images of a data set in shards, which several processes divide: folders, native layouts, parquet and the Hub."""
 
 import hashlib
 import json
@@ -9,106 +9,104 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .layouts import IMAGE_SUFFIXES, detect_layouts, find_layout, image_files
-from .loading import import_datasets
+from .loading import cast_undecoded, find_columns, import_datasets
+from .specs import DatasetSpec, as_dataset_spec
 
 
-# Single files that can be a data set, and what `datasets` calls their format
+# Single files that can be a data set, and the names of their formats in `datasets`
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-# Files that make a folder more than one of images
+# Files that a folder of nothing but images does not have
 _TABLES = (*(f"*{suffix}" for suffix in _FORMATS), "metadata.csv", "metadata.jsonl")
 
 
 @dataclass
 class ImageRow:
-    """An image of a data set, not decoded yet."""
+    """An undecoded image of a data set."""
 
     name: str | None
-    """Its file's name, where that is known."""
+    """File name, if known."""
     image: Any
-    """What [`~hf_segmodels.data.label_reader.open_image`] takes, or the file's bytes."""
+    """A value for [`~hf_segmodels.data.label_reader.open_image`], or the bytes of the file."""
     kept: dict[str, Any] = field(default_factory=dict)
     """Other columns."""
 
 
 @dataclass(frozen=True)
 class ImageShard:
-    """A part of a data set. `read` opens it anew each time and gives its rows one after another."""
+    """A part of a data set. Each call of `read` opens it again and yields its rows."""
 
     name: str
     read: Callable[[], Iterator[ImageRow]]
     num_images: int | None = None
-    """None where that is only known once it is read."""
+    """None if the number is unknown before the shard is read."""
 
 
 @dataclass
 class ImageShards:
-    """A split of a data set."""
+    """The shards of a split."""
 
     shards: list[ImageShard]
     fingerprint: str
-    """Differs where a file was added, removed or changed, or the shards are others."""
+    """Changes if a file is added, removed or modified, or if the shards are divided in another way."""
     split: str | None = None
     kept_features: dict[str, Any] = field(default_factory=dict)
-    """Features, as of `datasets`, of the columns that are kept."""
+    """`datasets` features of the kept columns."""
 
 
 def open_image_shards(
-    source: str | Path,
+    dataset: DatasetSpec | str | Path,
     split: str | None = None,
-    layout: str | None = None,
     *,
-    image_column: str = "image",
     keep_columns: Sequence[str] = (),
     shard_size: int = 500,
     output: Path | None = None,
 ) -> ImageShards:
     """
-    Opens the images of a data set; label maps are not needed. Nothing is read before it is asked for, and rows are
-    streamed. Shards and their order only depend on the data.
+    Open the images of a data set without reading them. Shards and their order depend only on the data.
 
     Args:
-        source (`str` or `Path`): A folder of images (those in folders inside it count, too), the folder of a native layout,
-            or what `datasets.load_dataset` takes: a folder with parquet files, a Hub repository; or one parquet file.
-        split (`str`, *optional*): The split; may be left out where there is only one. Of a folder of images: a folder in
-            it.
-        layout (`str`, *optional*): How the files lie, see [`load_segmentation_dataset`].
-        image_column (`str`, *optional*, defaults to `"image"`): The images' column; that of files is always `"image"`.
-        keep_columns (`Sequence[str]`, *optional*): Other columns to give, or the images' own.
-        shard_size (`int`, *optional*, defaults to 500): Image files are cut into shards of this size, in the order of
-            their names. Otherwise each file of the data set is a shard.
-        output (`Path`, *optional*): A folder for results; images in it do not count.
+        dataset (`DatasetSpec`, `str` or `Path`): The data set, or its source: a folder of images (subfolders included),
+            the folder of a native layout, a parquet file, or anything else that `datasets.load_dataset` takes. Label
+            maps are not needed. Image files have the single column `"image"`.
+        split (`str`, *optional*): Name of the split; a subfolder in a folder of images. Defaults to the only split.
+        keep_columns (`Sequence[str]`, *optional*): Columns to include in the rows, besides the image.
+        shard_size (`int`, *optional*, defaults to 500): Number of images in a shard of image files. Other files are a
+            shard each.
+        output (`Path`, *optional*): Folder for results. Images in it are skipped.
 
     Raises:
         ImportError: if `datasets` is needed and not installed.
-        ValueError: if there is no such layout, split or column, no image, or the column holds something else.
-        OSError: if there is no such data set.
+        ValueError: if the layout, split or column does not exist, there are no images, the column does not hold images,
+            or `output` would be read as data.
+        OSError: if the data set does not exist.
     """
-    root = Path(source).expanduser()
-    if layout is not None:
-        native = find_layout(layout, root)
-        split = native.find_split(split or _only_split(native.splits(), str(source)))
-        images = [pair.image for pair in native.files(split).pairs if pair.image is not None]
-        return _cut_files(images, native.root, split, keep_columns, shard_size)
+    dataset = as_dataset_spec(dataset)
+    source, root = str(dataset.source), Path(dataset.source).expanduser()
+    if dataset.layout is not None:
+        layout = find_layout(dataset.layout, root)
+        split = layout.find_split(split or _only_split(layout.splits(), source))
+        images = [pair.image for pair in layout.files(split).pairs if pair.image is not None]
+        return _shards_of_images(images, layout.root, split, keep_columns, shard_size)
     if root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
         if found := detect_layouts(root):
             raise ValueError(
-                f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the folder "
-                "that has nothing but the images."
+                f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the "
+                "folder that holds only the images."
             )
         folder = root / (split or "")
         if output is not None and output.resolve() == folder.resolve():
-            raise ValueError(f"The output folder {output} is that of the images: choose another.")
+            raise ValueError(f"The output folder {output} is the folder of the images: choose another.")
         images = [path for _, path in image_files(folder)]
         if output is not None and _is_in(output, folder):
             images = [path for path in images if not _is_in(path, output)]
         if not images:
-            raise ValueError(f"There are no images in the folder {folder}, and no parquet files.")
-        return _cut_files(images, root, split, keep_columns, shard_size)
+            raise ValueError(f"There are no images and no parquet files in the folder {folder}.")
+        return _shards_of_images(images, root, split, keep_columns, shard_size)
     if root.is_dir() and output is not None and _is_in(output, root):
         raise ValueError(
-            f"The output folder {output} is in that of the data, and would be read as data: choose another."
+            f"The output folder {output} is in the folder of the data and would be read as data: choose another."
         )
-    return _open_tables(str(source), root, split, image_column, keep_columns, shard_size)
+    return _open_tables(source, root, split, dataset.image_column, keep_columns, shard_size)
 
 
 def _is_in(path: Path, folder: Path) -> bool:
@@ -121,16 +119,16 @@ def _only_split(splits: Sequence[str], source: str) -> str:
     return splits[0]
 
 
-def _cut_files(
+def _shards_of_images(
     images: Sequence[Path], root: Path, split: str | None, keep_columns: Sequence[str], shard_size: int
 ) -> ImageShards:
-    """Shards of image files, which are named by their place in `root`."""
+    """Shards of local image files, named by their paths in `root`."""
     named = sorted((path.relative_to(root).as_posix(), str(path)) for path in images)
-    return _shards_of_files(named, [_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
+    return _shards_of_files(named, [_file_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Changes with the file."""
+def _file_state(path: Path) -> tuple[int, int] | None:
+    """Size and modification time, None for remote files."""
     try:
         state = path.stat()
     except OSError:
@@ -145,7 +143,7 @@ def _shards_of_files(
     keep_columns: Sequence[str],
     shard_size: int,
 ) -> ImageShards:
-    """Shards of image files: names, with paths or URLs, and what changes with each file."""
+    """Shards of image files, given as names with paths or URLs. The state of a file changes with its content."""
     if unknown := set(keep_columns) - {"image"}:
         raise ValueError(f"There is no column {sorted(unknown)}: image files only have the column 'image'.")
 
@@ -159,8 +157,7 @@ def _shards_of_files(
         return ImageShard(name, read, len(files))
 
     shards = [shard(named[start : start + shard_size]) for start in range(0, len(named), shard_size)]
-    names = [name for name, _ in named]
-    fingerprint = _digest([names, list(states), shard_size])
+    fingerprint = _digest([[name for name, _ in named], list(states), shard_size])
     kept_features = dict.fromkeys(keep_columns, import_datasets().Image(decode=False)) if keep_columns else {}
     return ImageShards(shards, fingerprint, split, kept_features)
 
@@ -168,7 +165,7 @@ def _shards_of_files(
 def _open_tables(
     source: str, path: Path, split: str | None, image_column: str, keep_columns: Sequence[str], shard_size: int
 ) -> ImageShards:
-    """What the library `datasets` reads."""
+    """Shards of a data set that the library `datasets` reads."""
     datasets = import_datasets()
     if path.is_file():
         if path.suffix not in _FORMATS:
@@ -185,8 +182,11 @@ def _open_tables(
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(map(str, streams))}.")
 
     data_files = {str(name): files for name, files in (builder.config.data_files or {}).items()}.get(split, [])
-    states = [[*metadata, _state(Path(file))] for file, metadata in zip(data_files, _metadata(data_files), strict=True)]
-    names = [_place(file, path) for file in data_files]
+    states = [
+        [*metadata, _file_state(Path(file))]
+        for file, metadata in zip(data_files, _remote_metadata(data_files), strict=True)
+    ]
+    names = [_relative_name(file, path) for file in data_files]
     if names and all(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         in_order = sorted(zip(names, data_files, states, strict=True), key=lambda item: item[:2])
         named = [(name, file) for name, file, _ in in_order]
@@ -201,7 +201,7 @@ def _open_tables(
             for row in rows.shard(num_shards=num_shards, index=index):
                 value = row[image_column]
                 kept = {column: row[column] for column in keep_columns}
-                yield ImageRow(_name_of_image(value, path), value, kept)
+                yield ImageRow(_image_name(value, path), value, kept)
 
         return ImageShard(shard_names[index], read)
 
@@ -209,41 +209,40 @@ def _open_tables(
     return ImageShards([shard(index) for index in range(num_shards)], fingerprint, split, kept_features)
 
 
-def _metadata(files: Any) -> Sequence[Sequence[Any]]:
-    """Of each file in a `DataFilesList` the ETag, or the repository's commit; the time of local ones is in `_state`."""
+def _remote_metadata(files: Any) -> Sequence[Sequence[Any]]:
+    """ETag or commit of each remote file in a `DataFilesList`, nothing for local files."""
     # a filtered list keeps the metadata of all its files
     known = getattr(files, "origin_metadata", ())
     return known if len(known) == len(files) and any("://" in file for file in files) else [()] * len(files)
 
 
-def _name_of_image(value: Any, root: Path) -> str | None:
+def _image_name(value: Any, root: Path) -> str | None:
     name = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(name, str):
         return None
-    return _place(name, root) if "://" in name or Path(name).is_absolute() else name
+    return _relative_name(name, root) if "://" in name or Path(name).is_absolute() else name
 
 
-def _place(file: str, root: Path) -> str:
-    """A file's place in the data set's folder or repository."""
+def _relative_name(file: str, root: Path) -> str:
+    """Path of a file in the folder or repository of the data set."""
     if "://" not in file:
         return Path(file).relative_to(root.resolve()).as_posix() if _is_in(Path(file), root) else Path(file).name
-    # hf://datasets/user/name@commit/place
+    # hf://datasets/user/name@commit/path
     return file.partition("@")[2].partition("/")[2] or file.rpartition("/")[2]
 
 
 def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """Rows with the columns that are asked for, of which images are not decoded; and the features of the kept ones."""
+    """Rows with the requested columns, images undecoded, and the features of the kept columns."""
     from datasets import Features, Image
 
-    # streamed rows may not know their columns
-    columns = rows.column_names or list(next(iter(rows)))
+    columns = find_columns(rows)
     images = [column for column, feature in (rows.features or {}).items() if isinstance(feature, Image)]
-    wanted = list(dict.fromkeys([image_column, *keep_columns]))
-    if missing := [column for column in wanted if column not in columns]:
+    requested = list(dict.fromkeys([image_column, *keep_columns]))
+    if missing := [column for column in requested if column not in columns]:
         raise ValueError(
             f"{source} has no column {missing}: set --image-column and --keep-columns to some of {columns}."
         )
-    rows = rows.select_columns(wanted)
+    rows = rows.select_columns(requested)
     features = rows.features
     if features is None and keep_columns:
         import pyarrow  # type: ignore[import-untyped]
@@ -255,10 +254,7 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
             f"The column {image_column!r} of {source} holds {features[image_column]}, not images: set --image-column"
             f"{f' to {images[0]}' if images else ''}."
         )
-    for column in wanted:
-        if rows.features and isinstance(features[column], Image):
-            rows = rows.cast_column(column, Image(decode=False))
-    return rows, {column: features[column] for column in keep_columns}
+    return cast_undecoded(rows, requested), {column: features[column] for column in keep_columns}
 
 
 def _can_hold_images(feature: Any) -> bool:

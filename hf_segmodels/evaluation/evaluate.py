@@ -59,7 +59,7 @@ def evaluate_model(
     Raises:
         ValueError: if the labels of `data` are not those of `image_processor`.
     """
-    if data.do_reduce_labels != bool(image_processor.do_reduce_labels):
+    if data.labels.do_reduce_labels != bool(image_processor.do_reduce_labels):
         raise ValueError(
             f"The processor has `do_reduce_labels={image_processor.do_reduce_labels}` but the labels of `data` were read "
             "otherwise: make it with `SegmentationData(..., processor=image_processor)`."
@@ -71,7 +71,7 @@ def evaluate_model(
     )
     num_images = 0
     with autocast:
-        samples = data.share(rank, num_processes)
+        samples = data.shard(rank, num_processes)
         for image, label_map in tqdm(samples, desc="evaluate", disable=rank > 0, leave=False):
             inputs = image_processor(image, return_tensors="pt").to(model.device)
             (prediction,) = model.predict(
@@ -111,7 +111,7 @@ def evaluate(
 
     Args:
         model (`str`): Folder, or name of a repository on the Hub.
-        dataset (`str`), split, layout, image_column, label_column, label_mapping: See [`SegmentationData`].
+        dataset (`str`), split, layout, image_column, label_column, label_mapping: See [`SegmentationData`] and [`DatasetSpec`].
         output (`Path`, *optional*): JSON file for the scores and what they depend on.
         device (`str`, *optional*): Where the model runs; of each process its own GPU, or the CPU, if unset.
         dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation.
@@ -127,7 +127,7 @@ def evaluate(
     try:
         from accelerate import Accelerator
 
-        from ..data import SegmentationData
+        from ..data import DatasetSpec, SegmentationData
     except ImportError as error:
         raise UserError(f"evaluation needs {error.name}: pip install 'hf_segmodels[train]'.") from error
 
@@ -138,9 +138,8 @@ def evaluate(
     if not hasattr(predictor.model, "predict"):
         raise UserError(f"{type(predictor.model).__name__} has no `predict`: give one of this package's models.")
     try:
-        data = SegmentationData(
-            dataset, split, image_column, label_column, predictor.image_processor, layout, label_mapping
-        )
+        spec = DatasetSpec(dataset, layout, image_column, label_column, label_mapping)
+        data = SegmentationData(spec, split, processor=predictor.image_processor)
         with torch.inference_mode():
             scores = evaluate_model(
                 predictor.model,

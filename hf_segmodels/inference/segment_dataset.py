@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..data.label_reader import open_image
 from ..data.shards import ImageRow, ImageShards, open_image_shards
+from ..data.specs import DatasetSpec
 from ..image_processing import to_rgb
 from ..utils.errors import UserError, first_line
 from ..visualization import ClassShare, class_shares, label_image, palette_for
@@ -79,7 +80,8 @@ def segment_dataset(
     segmented are skipped and reported.
 
     Args:
-        dataset (`str`), split, layout, image_column, shard_size: See [`~hf_segmodels.data.shards.open_image_shards`].
+        dataset (`str`), layout, image_column: See [`~hf_segmodels.data.DatasetSpec`].
+        split, shard_size: See [`~hf_segmodels.data.shards.open_image_shards`].
         model (`str`): Folder of a model, or name of a repository on the Hub.
         output (`Path`): Folder for the results.
         keep_columns (`Sequence[str]`, *optional*): Columns of the data to copy to the results; `image` for the images.
@@ -105,7 +107,7 @@ def segment_dataset(
         raise UserError(f"`format` is {format!r}: choose one of {', '.join(FORMATS)}.")
     if taken := [column for column in keep_columns if column in COLUMNS]:
         raise UserError(f"the results have a column {taken[0]!r} of their own: remove it from --keep-columns.")
-    data = _open_data(dataset, split, layout, image_column, keep_columns, shard_size, output, format)
+    data = _open_data(DatasetSpec(dataset, layout, image_column), split, keep_columns, shard_size, output, format)
     predictor = load_predictor(model, device=device or _local_device(), dtype=dtype, **options)
     manifest = {
         "model": model,
@@ -165,31 +167,21 @@ def _local_device() -> str | None:
 
 
 def _open_data(
-    dataset: str,
+    dataset: DatasetSpec,
     split: str | None,
-    layout: str | None,
-    image_column: str,
     keep_columns: Sequence[str],
     shard_size: int,
     output: Path,
     format: str,
 ) -> ImageShards:
     try:
-        data = open_image_shards(
-            dataset,
-            split,
-            layout,
-            image_column=image_column,
-            keep_columns=keep_columns,
-            shard_size=shard_size,
-            output=output,
-        )
+        data = open_image_shards(dataset, split, keep_columns=keep_columns, shard_size=shard_size, output=output)
         if format == "parquet":
             import datasets  # noqa: F401
     except ImportError as error:
         raise UserError(f"this needs {error.name}: pip install 'hf_segmodels[train]'.") from error
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {dataset}: {first_line(error)}") from error
+        raise UserError(f"cannot read {dataset.source}: {first_line(error)}") from error
     if format == "png":
         binary = [name for name, feature in data.kept_features.items() if not _fits_json(feature)]
         if binary:

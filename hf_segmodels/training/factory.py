@@ -29,7 +29,7 @@ from .schedules import cosine_restart_schedule, poly_schedule, step_schedule
 
 def load_id2label(recipe: Recipe) -> dict[int, str] | None:
     """Class names from the recipe, from beside the data, or of its layout; None where nobody says them."""
-    return find_id2label(recipe.dataset, recipe.id2label, recipe.layout)
+    return find_id2label(recipe.dataset_spec, recipe.id2label)
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -107,16 +107,7 @@ def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
 
 def build_data(recipe: Recipe, processor: BaseImageProcessor, split: str) -> SegmentationData:
     """A split of the recipe's data set, with labels as `processor` says, after a quick look at them."""
-    data = SegmentationData(
-        recipe.dataset,
-        split,
-        recipe.image_column,
-        recipe.label_column,
-        processor,
-        layout=recipe.layout,
-        label_mapping=recipe.label_mapping,
-        streaming=recipe.streaming,
-    )
+    data = SegmentationData(recipe.dataset_spec, split, processor=processor)
     quick_check(data)
     return data
 
@@ -140,7 +131,7 @@ def build_loader(
         recipe.scale_range,
         recipe.photometric_distortion,
         recipe.max_class_ratio,
-        data.ignore_index,
+        data.labels.ignore_index,
     )
     place: dict[str, Any] = {
         "start": start,
@@ -239,7 +230,7 @@ class Loss:
 
     def __init__(self, recipe: Recipe, data: SegmentationData, num_labels: int):
         self.weights = class_weights(data, num_labels, recipe.class_weighting)
-        self.label_smoothing, self.ignore_index = recipe.label_smoothing, data.ignore_index
+        self.label_smoothing, self.ignore_index = recipe.label_smoothing, data.labels.ignore_index
         self.is_own = self.weights is None and recipe.label_smoothing == 0.0
 
     def __call__(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from ..data.detection import find_id2label
+from ..data.specs import DatasetSpec, LabelSpec
+
 
 @dataclasses.dataclass
 class Recipe:
@@ -129,7 +132,7 @@ class Recipe:
 
     evaluation_options = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.dataset:
             raise ValueError("The recipe needs `dataset`: a folder or Hub repository for `datasets.load_dataset`.")
         if not self.model and not self.pretrained:
@@ -174,6 +177,44 @@ class Recipe:
         self.scale_range = tuple(_number("scale_range", scale) for scale in self.scale_range)
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"`scale_range` must be [lowest, highest], above 0, got {list(self.scale_range)}.")
+
+    @property
+    def dataset_spec(self) -> DatasetSpec:
+        """The recipe's data set."""
+        return DatasetSpec(
+            self.dataset, self.layout, self.image_column, self.label_column, self.label_mapping, self.streaming
+        )
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that training and evaluation read."""
+        return list(dict.fromkeys([self.train_split, self.eval_split]))
+
+    def label_spec(self) -> LabelSpec:
+        """
+        The labels that the recipe's model learns, read from configurations alone.
+
+        Raises:
+            OSError: if `pretrained` does not exist.
+            ValueError: if neither the recipe nor the data set defines the classes.
+        """
+        from transformers import AutoConfig
+        from transformers.image_processing_utils import BaseImageProcessor
+
+        processor, id2label = self.image_processor, find_id2label(self.dataset_spec, self.id2label)
+        if self.pretrained:
+            processor = BaseImageProcessor.get_image_processor_dict(self.pretrained)[0] | processor
+        if id2label is None:
+            if self.pretrained:
+                config = AutoConfig.from_pretrained(self.pretrained, **self.model)
+            elif "model_type" in self.model:
+                config = AutoConfig.for_model(**self.model)
+            else:
+                raise ValueError("`model` in the recipe needs a `model_type`, such as `segmenter`.")
+            id2label = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+        return LabelSpec(
+            len(id2label), id2label, processor.get("ignore_index", 255), bool(processor.get("do_reduce_labels"))
+        )
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":

@@ -122,7 +122,7 @@ def draw_predictions(
     """
     palette = palette_for(model.config)
     rows = []
-    for image, label_map in islice(data.share(), count):
+    for image, label_map in islice(data, count):
         inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
         (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
         # (3, height, width) -> (height, width, 3)

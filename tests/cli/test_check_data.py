@@ -50,18 +50,18 @@ def test_clean_folder(folder, capsys):
     assert code == 0
     assert "layout folder, 2 classes, labels are not reduced, 255 is ignored" in printed.out
     assert "2 of 2 occur" in printed.out
-    assert printed.out.endswith("no faults\n")
+    assert printed.out.endswith("no label issues found\n")
     assert printed.err == ""
 
 
-def test_faults_and_what_is_allowed(folder, tmp_path, capsys):
+def test_issues_and_allowed_ones(folder, tmp_path, capsys):
     write_folders(folder, {"c": label_map(2)})
     write_image(folder / "images" / "d.jpg")
     arguments = [folder, "--num-labels", 2, "--json", tmp_path / "report.json"]
     code, printed = run(capsys, *arguments)
     assert code == 1
-    assert "fault: not-reduced (1)" in printed.out
-    assert printed.out.endswith("2 faults: missing-label, not-reduced\n")
+    assert "error: not-reduced (1)" in printed.out
+    assert printed.out.endswith("2 label issues found: missing-label, not-reduced\n")
     assert run(capsys, *arguments, "--allow", "missing-label")[0] == 1
     assert run(capsys, *arguments, "--allow", "missing-label", "not-reduced")[0] == 0
 
@@ -70,13 +70,13 @@ def test_faults_and_what_is_allowed(folder, tmp_path, capsys):
     assert (report["num_labels"], report["layout"], split["split"]) == (2, "folder", "train")
     assert split["pixels"] == [18, 66]
     assert split["other_values"] == {"2": 48}
-    assert [fault["name"] for fault in split["faults"]] == ["missing-label", "not-reduced"]
+    assert [issue["name"] for issue in split["issues"]] == ["missing-label", "not-reduced"]
 
 
 def test_warnings_count_where_asked(folder, capsys):
     code, printed = run(capsys, folder, "--num-labels", 3)
     assert code == 0
-    assert printed.out.endswith("no faults, 1 warnings\n")
+    assert printed.out.endswith("no label issues found, 1 warning\n")
     assert run(capsys, folder, "--num-labels", 3, "--strict")[0] == 1
     assert run(capsys, folder, "--num-labels", 3, "--strict", "--allow", "absent-classes")[0] == 0
 
@@ -117,7 +117,7 @@ def test_columns_and_splits_of_parquet(tmp_path, capsys):
     columns = ["--image-column", "photo", "--label-column", "mask"]
     code, printed = run(capsys, tmp_path / "data", *columns)
     assert code == 1
-    assert "1 faults: void-value" in printed.out
+    assert "1 label issue found: void-value" in printed.out
     assert "bright" in printed.out
     assert run(capsys, tmp_path / "data", *columns, "--split", "train")[0] == 0
     code, printed = run(capsys, tmp_path / "data")
@@ -179,15 +179,15 @@ def missing_recipe(tmp_path):
 
 def broken_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
-    return [tmp_path / "recipe.yaml"], "is no YAML file"
+    return [tmp_path / "recipe.yaml"], "recipe.yaml is no YAML: "
 
 
 def recipe_without_data(tmp_path):
-    return [write_recipe(tmp_path / "recipe.yaml", model={})], "has to name its data"
+    return [write_recipe(tmp_path / "recipe.yaml", model={})], "needs `dataset`"
 
 
 def recipe_without_classes(tmp_path):
-    return [write_recipe(tmp_path / "recipe.yaml", dataset="x")], "does not say how many classes"
+    return [write_recipe(tmp_path / "recipe.yaml", dataset="x")], "needs `model`"
 
 
 def missing_folder(tmp_path):
@@ -199,11 +199,11 @@ def unknown_number_of_classes(tmp_path):
 
 
 def two_layouts(tmp_path):
-    return [write_pascal_context(tmp_path, {"a": label_map(0)})], "say which with --layout"
+    return [write_pascal_context(tmp_path, {"a": label_map(0)})], "choose one with --layout"
 
 
 def wrong_layout(tmp_path):
-    return [tmp_path, "--layout", "cityscapes"], "has not the layout 'cityscapes'"
+    return [tmp_path, "--layout", "cityscapes"], "does not have the layout 'cityscapes'"
 
 
 def missing_split(tmp_path):
@@ -211,8 +211,14 @@ def missing_split(tmp_path):
     return [folder, "--split", "test", "--num-labels", "2"], "no split 'test': choose one of train"
 
 
-def unknown_fault(tmp_path):
-    return [write_folders(tmp_path, {"a": label_map(0)}), "--num-labels", "2", "--allow", "void"], "void is no fault"
+def unknown_issue(tmp_path):
+    return [
+        write_folders(tmp_path, {"a": label_map(0)}),
+        "--num-labels",
+        "2",
+        "--allow",
+        "void",
+    ], "--allow void: choose label issues among unreadable-image"
 
 
 def no_folder_for_the_report(tmp_path):
@@ -235,7 +241,7 @@ def no_number(tmp_path):
         two_layouts,
         wrong_layout,
         missing_split,
-        unknown_fault,
+        unknown_issue,
         no_folder_for_the_report,
         no_number,
     ],
@@ -260,4 +266,4 @@ def test_process(tmp_path, num_workers):
     assert result.returncode == 1
     assert result.stderr == ""
     assert "40 images with label maps" in result.stdout
-    assert "1 faults: outside-classes" in result.stdout
+    assert "1 label issue found: outside-classes" in result.stdout

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Samples as training takes them."""
+"""Decoded samples of data sets."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 
 from common.segmentation_folders import label_map, write_ade20k, write_cityscapes, write_folders, write_image
 from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.data import SegmentationData
+from hf_segmodels.data import DatasetSpec, LabelSpec, SegmentationData
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 
 def test_samples(folder):
-    data = SegmentationData(folder, "train", layout="folder", processor=SegmenterImageProcessor(num_labels=5))
+    data = SegmentationData(DatasetSpec(folder, "folder"), "train", processor=SegmenterImageProcessor(num_labels=5))
     image, labels = data[3]
     assert (image.shape, image.dtype, labels.dtype) == ((3, 6, 8), torch.uint8, torch.uint8)
     assert np.array_equal(labels, label_map(3, 255))
@@ -30,32 +30,32 @@ def test_keeps_samples_up_to_a_limit(folder, monkeypatch):
         SegmentationData, "decode", lambda self, row, index: decoded.append(index) or decode(self, row, index)
     )
     size = 3 * 48 + 8 * 48
-    data = SegmentationData(folder, "train", layout="folder", max_kept_bytes=2 * size)
+    data = SegmentationData(DatasetSpec(folder, "folder"), "train", max_kept_bytes=2 * size)
     for _ in range(2):
         first = list(data)
     assert decoded == [0, 1, 2, 3, 4, 2, 3, 4]
     assert data.kept_bytes == 2 * size
     assert all(torch.equal(a, b) for a, b in zip(first[0], data[0], strict=True))
     decoded.clear()
-    data = SegmentationData(folder, "train", layout="folder", max_kept_bytes=0)
+    data = SegmentationData(DatasetSpec(folder, "folder"), "train", max_kept_bytes=0)
     assert [len(list(data)) for _ in range(2)] == [5, 5]
     assert len(decoded) == 10
 
 
-def test_processes_share_samples(folder):
+def test_shards_of_processes(folder):
     for streaming in (False, True):
-        data = SegmentationData(folder, "train", layout="folder", streaming=streaming)
-        shares = [[int(labels[0, 0]) for _, labels in data.share(index, 2)] for index in range(2)]
-        assert sorted(shares[0] + shares[1]) == list(range(5))
+        data = SegmentationData(DatasetSpec(folder, "folder", streaming=streaming), "train")
+        shards = [[int(labels[0, 0]) for _, labels in data.shard(rank, 2)] for rank in range(2)]
+        assert sorted(shards[0] + shards[1]) == list(range(5))
 
 
 def test_streams_have_neither_length_nor_index(folder):
-    data = SegmentationData(folder, "train", layout="folder", streaming=True)
+    data = SegmentationData(DatasetSpec(folder, "folder", streaming=True), "train")
     with pytest.raises(TypeError, match="streaming=False"):
         len(data)
     with pytest.raises(TypeError, match="streaming=False"):
         data[0]
-    rows = SegmentationData(folder, "train", layout="folder")
+    rows = SegmentationData(DatasetSpec(folder, "folder"), "train")
     for sample, streamed in zip(rows, data, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(sample, streamed, strict=True))
     assert torch.equal(data.class_counts(5), rows.class_counts(5))
@@ -68,25 +68,24 @@ def test_reduction_has_to_be_that_of_the_layout(tmp_path, reduce):
     processors = [SegmenterImageProcessor(do_reduce_labels=reduce, num_labels=number) for number in (150, 19)]
     for source, layout, processor in ((ade, "ade20k", processors[0]), (city, "cityscapes", processors[1])):
         if reduce == (layout == "ade20k"):
-            labels = SegmentationData(source, "val", processor=processor, layout=layout)[0][1]
+            labels = SegmentationData(DatasetSpec(source, layout), "val", processor=processor)[0][1]
             assert sorted(labels.unique().tolist()) == ([0, 149, 255] if reduce else [0, 255])
         else:
             with pytest.raises(ValueError, match=f"layout '{layout}' .* needs `do_reduce_labels={not reduce}`"):
-                SegmentationData(source, "val", processor=processor, layout=layout)
-    # with a mapping of one's own nobody else knows what 0 means
+                SegmentationData(DatasetSpec(source, layout), "val", processor=processor)
+    # a custom mapping defines what 0 means
     mapping = {0: 0, 1: 1, 150: 2}
-    SegmentationData(ade, "val", processor=processors[0], layout="ade20k", label_mapping=mapping)
+    SegmentationData(DatasetSpec(ade, "ade20k", label_mapping=mapping), "val", processor=processors[0])
 
 
 def test_void_of_layouts_is_the_ignored_label(tmp_path):
     write_cityscapes(tmp_path, {"a_0_0": label_map(0, 33)}, split="val")
-    processor = SegmenterImageProcessor(num_labels=19, ignore_index=-1)
-    labels = SegmentationData(tmp_path, "val", processor=processor, layout="cityscapes")[0][1]
+    labels = SegmentationData(DatasetSpec(tmp_path, "cityscapes"), "val", LabelSpec(19, ignore_index=-1))[0][1]
     assert labels.unique().tolist() == [-1, 18]
 
 
 def test_sizes_have_to_agree(folder):
     write_image(folder / "images" / "2.jpg", (8, 6))
-    data = SegmentationData(folder, "train", layout="folder")
+    data = SegmentationData(DatasetSpec(folder, "folder"), "train")
     with pytest.raises(ValueError, match=r"sample 2 in train \(.*2\.png\) has .* \(6, 8\) but its image has \(8, 6\)"):
         data[2]

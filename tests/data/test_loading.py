@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of the `datasets` library, mappings of labels, streams and shares."""
+"""Data sets of the `datasets` library, label mappings, streams and shards."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.segmentation_folders import label_map, write_ade20k, write_folders
-from hf_segmodels.data import find_id2label, load_segmentation_dataset
+from hf_segmodels.data import DatasetSpec, find_id2label, load_segmentation_dataset
 
 
 def write_parquet(folder, maps, image="image", label="label", name="train", shards=1):
@@ -34,8 +34,8 @@ def values(dataset):
 def test_columns_of_any_name(tmp_path, streaming):
     # as unlucky as can be: each has the other's name
     source = write_parquet(tmp_path / "data", [label_map(1, 255)], image="label", label="image")
-    options = {"image_column": "label", "label_column": "image", "streaming": streaming}
-    dataset = load_segmentation_dataset(source, "train", **options)
+    spec = DatasetSpec(source, image_column="label", label_column="image", streaming=streaming)
+    dataset = load_segmentation_dataset(spec, "train")
     (row,) = dataset
     assert row.keys() == {"image", "label"}
     assert row["image"].mode == "RGB"
@@ -70,10 +70,11 @@ def test_mapping(tmp_path, streaming):
     mapping = {0: None, 255: None, 7: 0, 9: 1}
     (tmp_path / "mapping.json").write_text(json.dumps(mapping))
     for given in (mapping, str(tmp_path / "mapping.json")):
-        dataset = load_segmentation_dataset(source, "train", label_mapping=given, streaming=streaming)
+        dataset = load_segmentation_dataset(DatasetSpec(source, label_mapping=given, streaming=streaming), "train")
         assert values(dataset) == [[0, 255], [1]]
     # labels that need a sign
-    dataset = load_segmentation_dataset(source, "train", label_mapping=mapping, ignore_index=-100, streaming=streaming)
+    spec = DatasetSpec(source, label_mapping=mapping, streaming=streaming)
+    dataset = load_segmentation_dataset(spec, "train", ignore_index=-100)
     assert values(dataset) == [[-100, 0], [1]]
     # `select_columns` leaves images undecoded
     if not streaming:
@@ -83,17 +84,15 @@ def test_mapping(tmp_path, streaming):
 def test_mapping_replaces_that_of_the_layout(tmp_path):
     write_ade20k(tmp_path, {"a": label_map(0, 1, 2)})
     mapping = {0: None, 1: 1, 2: 0}
-    dataset = load_segmentation_dataset(tmp_path, "validation", layout="ade20k", label_mapping=mapping)
+    dataset = load_segmentation_dataset(DatasetSpec(tmp_path, "ade20k", label_mapping=mapping), "validation")
     assert np.array(dataset[0]["label"])[0, :3].tolist() == [255, 1, 0]
 
 
 def test_values_without_a_class_are_refused(tmp_path):
     source = write_folders(tmp_path, {"a": label_map(0, 1), "b": label_map(3, 0, 200)})
-    dataset = load_segmentation_dataset(source, "train", layout="folder", label_mapping={0: 0, 1: 1})
+    dataset = load_segmentation_dataset(DatasetSpec(source, "folder", label_mapping={0: 0, 1: 1}), "train")
     assert np.unique(np.array(dataset[0]["label"])).tolist() == [0, 1]
-    with pytest.raises(
-        ValueError, match=r"b.png\) holds values that have no class in the label mapping: 3, 200\. Name"
-    ):
+    with pytest.raises(ValueError, match=r"b.png\) holds values that have no class in the label mapping: 3, 200\. Add"):
         dataset[1]
 
 
@@ -110,15 +109,16 @@ def test_values_without_a_class_are_refused(tmp_path):
 def test_mappings_that_are_none(tmp_path, mapping, message):
     write_folders(tmp_path, {"a": label_map(0)})
     with pytest.raises(ValueError, match=message):
-        load_segmentation_dataset(tmp_path, "train", layout="folder", label_mapping=mapping)
+        load_segmentation_dataset(DatasetSpec(tmp_path, "folder", label_mapping=mapping), "train")
 
 
 @pytest.mark.parametrize("mapping", [None, {value: value for value in range(10)}])
 def test_streams_have_the_same_rows(tmp_path, mapping):
     write_folders(tmp_path, {f"{index:02d}": label_map(index) for index in range(10)})
-    options = {"layout": "folder", "label_mapping": mapping}
-    rows = load_segmentation_dataset(tmp_path, "train", **options)
-    stream = load_segmentation_dataset(tmp_path, "train", streaming=True, **options)
+    rows, stream = (
+        load_segmentation_dataset(DatasetSpec(tmp_path, "folder", label_mapping=mapping, streaming=streaming), "train")
+        for streaming in (False, True)
+    )
     assert isinstance(stream, datasets.IterableDataset)
     assert values(stream) == values(rows) == [[index] for index in range(10)]
     for row, streamed in zip(rows, stream, strict=True):
@@ -128,33 +128,25 @@ def test_streams_have_the_same_rows(tmp_path, mapping):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("num_processes", [2, 3])
 @pytest.mark.parametrize("layout", ["folder", None])
-def test_processes_share_the_rows(tmp_path, streaming, num_processes, layout):
+def test_shards_of_processes(tmp_path, streaming, num_processes, layout):
     maps = [label_map(index) for index in range(10)]
     if layout:
         write_folders(tmp_path / "data", {f"{index:02d}": labels for index, labels in enumerate(maps)})
     else:
         write_parquet(tmp_path / "data", maps, shards=2)
-    shares = [
-        values(
-            load_segmentation_dataset(
-                tmp_path / "data",
-                "train",
-                layout,
-                streaming=streaming,
-                process_index=index,
-                num_processes=num_processes,
-            )
-        )
+    spec = DatasetSpec(tmp_path / "data", layout, streaming=streaming)
+    shards = [
+        values(load_segmentation_dataset(spec, "train", process_index=index, num_processes=num_processes))
         for index in range(num_processes)
     ]
-    assert sorted(value for share in shares for value in share) == [[index] for index in range(10)]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 2
+    assert sorted(value for shard in shards for value in shard) == [[index] for index in range(10)]
+    assert max(map(len, shards)) - min(map(len, shards)) <= 2
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
     write_folders(tmp_path, {"a": label_map(0), "b": label_map(1)})
     (tmp_path / "labels" / "b.png").write_bytes(b"no image")
-    dataset = load_segmentation_dataset(tmp_path, "train", layout="folder")
+    dataset = load_segmentation_dataset(DatasetSpec(tmp_path, "folder"), "train")
     assert dataset[0]["label"].size == (8, 6)
     with pytest.raises(OSError, match="cannot identify"):
         dataset[1]
@@ -162,10 +154,10 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
 
 def test_class_names(tmp_path):
     assert find_id2label(tmp_path) is None
-    assert len(find_id2label(tmp_path, layout="cityscapes")) == 19
-    assert find_id2label(tmp_path, layout="folder") is None
+    assert len(find_id2label(DatasetSpec(tmp_path, "cityscapes"))) == 19
+    assert find_id2label(DatasetSpec(tmp_path, "folder")) is None
     (tmp_path / "id2label.json").write_text('{"0": "dark", "1": "bright"}')
-    assert find_id2label(tmp_path, layout="cityscapes") == {0: "dark", 1: "bright"}
+    assert find_id2label(DatasetSpec(tmp_path, "cityscapes")) == {0: "dark", 1: "bright"}
     assert find_id2label("elsewhere", str(tmp_path / "id2label.json")) == {0: "dark", 1: "bright"}
     assert find_id2label(tmp_path, {"0": "a"}) == {0: "a"}
 
@@ -174,10 +166,10 @@ def test_class_names(tmp_path):
 def test_class_names_that_are_none(tmp_path, names):
     for layout in (None, "cityscapes"):
         with pytest.raises(ValueError, match="`id2label` must name the classes from 0 on"):
-            find_id2label(tmp_path, names, layout)
+            find_id2label(DatasetSpec(tmp_path, layout), names)
     (tmp_path / "id2label.json").write_text(json.dumps(names))
     with pytest.raises(ValueError, match=r"id2label.json, the class names, must name the classes from 0 on"):
-        find_id2label(tmp_path, layout="cityscapes")
+        find_id2label(DatasetSpec(tmp_path, "cityscapes"))
     (tmp_path / "id2label.json").write_text("road, sky")
     with pytest.raises(ValueError, match=r"id2label.json, the class names, cannot be read"):
         find_id2label(tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_segmodels import PlainViTConfig, RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessor
 from hf_segmodels.cli.main import main
-from hf_segmodels.data import SegmentationData
+from hf_segmodels.data import DatasetSpec, SegmentationData
 from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
 
 
@@ -120,7 +120,7 @@ def test_files_hold_null_where_there_is_no_score():
 
 def test_labels_read_for_another_processor_are_refused(folder, model_folder):
     model = RegProxyForSemanticSegmentation.from_pretrained(model_folder)
-    data = SegmentationData(folder, "validation", layout="folder")
+    data = SegmentationData(DatasetSpec(folder, "folder"), "validation")
     processor = RegProxyImageProcessor(do_reduce_labels=True)
     with pytest.raises(ValueError, match="processor=image_processor"):
         evaluate_model(model, processor, data)

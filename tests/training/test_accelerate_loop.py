@@ -168,7 +168,7 @@ def test_reduced_labels_train_and_evaluate_like_those_that_start_at_0(recipe, ca
 def test_labels_that_are_no_classes_stop_the_run(recipe, camera_from_one):
     run = recipe(dataset=str(camera_from_one))
     with pytest.raises(
-        ValueError, match=r"labels of train cannot be trained on.*\n.*not-reduced.*`do_reduce_labels` to true"
+        ValueError, match=r"Label issues were found in train.*\n.*not-reduced.*`do_reduce_labels` to true"
     ):
         train(run)
 

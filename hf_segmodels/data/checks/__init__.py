@@ -1,2 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Checks of the labels of a data set."""
+"""
+Label checks: workers reduce each sample to [`SampleFacts`], [`SplitStatistics`] adds these up, and each check in
+[`CHECKS`] finds one kind of [`LabelIssue`] in the statistics.
+"""

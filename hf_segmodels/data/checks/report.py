@@ -1,86 +1,58 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What the doctor reports: faults by their names, and what the label maps of a split hold."""
+"""Report of the label checks: the issues, and the content of the label maps of each split."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..specs import DatasetSpec, LabelSpec
 
-FAULTS: dict[str, str] = {
-    "missing-label": "an image has no label map",
-    "missing-image": "a label map has no image",
-    "several-files": "several files have the name of one image or label map",
-    "unreadable-image": "an image is damaged, cut off, or none",
-    "unreadable-label": "a label map is damaged, cut off, or none",
-    "size-mismatch": "an image and its label map differ in size",
-    "turned-image": "EXIF data turns an image, but not its label map (warning)",
-    "color-label-map": "a label map holds colors instead of classes",
-    "float-label-map": "a label map holds fractions",
-    "wide-label-map": "a label map has 16 bits or more without need (warning)",
-    "jpeg-label-map": "a label map is a JPEG, which blurs classes",
-    "differing-palettes": "a value has different colors in different files",
-    "number-of-classes": "the model's classes are not as many as the layout's",
-    "0-and-255": "masks of 0 and 255: one of the two classes is the ignored label",
-    "stretched-values": "classes were spread over 0 to 255 or 65535 to make them visible",
-    "label-ids": "Cityscapes' labelIds are read as if they were trainIds",
-    "train-ids": "Cityscapes' trainIds are mapped as if they were labelIds",
-    "not-reduced": "0 is unlabeled and classes start at 1, but labels are not reduced",
-    "reduced-twice": "classes start at 0, but labels are reduced",
-    "void-value": "a value that marks void pixels is not the ignored label",
-    "unmapped-values": "values have no class in the label mapping",
-    "outside-classes": "values are neither classes nor the ignored label",
-    "all-ignored": "nothing in a label map counts (a warning unless that is so for most)",
-    "one-class": "one class takes all pixels of all label maps",
-    "absent-classes": "classes never occur (warning)",
-}
-"""Names of what [`check_data`] finds."""
 
-# Examples, sizes and classes that are printed
+# Examples and classes that are printed
 MAX_EXAMPLES = 5
-_MAX_ROWS = 20
+_MAX_CLASSES = 20
 
 
 @dataclass
-class Fault:
-    """Something that is wrong, or may be."""
+class LabelIssue:
+    """A problem, or a warning of one."""
 
-    name: str
-    """One of [`FAULTS`]."""
+    # a check does not repeat its own name
+    name: str = field(default="", kw_only=True)
+    """One of [`ISSUES`]."""
     message: str
-    """What it is and what to do."""
+    """The problem and the fix."""
     count: int = 1
-    """How many samples, values or classes it concerns."""
+    """Number of affected samples or classes."""
     examples: list[str] = field(default_factory=list)
     is_warning: bool = False
 
     def __str__(self) -> str:
+        text = f"{'warning' if self.is_warning else 'error'}: {self.name} ({self.count}): {self.message}"
         examples = self.examples[:MAX_EXAMPLES]
-        shown = f"\n    {', '.join(examples)}{', ...' if self.count > len(examples) else ''}"
-        return f"{'warning' if self.is_warning else 'fault'}: {self.name} ({self.count}): {self.message}" + (
-            shown if self.examples else ""
-        )
+        return text + (f"\n    {', '.join(examples)}{', ...' * (self.count > len(examples))}" if examples else "")
 
 
 @dataclass
 class SplitReport:
-    """What the label maps of a split hold."""
+    """Content of the label maps of a split, and their issues."""
 
     split: str
     num_samples: int
-    """Images with label maps, of which `num_read` were read."""
+    """Number of images with label maps, `num_read` of which were read."""
     num_read: int = 0
     image_sizes: dict[str, int] = field(default_factory=dict)
     label_sizes: dict[str, int] = field(default_factory=dict)
     label_modes: dict[str, int] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
     pixels: list[int] = field(default_factory=list)
-    """Of each class."""
+    """Number of pixels of each class."""
     images: list[int] = field(default_factory=list)
-    """In which each class occurs."""
+    """Number of images in which each class occurs."""
     ignored_pixels: int = 0
     other_values: dict[int, int] = field(default_factory=dict)
-    """Pixels of the values that are neither, as they are in the files."""
-    faults: list[Fault] = field(default_factory=list)
+    """Number of pixels of each value in the files that is neither a class nor ignored."""
+    issues: list[LabelIssue] = field(default_factory=list)
 
     def __str__(self) -> str:
         total = sum(self.pixels) + self.ignored_pixels + sum(self.other_values.values())
@@ -98,45 +70,72 @@ class SplitReport:
         if total:
             lines.append(f"  {'ignored':<10}  {self.ignored_pixels / total:.1%} of the pixels")
             lines += self._histogram(total)
-        lines += [f"  {fault}".replace("\n", "\n  ") for fault in self.faults]
+        lines += [f"  {issue}".replace("\n", "\n  ") for issue in self.issues]
         return "\n".join(lines)
 
     def _histogram(self, total: int) -> list[str]:
-        """The classes with the most pixels, one a line."""
+        """Lines of the classes with the most pixels."""
         order = sorted(range(len(self.pixels)), key=lambda index: -self.pixels[index])
         order = [index for index in order if self.pixels[index]]
-        width = max((len(self.class_names[index]) for index in order[:_MAX_ROWS]), default=0)
+        width = max((len(self.class_names[index]) for index in order[:_MAX_CLASSES]), default=0)
         lines = [
             f"    {index:>4} {self.class_names[index]:<{width}} {self.pixels[index] / total:>7.2%} "
             f"in {self.images[index]} images"
-            for index in order[:_MAX_ROWS]
+            for index in order[:_MAX_CLASSES]
         ]
-        more = len(order) - _MAX_ROWS
-        return lines + ([f"    ... and {more} more classes (--json has them all)"] if more > 0 else [])
+        more = len(order) - _MAX_CLASSES
+        return lines + ([f"    ... and {more} more classes (--json writes all of them)"] if more > 0 else [])
 
 
 @dataclass
 class DataReport:
-    """What [`check_data`] found in the splits of a data set."""
+    """Reports of the splits of a data set, as [`check_data`] returns them."""
 
-    source: str
-    layout: str | None
-    num_labels: int
-    ignore_index: int
-    do_reduce_labels: bool
+    dataset: DatasetSpec
+    labels: LabelSpec
     splits: list[SplitReport]
 
-    def faults(self, allowed: Sequence[str] = (), strict: bool = False) -> list[Fault]:
-        """Those that are not `allowed`; warnings too where `strict`."""
-        found = [fault for split in self.splits for fault in split.faults if strict or not fault.is_warning]
-        return [fault for fault in found if fault.name not in allowed]
+    def issues(self, allowed: Sequence[str] = (), strict: bool = False) -> list[LabelIssue]:
+        """
+        Select issues.
+
+        Args:
+            allowed (`Sequence[str]`, *optional*): Names of issues to leave out.
+            strict (`bool`, *optional*, defaults to `False`): Whether to include warnings.
+        """
+        found = [issue for split in self.splits for issue in split.issues if strict or not issue.is_warning]
+        return [issue for issue in found if issue.name not in allowed]
+
+    def summary(self, allowed: Sequence[str] = (), strict: bool = False) -> str:
+        """One line with the names of the selected issues, see [`DataReport.issues`]."""
+        if found := self.issues(allowed, strict):
+            names = ", ".join(dict.fromkeys(issue.name for issue in found))
+            return f"{_number(len(found), 'label issue')} found: {names}"
+        num_warnings = 0 if strict else len(self.issues(strict=True)) - len(self.issues())
+        return "no label issues found" + (f", {_number(num_warnings, 'warning')}" if num_warnings else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """Content of the report for JSON."""
+        return {
+            "source": str(self.dataset.source),
+            "layout": self.dataset.layout,
+            "num_labels": self.labels.num_labels,
+            "ignore_index": self.labels.ignore_index,
+            "do_reduce_labels": self.labels.do_reduce_labels,
+            "splits": [asdict(split) for split in self.splits],
+        }
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, self.splits))
+        header = (
+            f"{self.dataset.source}: layout {self.dataset.layout or 'of the `datasets` library'}, "
+            f"{self.labels.num_labels} classes, labels {'are' if self.labels.do_reduce_labels else 'are not'} reduced, "
+            f"{self.labels.ignore_index} is ignored"
+        )
+        return "\n\n".join([header, *map(str, self.splits)])
 
 
-__all__ = ["FAULTS", "MAX_EXAMPLES", "DataReport", "Fault", "SplitReport"]
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+__all__ = ["MAX_EXAMPLES", "DataReport", "LabelIssue", "SplitReport"]

@@ -1,189 +1,167 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Finds what is wrong with the label maps of a data set before a model is trained on them."""
+"""Label checks of whole data sets, and their quick form before a training run."""
 
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers.utils import logging
 
 from ..dataset import SegmentationData
-from ..loading import OpenedSplit, open_split
-from .label_checks import Findings, Meaning
-from .label_facts import SampleFacts, sample_facts
+from ..loading import RawSplit, open_split
+from ..specs import DatasetSpec, LabelSpec, as_dataset_spec
+from .label_checks import run_checks
 from .report import DataReport, SplitReport
+from .sample_facts import SampleFacts, read_sample_facts
+from .statistics import SplitStatistics
 
 
 logger = logging.get_logger(__name__)
 
-# Label maps that a worker takes at once
+# Samples that a worker takes at a time
 _CHUNK = 16
 
 
 def check_data(
-    source: str,
+    dataset: DatasetSpec | str | Path,
     splits: Sequence[str],
+    labels: LabelSpec,
     *,
-    num_labels: int,
-    id2label: Mapping[int, str] | None = None,
-    layout: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    label_mapping: Mapping[int, int | None] | str | None = None,
-    do_reduce_labels: bool = False,
-    ignore_index: int = 255,
-    streaming: bool = False,
     num_workers: int | None = None,
     max_samples: int | None = None,
     progress: bool = False,
 ) -> DataReport:
     """
-    Reads the label maps of a data set and reports what is wrong with them.
+    Read the label maps of a data set and report the issues of its labels.
 
     Args:
-        source (`str`): See [`load_segmentation_dataset`].
+        dataset (`DatasetSpec`, `str` or `Path`): The data set, or the source of one that needs no other options.
         splits (`Sequence[str]`): Names of the splits.
-        num_labels (`int`): Number of classes.
-        id2label (`Mapping[int, str]`, *optional*): Their names.
-        layout, image_column, label_column, label_mapping, streaming: See [`load_segmentation_dataset`].
-        do_reduce_labels (`bool`, *optional*, defaults to `False`): Whether the image processor reduces labels.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        num_workers (`int`, *optional*): Processes that read; as many as there are processors if unset, 0 for none but
-            this one.
-        max_samples (`int`, *optional*): Label maps to read, spread over the split; all if unset.
+        labels (`LabelSpec`): Meaning of the labels, with `num_labels`.
+        num_workers (`int`, *optional*): Number of processes that read. Defaults to the number of processors. 0 and 1
+            read in this process.
+        max_samples (`int`, *optional*): Number of samples to read, spread over the split. Defaults to all.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
-        `DataReport`: for each split sizes, modes, pixels and images of each class, and faults.
+        `DataReport`: For each split the sizes, the modes, the pixels and images of each class, and the label issues.
 
     Raises:
-        ValueError: if a split, layout or column does not exist, or there is nothing to read.
+        ValueError: if a split, layout or column does not exist, no image has a label map, or `labels` has no number of
+            classes.
     """
-    reports = []
-    for split in splits:
-        opened = open_split(
-            source,
-            split,
-            layout,
-            image_column=image_column,
-            label_column=label_column,
-            label_mapping=label_mapping,
-            ignore_index=ignore_index,
-            streaming=streaming,
-        )
-        meaning = Meaning(num_labels, ignore_index, do_reduce_labels, opened.reader)
-        names = [(id2label or {}).get(index, f"class {index}") for index in range(num_labels)]
-        reports.append(_check_split(opened, meaning, names, num_workers, max_samples, progress))
-    return DataReport(source, layout, num_labels, ignore_index, do_reduce_labels, reports)
+    checker = LabelChecker(labels, num_workers, max_samples, progress)
+    dataset = as_dataset_spec(dataset)
+    return DataReport(
+        dataset, labels, [checker.check(open_split(dataset, split, labels.ignore_index)) for split in splits]
+    )
 
 
-def quick_check(data: SegmentationData, num_labels: int | None = None, max_samples: int = 32) -> SplitReport:
+def quick_check(data: SegmentationData, max_samples: int = 32) -> SplitReport:
     """
-    The quick form, before training: reads a few label maps, spread over the split, in this process.
+    Check a few label maps, spread over a split, in this process. Logs warnings.
 
     Args:
-        data (`SegmentationData`): A split.
-        num_labels (`int`, *optional*): Number of classes, where its processor does not say it.
-        max_samples (`int`, *optional*, defaults to 32): Label maps to read.
+        data (`SegmentationData`): The split.
+        max_samples (`int`, *optional*, defaults to 32): Number of samples to read.
 
     Returns:
-        `SplitReport`: with warnings only, which are logged too.
+        `SplitReport`: The report, whose issues are warnings only.
 
     Raises:
-        ValueError: if there are faults; says which and what to do.
+        ValueError: if an issue is more than a warning, or the number of classes is unknown.
     """
-    num_labels = data.num_labels or num_labels
-    if num_labels is None:
-        raise ValueError("The number of classes is not known: give `num_labels`, or `data` a processor that has it.")
-    meaning = Meaning(num_labels, data.ignore_index, data.do_reduce_labels, data.opened.reader)
-    names = [f"class {index}" for index in range(num_labels)]
-    report = _check_split(data.opened, meaning, names, 0, max_samples, False)
-    faults = [str(fault) for fault in report.faults if not fault.is_warning]
-    if faults:
-        raise ValueError(
-            "\n".join(
-                [f"The labels of {data.split} cannot be trained on (`hf-segmodels check-data` tells more):", *faults]
-            )
-        )
-    for fault in report.faults:
-        logger.warning(f"{data.split}: {fault}")
+    report = LabelChecker(data.labels, num_workers=0, max_samples=max_samples).check(data.raw)
+    errors = [str(issue) for issue in report.issues if not issue.is_warning]
+    if errors:
+        header = f"Label issues were found in {data.split} (`hf-segmodels check-data` reports more):"
+        raise ValueError("\n".join([header, *errors]))
+    for issue in report.issues:
+        logger.warning(f"{data.split}: {issue}")
     return report
 
 
-def _check_split(
-    opened: OpenedSplit,
-    meaning: Meaning,
-    class_names: list[str],
-    num_workers: int | None,
-    max_samples: int | None,
-    progress: bool,
-) -> SplitReport:
-    total = None if opened.is_streamed else len(opened.rows)
-    is_whole = max_samples is None or (total is not None and total <= max_samples)
-    findings = Findings(opened, meaning, class_names, is_whole)
-    num_read = total if max_samples is None or total is None else min(total, max_samples)
-    bar = tqdm(total=num_read, desc=f"label maps of {opened.split}", unit="map", disable=not progress)
-    with bar:
-        for facts in _read(opened, num_workers, max_samples):
-            findings.add(facts)
-            bar.update()
-    return findings.report()
+@dataclass
+class LabelChecker:
+    """Reader of splits for the label checks; see [`check_data`] for the fields."""
+
+    labels: LabelSpec
+    num_workers: int | None = None
+    max_samples: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels.num_labels is None:
+            raise ValueError("The number of classes is unknown: specify `num_labels` in the `LabelSpec`.")
+
+    def check(self, raw: RawSplit) -> SplitReport:
+        """Read a split and report its issues."""
+        total = None if raw.dataset.streaming else len(raw.rows)
+        is_complete = self.max_samples is None or (total is not None and total <= self.max_samples)
+        statistics = SplitStatistics(raw, self.labels, is_complete)
+        description = f"label maps of {raw.split}"
+        num_read = total if is_complete else self.max_samples
+        for facts in tqdm(self._read(raw), description, num_read, unit="map", disable=not self.progress):
+            statistics.add(facts)
+        return run_checks(statistics)
+
+    def _read(self, raw: RawSplit) -> Iterator[SampleFacts]:
+        """Facts of the samples, in order."""
+        if raw.dataset.streaming:
+            rows = raw.rows if self.max_samples is None else raw.rows.take(self.max_samples)
+            for index, row in enumerate(rows):
+                yield read_sample_facts(row, _sample_name(row, index), raw.reader)
+            return
+        count = len(raw.rows)
+        indices: Sequence[int] = range(count)
+        if self.max_samples is not None and self.max_samples < count:
+            indices = [index * count // self.max_samples for index in range(self.max_samples)]
+        num_workers = _num_processors() if self.num_workers is None else self.num_workers
+        num_workers = min(num_workers, -(-len(indices) // _CHUNK))
+        if num_workers <= 1:
+            yield from (_facts_at(raw, index) for index in indices)
+            return
+        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(raw,)) as pool:
+            try:
+                yield from pool.map(_facts_in_worker, indices, chunksize=_CHUNK)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-def _read(opened: OpenedSplit, num_workers: int | None, max_samples: int | None) -> Iterator[SampleFacts]:
-    """Facts of the samples, in order."""
-    if opened.is_streamed:
-        rows = opened.rows if max_samples is None else opened.rows.take(max_samples)
-        for index, row in enumerate(rows):
-            yield sample_facts(row, _name(row, index), opened.reader)
-        return
-    count = len(opened.rows)
-    wanted: Sequence[int] = range(count)
-    if max_samples is not None and max_samples < count:
-        wanted = [index * count // max_samples for index in range(max_samples)]
-    num_workers = num_processors() if num_workers is None else num_workers
-    num_workers = min(num_workers, -(-len(wanted) // _CHUNK))
-    if num_workers <= 1:
-        yield from (_facts_at(opened, index) for index in wanted)
-        return
-    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(opened,)) as pool:
-        try:
-            yield from pool.map(_facts_in_worker, wanted, chunksize=_CHUNK)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def num_processors() -> int:
-    """Processors that this process may use."""
+def _num_processors() -> int:
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_opened: OpenedSplit | None = None
+# The split that a worker reads
+_raw: RawSplit | None = None
 
 
-def _start_worker(opened: OpenedSplit) -> None:
-    global _opened
-    _opened = opened
-    # an interrupt ends the parent, which ends its workers
+def _start_worker(raw: RawSplit) -> None:
+    global _raw
+    _raw = raw
+    # an interrupt ends the parent process, which ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _facts_in_worker(index: int) -> SampleFacts:
-    assert _opened is not None
-    return _facts_at(_opened, index)
+    assert _raw is not None
+    return _facts_at(_raw, index)
 
 
-def _facts_at(opened: OpenedSplit, index: int) -> SampleFacts:
-    row = opened.rows[index]
-    return sample_facts(row, _name(row, index), opened.reader)
+def _facts_at(raw: RawSplit, index: int) -> SampleFacts:
+    row = raw.rows[index]
+    return read_sample_facts(row, _sample_name(row, index), raw.reader)
 
 
-def _name(row: Mapping[str, Any], index: int) -> str:
-    """The label map's file, or the image's, or the row."""
+def _sample_name(row: Mapping[str, Any], index: int) -> str:
+    """File of the label map or of the image, otherwise the row."""
     for column in ("label", "image"):
         value = row[column]
         if isinstance(value, Mapping) and value.get("path"):
@@ -191,4 +169,4 @@ def _name(row: Mapping[str, Any], index: int) -> str:
     return f"row {index}"
 
 
-__all__ = ["check_data", "num_processors", "quick_check"]
+__all__ = ["LabelChecker", "check_data", "quick_check"]

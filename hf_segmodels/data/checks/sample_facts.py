@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What one image and its label map are, in a few numbers: what the doctor's workers send back."""
+"""Properties of an image and its label map in a few numbers, which the workers of the label checks return."""
 
 import os
 from collections.abc import Mapping
@@ -15,51 +15,59 @@ from ...utils.errors import first_line
 from ..label_reader import LabelReader, open_image
 
 
-# Array of a label map's values is counted with a bin for each up to this one
+# Arrays with larger values are sorted instead of counted in one bin per value
 _MAX_BINS = 2**20
-# Bytes at the end of a whole file, and how far from the end they may be
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+# Markers of a complete file, which are within the last bytes
+_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 4096
 _ORIENTATION = 0x0112
-# Orientations that swap height and width
+# Orientations that swap width and height
 _TRANSPOSED = (5, 6, 7, 8)
 
 
 @dataclass
 class SampleFacts:
-    """An image and its label map. Sizes are `(width, height)`."""
+    """Properties of an image and its label map. Sizes are `"WIDTHxHEIGHT"`, empty if unreadable."""
 
     name: str
-    image_size: tuple[int, int] | None = None
-    is_turned: bool = False
-    """Whether its EXIF data turns or mirrors the image."""
+    image_size: str = ""
+    is_rotated: bool = False
+    """Whether EXIF data rotates or mirrors the image."""
     image_error: str = ""
-    label_size: tuple[int, int] | None = None
+    label_size: str = ""
     label_mode: str = ""
-    """PIL's mode, or the dtype of an array."""
+    """PIL mode, or the dtype of an array."""
     label_format: str = ""
     label_error: str = ""
     is_gray: bool = False
-    """Whether all channels of a map with several are equal."""
+    """Whether a label map with several channels has the same values in all of them."""
     values: dict[int, int] = field(default_factory=dict)
-    """Pixels of each value, as it is in the file."""
+    """Number of pixels of each value in the file."""
     colors: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Of these values, where the file has a palette."""
+    """Palette colors of these values."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the label map holds floating-point numbers."""
+        return self.label_mode == "F" or self.label_mode.startswith("float")
 
 
-def sample_facts(row: Mapping[str, Any], name: str, reader: LabelReader) -> SampleFacts:
+def read_sample_facts(row: Mapping[str, Any], name: str, reader: LabelReader) -> SampleFacts:
     """
-    Reads a label map whole and an image's header; of an image that seems cut off, all.
+    Read a label map and the header of its image. The image is decoded only if its file seems truncated.
 
     Args:
         row (`Mapping`): `image` and `label`, undecoded.
-        name (`str`): What the report calls it.
-        reader (`LabelReader`): Reads the label map.
+        name (`str`): Name of the sample in the report.
+        reader (`LabelReader`): Reader for the label map.
+
+    Raises:
+        ImportError: if a library for the annotation format is not installed.
     """
     facts = SampleFacts(name)
     try:
         _add_image(facts, row["image"])
-    # Pillow raises errors of many kinds on damaged files
+    # Pillow raises many kinds of errors for damaged files
     except Exception as error:
         facts.image_error = first_line(error)
     try:
@@ -73,49 +81,49 @@ def sample_facts(row: Mapping[str, Any], name: str, reader: LabelReader) -> Samp
 
 def _add_image(facts: SampleFacts, value: Any) -> None:
     image = open_image(value)
-    if _is_cut_off(image):
+    if _is_truncated(image):
         image.load()
-    # for PNG files without EXIF data, Pillow would decode the image to look for it
+    # Pillow decodes a PNG file without EXIF data to search for it
     has_exif = image.format != "PNG" or "exif" in image.info
     orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
-    facts.is_turned = orientation in range(2, 9)
+    facts.is_rotated = orientation in range(2, 9)
     width, height = image.size
-    facts.image_size = (height, width) if orientation in _TRANSPOSED else (width, height)
+    facts.image_size = f"{height}x{width}" if orientation in _TRANSPOSED else f"{width}x{height}"
 
 
-def _is_cut_off(image: PIL.Image.Image) -> bool:
-    """Whether the end of its file is not what it should be."""
+def _is_truncated(image: PIL.Image.Image) -> bool:
+    """Whether the marker at the end of the file is missing."""
     file: BinaryIO | None = getattr(image, "fp", None)
-    ending = _ENDINGS.get(image.format or "")
-    if file is None or ending is None:
+    marker = _END_MARKERS.get(image.format or "")
+    if file is None or marker is None:
         return False
-    place = file.tell()
+    position = file.tell()
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - _TAIL))
     tail = file.read()
-    file.seek(place)
-    return ending not in tail
+    file.seek(position)
+    return marker not in tail
 
 
 def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) -> None:
     if isinstance(label_map, np.ndarray):
-        facts.label_mode = str(label_map.dtype)
         values = np.asarray(drop_channel(label_map))
         if values.ndim != 2:
-            raise ValueError(f"an array of shape {values.shape} is no map of classes")
-        facts.label_size = (values.shape[1], values.shape[0])
+            raise ValueError(f"an array of shape {values.shape} is not a label map, (height, width)")
+        facts.label_mode = str(label_map.dtype)
+        facts.label_size = f"{values.shape[1]}x{values.shape[0]}"
         facts.values = _count(values)
         return
     label_map.load()
     facts.label_mode, facts.label_format = label_map.mode, label_map.format or ""
-    facts.label_size = label_map.size
+    facts.label_size = f"{label_map.width}x{label_map.height}"
     bands = label_map.getbands()
     if len(bands) > 1:
         first, *others = [label_map.getchannel(band) for band in bands if band not in ("A", "a")]
         facts.is_gray = not any(PIL.ImageChops.difference(first, other).getbbox() for other in others)
         return
     if label_map.mode in ("L", "P"):
-        # faster than through an array
+        # faster than counting in an array
         facts.values = {value: pixels for value, pixels in enumerate(label_map.histogram()) if pixels}
     else:
         facts.values = _count(np.asarray(label_map))
@@ -127,7 +135,7 @@ def _add_label_map(facts: SampleFacts, label_map: PIL.Image.Image | np.ndarray) 
 
 
 def _count(values: np.ndarray) -> dict[int, int]:
-    """Pixels of each value; nothing for fractions."""
+    """Number of pixels of each value; empty for arrays of floats."""
     if values.dtype.kind not in "biu" or values.size == 0:
         return {}
     if values.min() >= 0 and values.max() < _MAX_BINS:
@@ -137,4 +145,4 @@ def _count(values: np.ndarray) -> dict[int, int]:
     return {int(value): int(pixels) for value, pixels in zip(*np.unique(values, return_counts=True), strict=True)}
 
 
-__all__ = ["SampleFacts", "sample_facts"]
+__all__ = ["SampleFacts", "read_sample_facts"]
