@@ -22,10 +22,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
+from hf_segmodels.evaluation import evaluate_model
+from hf_segmodels.evaluation.results import describe_run, load_results, results_as_json
 from hf_segmodels.hub import create_model_card
 from hf_segmodels.hub.cards.facts import METHODS
-from hf_segmodels.hub.cards.results import load_results
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
