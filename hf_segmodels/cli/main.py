@@ -4,6 +4,7 @@ The command `hf-segmodels`.
 
     hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
     hf-segmodels segment-dataset DATASET --model FOLDER_OR_REPO --output results
+    hf-segmodels train RECIPE.yaml max_steps=500
     hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
+from . import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, metavar="JSON", help="file for the scores")
     _add_prediction_options(evaluate)
     _add_segment_dataset(commands)
+    train.add_parser(commands)
     _add_check_data(commands)
     _add_publish(commands)
     _add_demo(commands)

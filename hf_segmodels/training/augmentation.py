@@ -33,8 +33,9 @@ class RandomScale(v2.Transform):
     def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         scale = torch.empty(()).uniform_(*self.scale_range).item()
         shorter, longer = (max(1, int(edge * scale)) for edge in self.base_size)
-        size = resized_size(*image.shape[-2:], {"shortest_edge": shorter, "longest_edge": longer})
-        if size == image.shape[-2:]:
+        height, width = image.shape[-2:]
+        size = resized_size(height, width, {"shortest_edge": shorter, "longest_edge": longer})
+        if size == (height, width):
             return image, label_map
         resized = resize_image(image.as_subclass(torch.Tensor), size, PILImageResampling.BILINEAR, antialias=False)
         return tv_tensors.Image(resized), tv_tensors.Mask(resize_label_map(label_map.as_subclass(torch.Tensor), size))

@@ -248,7 +248,10 @@ def test_results_of_a_training_script(segmenter):
         ({"mean_boundary_iou": math.inf}, "`mean_boundary_iou` in `results` is inf"),
         ({"per_category_iou": [50.0, 25.0, 1.0]}, "`per_category_iou` in `results` must hold scores from 0 to 1"),
         ({"per_category_iou": None}, "must hold `mean_iou` and `per_category_iou`.*hf-segmodels evaluate --output"),
-        ({"recipe": RECIPE | {"model": {"model_type": "segvit"}}}, "is of type 'segmenter', but the recipe in `results` is of type 'segvit'"),
+        (
+            {"recipe": RECIPE | {"model": {"model_type": "segvit"}}},
+            "is of type 'segmenter', but the recipe in `results` is of type 'segvit'",
+        ),
     ],
 )
 def test_results_of_something_else_are_refused(segmenter, changes: dict, message: str):

@@ -19,14 +19,16 @@ from hf_segmodels import (
     SegmenterForSemanticSegmentation,
     SegmenterImageProcessor,
 )
+from hf_segmodels.cli.main import main
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import evaluate_model
 from hf_segmodels.training import AugmentedData, TrainingBatches
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.augmentation import training_augmentation
-from hf_segmodels.training.factory import build_model, build_optimizer, learning_rate_factor, load_id2label
-from hf_segmodels.training.recipe import Recipe, run_script
+from hf_segmodels.training.factory import build_model, build_optimizer, load_id2label
+from hf_segmodels.training.recipe import Recipe
+from hf_segmodels.training.schedules import learning_rate_factor
 
 
 class Interrupted(Exception):
@@ -215,7 +217,7 @@ def test_the_loss_ignores_what_the_labels_are_read_with(recipe):
     assert model.config.semantic_loss_ignore_index == processor.ignore_index == 0
     images, labels = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
     assert model(images, labels=labels).loss == 0
-    with pytest.raises(ValueError, match=r"set `image_processor.ignore_index` only"):
+    with pytest.raises(ValueError, match=r"set only `image_processor.ignore_index`"):
         build_model(recipe(model=run.model | {"semantic_loss_ignore_index": 254}))
 
 
@@ -292,7 +294,7 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "model": {}, "learning_rat": 1}, [], "did you mean `learning_rate`"),
         ({"model": {"model_type": "segmenter"}}, [], "needs `dataset`"),
         ({"dataset": "x"}, [], "needs `model`"),
-        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "has an encoder already"),
+        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "`pretrained` includes an encoder"),
         ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
@@ -303,27 +305,31 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y"}, ["num_workers=-1"], "`num_workers` must be at least 0"),
         ({"dataset": "x", "pretrained": "y"}, ["ema_decay=1"], "less than 1"),
         ({"dataset": "x", "pretrained": "y"}, ["streaming=maybe"], "true or false"),
-        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "fields of its own"),
-        ({"dataset": "x", "pretrained": "y"}, ["evaluation.flop=true"], "`evaluation` has no option 'flop'"),
+        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "`image_processor` must be a mapping"),
+        (
+            {"dataset": "x", "pretrained": "y"},
+            ["evaluation.flop=true"],
+            "Unknown key `flop` in `evaluation`: did you mean `flip`?",
+        ),
         ({"dataset": "x", "pretrained": "y"}, ["crop_size=512"], "`crop_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["base_size=[512, 0]"], "`base_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["scale_range=[2, 0.5]"], "[lowest, highest]"),
-        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is no YAML"),
+        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is not valid YAML"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
-        (["dataset"], [], "no recipe"),
+        (["dataset"], [], "is not a recipe"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields))
-    assert run_script(train, "", [str(path), *overrides]) == 2
+    assert main(["train", str(path), *overrides]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_yaml_is_refused(tmp_path, capsys):
+def test_a_file_that_is_not_valid_yaml_is_refused(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
-    assert run_script(train, "", [str(tmp_path / "recipe.yaml")]) == 2
-    assert "recipe.yaml is no YAML" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml is not valid YAML" in capsys.readouterr().err
 
 
 def test_values_are_what_yaml_makes_of_them(tmp_path):

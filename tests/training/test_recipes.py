@@ -32,11 +32,11 @@ from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.factory import (
     build_model,
     build_optimizer,
-    learning_rate_factor,
     load_id2label,
     synchronize_norms,
 )
 from hf_segmodels.training.recipe import Recipe
+from hf_segmodels.training.schedules import learning_rate_factor
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ def test_learning_rates_of_the_original(name: str):
     assert rates == pytest.approx(SCHEDULES[name]["lr_at_iter"], rel=1e-6)
 
 
-def test_schedules_end_where_they_are_told_to():
+def test_schedules_end_at_their_lowest_factor():
     assert poly_schedule(10, power=0.9, min_factor=0.1)(10) == pytest.approx(0.1)
     assert poly_schedule(10, power=0.9, min_factor=0.1)(99) == pytest.approx(0.1)
     cosine = cosine_restart_schedule([4, 8], [1, 0.5], min_factor=0.2)
@@ -49,11 +49,13 @@ def test_an_optimizer_follows_a_schedule():
 
 
 @pytest.mark.parametrize(("periods", "factors"), [([4, 8], [1]), ([], []), ([4, 0], [1, 0.5])])
-def test_each_fall_needs_updates_and_a_factor(periods, factors):
-    with pytest.raises(ValueError, match="need an entry for each fall, and each period at least one update"):
+def test_each_decay_needs_steps_and_a_factor(periods, factors):
+    with pytest.raises(
+        ValueError, match="need one entry for each decay, and each period must be at least 1 training step"
+    ):
         cosine_restart_schedule(periods, factors)
 
 
-def test_poly_needs_updates():
+def test_poly_needs_steps():
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         poly_schedule(0)

@@ -8,12 +8,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from hf_segmodels.training import (
-    accelerate_loop as run_segmentation_accelerate,
-)
-from hf_segmodels.training import (
-    trainer_loop as run_segmentation_trainer,
-)
+from hf_segmodels.training import accelerate_loop, trainer_loop
 from hf_segmodels.training.trainer_loop import SegmentationTrainer, train
 
 
@@ -52,7 +47,7 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
 
 def test_equals_the_other_script(even):
     first, second = even("trainer", max_steps=3), even("accelerate", max_steps=3)
-    scores, expected = train(first), run_segmentation_accelerate.train(second)
+    scores, expected = train(first), accelerate_loop.train(second)
     assert scores["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     ours, theirs = weights(first.output_dir), weights(second.output_dir)
     for name, values in ours.items():
@@ -111,4 +106,4 @@ def test_stops_on_a_loss_that_is_not_finite(recipe):
 
 def test_refuses_a_moving_average(recipe):
     with pytest.raises(ValueError, match="ema_decay=0"):
-        run_segmentation_trainer.train(recipe(ema_decay=0.9))
+        trainer_loop.train(recipe(ema_decay=0.9))
