@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The Accelerate script, on a few synthetic images."""
+"""The loop on Accelerate, on a few synthetic images."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -204,7 +205,7 @@ def test_label_maps_are_checked_in_their_own_type_and_by_file(tmp_path, monkeypa
     assert data.class_counts(256).nonzero().flatten().tolist() == [0, 1, 254, 255]
 
 
-def test_evaluation_refuses_labels_of_another_meaning(recipe):
+def test_evaluation_refuses_labels_read_in_another_way(recipe):
     model, processor = build_model(recipe())
     processor.do_reduce_labels = True
     with pytest.raises(ValueError, match="processor=image_processor"):
@@ -256,7 +257,7 @@ def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
     assert set(first[1].unique().tolist()) <= {0, 1, 255}
 
 
-def test_processes_share_each_global_batch():
+def test_processes_split_each_global_batch():
     whole = list(TrainingBatches(10, 4, start=1, stop=6, seed=7))
     parts = [list(TrainingBatches(10, 2, 1, 6, rank, 2, seed=7)) for rank in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
@@ -330,6 +331,29 @@ def test_a_file_that_is_not_valid_yaml_is_refused(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
     assert "recipe.yaml is not valid YAML" in capsys.readouterr().err
+
+
+def test_recipes_are_files_mappings_or_recipes(tmp_path):
+    values = {"dataset": "x", "model": {"model_type": "segmenter"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    overrides = {"max_steps": 3, "model.window_size": 64}
+    for source in (tmp_path / "recipe.yaml", values, Recipe(**values)):
+        recipe = Recipe.read(source, overrides)
+        assert (recipe.max_steps, recipe.model) == (3, {"model_type": "segmenter", "window_size": 64})
+    assert values["model"] == {"model_type": "segmenter"}
+    with pytest.raises(ValueError, match=r"Unknown key `max_step` in the recipe: did you mean `max_steps`\?"):
+        train(values, max_step=3)
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer"]])
+def test_command_trains(recipe, tmp_path, options):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(recipe())))
+    assert main(["train", *options, str(tmp_path / "recipe.yaml"), "max_steps=1"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["step"] == 1
+
+
+def test_every_setting_is_documented():
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(Recipe))
 
 
 def test_values_are_what_yaml_makes_of_them(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Which data the scripts read: layouts, mappings, streams; and that the doctor reads a recipe as they do."""
+"""Data of training: layouts, mappings and streams; and label checks that read a recipe as training does."""
 
 import itertools
 from pathlib import Path
@@ -56,9 +56,9 @@ def test_streams_go_on_where_they_stopped(numbered, num_workers):
     assert all(torch.equal(a, b) for a, b in zip(rest_of_images, images[4:], strict=True))
 
 
-def test_processes_share_a_stream(numbered):
-    shares = [batches_of(numbered, stop=3, process_index=index, num_processes=2)[1] for index in range(2)]
-    assert sorted(itertools.chain(*shares[0], *shares[1])) == list(range(NUMBER))
+def test_processes_split_a_stream(numbered):
+    shards = [batches_of(numbered, stop=3, process_index=index, num_processes=2)[1] for index in range(2)]
+    assert sorted(itertools.chain(*shards[0], *shards[1])) == list(range(NUMBER))
 
 
 def test_more_workers_than_shards_are_refused(numbered):
@@ -127,7 +127,7 @@ def test_classes_are_those_of_the_layout(recipe):
     assert model.config.num_labels == processor.num_labels == 19
 
 
-def test_doctor_reads_recipes_as_the_scripts_do(repository):
+def test_label_checks_read_recipes_as_training_does(repository):
     recipes = sorted((repository / "training" / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""From a run to the demo model of the package: weights, figures, card."""
+"""From a run to the demo model of the package: weights, scores, card."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves to look at."""
+"""Output of a run."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_runs_leave_curves_pictures_and_logs(recipe, tmp_path, script):
 
 
 @pytest.mark.parametrize("script", [accelerate_loop, trainer_loop])
-def test_evaluation_is_as_the_recipe_says(recipe, script, monkeypatch):
+def test_evaluation_follows_the_recipe(recipe, script, monkeypatch):
     options = {"scales": [0.5, 1.0], "flip": True, "window_size": 16, "window_stride": 8, "boundary_iou": True}
     asked = []
     predict = SegmenterForSemanticSegmentation.predict

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The Trainer script, on a few synthetic images, beside the Accelerate script where the two have to agree."""
+"""The loop on transformers' Trainer, on a few synthetic images; compared with the Accelerate loop where the two must agree."""
 
 import json
 from pathlib import Path
