@@ -6,7 +6,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from ..inference import choose_windows
 
 # Scores of every results file. Files may hold further scores named `mean_*`.
 MAIN_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")
+_FIELDS = ("split", "images", "dataset", "layout", "protocol", "dtype", "step", "recipe")
 _SCORE_PREFIXES = ("mean_", "overall_", "per_category_")
-_ENVIRONMENT = ("hf_segmodels", "torch", "transformers", "python", "device", "commit", "seed")
 _MADE_BY = "Give a file written by `hf-segmodels evaluate --output FILE` or by training (`results.json`)."
 
 
@@ -41,8 +41,7 @@ class EvaluationResults:
         dtype (`str`, *optional*): Data type of the computation.
         step (`int`, *optional*): Training steps of the model so far.
         recipe (`dict[str, Any]`, *optional*): Settings the model was trained with.
-        environment (`dict[str, Any]`, *optional*): Versions, device and commit, see [`describe_run`].
-        details (`dict[str, Any]`, *optional*): All other values of the file, such as the `history` of a training run.
+        details (`dict[str, Any]`, *optional*): All other values of the file, such as those of [`describe_run`].
         source (`str`, *optional*): Name of the file the results were read from; not written.
     """
 
@@ -55,24 +54,21 @@ class EvaluationResults:
     dtype: str | None = None
     step: int | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str | None = None) -> "EvaluationResults":
         """Return the results in the flat form of a results file."""
-        plain = {each.name for each in fields(cls)} - {"scores", "environment", "details", "source"}
         results = cls({}, source=source)
         for name, value in values.items():
-            if name in plain:
-                if value is not None:
-                    setattr(results, name, value)
-            elif name.startswith(_SCORE_PREFIXES):
+            if name.startswith(_SCORE_PREFIXES):
                 is_list = isinstance(value, list)
                 results.scores[name] = [math.nan if score is None else score for score in value] if is_list else value
-            else:
-                (results.environment if name in _ENVIRONMENT else results.details)[name] = value
+            elif name not in _FIELDS:
+                results.details[name] = value
+            elif value is not None:
+                setattr(results, name, value)
         return results
 
     @classmethod
@@ -87,11 +83,8 @@ class EvaluationResults:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat form of a results file. Values that are not known are left out."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("source", "scores", "environment", "details"):
-            del values[name]
-        known = {name: value for name, value in values.items() if value not in (None, {})}
-        return {**known, **self.scores, **self.environment, **self.details}
+        values = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) not in (None, {})}
+        return {**values, **self.scores, **self.details}
 
     def to_json(self) -> str:
         """Return the text of a results file."""
@@ -128,11 +121,9 @@ class EvaluationResults:
         for name in self.score_names():
             score = self.scores.get(name)
             if not _is_score(score):
-                nothing = score is None or score != score
-                hint = "Nothing was counted: check the labels of the data set (`hf-segmodels check-data`)."
-                raise ValueError(
-                    f"`{name}` in {origin} is {score}, but scores are numbers from 0 to 1. {hint if nothing else _MADE_BY}"
-                )
+                is_empty = score is None or score != score
+                hint = "Nothing was counted: check the data set (`hf-segmodels check-data`)." if is_empty else _MADE_BY
+                raise ValueError(f"`{name}` in {origin} is {score}, but scores are numbers from 0 to 1. {hint}")
 
     def score_names(self) -> list[str]:
         """Return the names of the scores over all classes, most important first."""
@@ -226,7 +217,6 @@ def _is_score(value: Any) -> bool:
 
 
 __all__ = [
-    "MAIN_SCORES",
     "EvaluationResults",
     "describe_protocol",
     "describe_run",

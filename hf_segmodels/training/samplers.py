@@ -40,6 +40,7 @@ class AugmentedData(Dataset):
         return _augment(self.data[index], self.transform, (self.seed, epoch, index))
 
 
+@dataclass(eq=False)
 class TrainingBatches(Sampler):
     """
     Batches of `(epoch, index)`. Each epoch is a permutation that depends only on the seed and the epoch. With several processes,
@@ -53,19 +54,15 @@ class TrainingBatches(Sampler):
         seed (`int`, *optional*, defaults to 0): Seed of the permutations.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        start: int,
-        stop: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        seed: int = 0,
-    ):
-        self.length, self.batch_size, self.start, self.stop = length, batch_size, start, stop
-        self.process_index, self.num_processes, self.seed = process_index, num_processes, seed
-        self.order: tuple[int, list[int]] = (-1, [])
+    length: int
+    batch_size: int
+    start: int
+    stop: int
+    process_index: int = 0
+    num_processes: int = 1
+    seed: int = 0
+    # the current epoch and its permutation
+    order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.stop - self.start

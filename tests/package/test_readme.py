@@ -332,7 +332,8 @@ def test_links_and_names_lead_somewhere(page: str):
         assert set(line.split()) <= make_targets(), f"make {line}"
     for path in re.findall(r"(?:hf_segmodels|training|tests|benchmarks)/[\w/]+\.(?:py|md|json)", text):
         assert "NAME" in path or (REPOSITORY / path).exists(), path
-    known = set(re.findall(r'commands\.add_parser\(\s*"([a-z-]+)"', read("hf_segmodels/cli/main.py")))
+    commands = "".join(path.read_text() for path in (REPOSITORY / "hf_segmodels" / "cli").glob("*.py"))
+    known = set(re.findall(r'commands\.add_parser\(\s*"([a-z-]+)"', commands))
     for name in re.findall(r"hf-segmodels ([a-z][a-z-]*)", text):
         assert name in known, name
 

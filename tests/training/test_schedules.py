@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segmodels.training.schedules import cosine_restart_schedule, poly_schedule
+from hf_segmodels.training.schedules import cosine_restart_schedule, poly_schedule, with_warmup
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -21,11 +21,11 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_learning_rates_of_the_original(name: str):
     fields = SCHEDULES[name]["lr_config"]
-    warmup = {"warmup_steps": fields["warmup_iters"], "warmup_factor": fields["warmup_ratio"]}
     if fields["policy"] == "poly":
-        schedule = poly_schedule(SCHEDULES[name]["max_iters"], fields["power"], fields["min_lr"], **warmup)
+        schedule = poly_schedule(SCHEDULES[name]["max_iters"], fields["power"], fields["min_lr"])
     else:
-        schedule = cosine_restart_schedule(fields["periods"], fields["restart_weights"], **warmup)
+        schedule = cosine_restart_schedule(fields["periods"], fields["restart_weights"])
+    schedule = with_warmup(schedule, fields["warmup_iters"], fields["warmup_ratio"])
     rates = {step: SCHEDULES[name]["lr"] * schedule(int(step)) for step in SCHEDULES[name]["lr_at_iter"]}
     assert rates == pytest.approx(SCHEDULES[name]["lr_at_iter"], rel=1e-6)
 
@@ -39,7 +39,7 @@ def test_schedules_end_at_their_lowest_factor():
 
 def test_an_optimizer_follows_a_schedule():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, poly_schedule(4))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, poly_schedule(4, power=1.0))
     rates = []
     for _ in range(4):
         rates += scheduler.get_last_lr()

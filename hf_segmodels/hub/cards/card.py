@@ -296,7 +296,7 @@ def _class_rows(names: Sequence[str], measurements: Sequence[Measurement]) -> li
 
 
 def _describe_run(measurement: Measurement) -> str:
-    source, run = measurement.results.source, measurement.results.environment
+    source, run = measurement.results.source, measurement.results.details
     parts = [f"`{source}`"] if source else []
     parts += [f"{name} {run[name]}" for name in ("hf_segmodels", "torch", "transformers") if name in run]
     parts += [str(run["device"])] if "device" in run else []
