@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,7 @@ from hf_segmodels import (
 from hf_segmodels.cli.main import main
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import evaluate_model
-from hf_segmodels.training import AugmentedData, TrainingBatches
+from hf_segmodels.training import AugmentedData, TrainingBatches, trainer_loop
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.augmentation import training_augmentation
@@ -66,9 +67,10 @@ def test_boundary_targets_are_made_on_the_way(recipe):
     assert scores["mean_iou"] > 0.6
 
 
-def test_learns_and_saves_what_auto_classes_load(recipe):
-    run = recipe(max_steps=30, ema_decay=0.9, photometric_distortion=True)
-    scores = train(run)
+@pytest.mark.parametrize(("loop", "fields"), [(script, {"ema_decay": 0.9}), (trainer_loop, {})])
+def test_learns_and_saves_what_auto_classes_load(recipe, loop, fields):
+    run = recipe(max_steps=30, photometric_distortion=True, **fields)
+    scores = loop.train(run)
     assert scores["losses"][-1] < 0.5 * scores["losses"][0]
     assert scores["mean_iou"] > 0.9
 
@@ -81,6 +83,7 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
     assert [entry["loss"] for entry in results["history"] if "loss" in entry] == scores["losses"]
     assert results["cpu_seconds"] >= 1
     assert results["recipe"]["max_steps"] == 30
+    assert results["torch"] == version("torch")
 
 
 @pytest.mark.parametrize("class_weighting", ["none", "median_frequency"])
@@ -129,12 +132,13 @@ def test_resumed_run_equals_uninterrupted_one(recipe):
             assert torch.equal(values, states[1]["state"][index][name]), (index, name)
 
 
-def test_accumulated_gradients_equal_those_of_a_large_batch(recipe):
+@pytest.mark.parametrize("loop", [script, trainer_loop])
+def test_accumulated_gradients_equal_those_of_a_large_batch(recipe, loop):
     # scale 1, a crop of the image's size and flips keep the number of valid pixels equal in all samples
     fields = {"scale_range": [1.0, 1.0], "crop_size": [32, 40], "optimizer": "sgd", "learning_rate": 0.1}
     large = recipe("large", batch_size=8, max_steps=2, **fields)
     small = recipe("small", batch_size=4, max_steps=2, gradient_accumulation_steps=2, **fields)
-    losses = [train(run)["losses"] for run in (large, small)]
+    losses = [loop.train(run)["losses"] for run in (large, small)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     first, second = weights(large.output_dir), weights(small.output_dir)
     for name, values in first.items():
@@ -152,9 +156,10 @@ def test_class_weights_and_smoothing_train_too(recipe):
     assert losses[-1] < losses[0]
 
 
-def test_stops_on_a_loss_that_is_not_finite(recipe):
+@pytest.mark.parametrize("loop", [script, trainer_loop])
+def test_stops_on_a_loss_that_is_not_finite(recipe, loop):
     with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
-        train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
+        loop.train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
 
 
 def test_reduced_labels_train_and_evaluate_like_those_that_start_at_0(recipe, camera_from_one):
