@@ -102,7 +102,7 @@ def create_model_card(
     _check_license(license, license_name, license_link)
     method = METHODS[config.model_type]
     measurements = read_results(results, config)
-    trained = next((measurement for measurement in measurements if measurement.results.recipe), None)
+    trained = next((measurement for measurement in measurements if measurement.recipe), None)
     if dataset is None and trained is not None:
         dataset = trained.dataset
     known = _known_dataset(dataset, config.num_labels)
@@ -275,8 +275,8 @@ def _measured(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for each in measurements for name in each.scores))
     return [
         {
-            "data": f"{_cell(each.dataset_name)}, {_cell(each.results.split)}"
-            + (f" ({each.results.images} images)" if each.results.images else ""),
+            "data": f"{_cell(each.dataset_name)}, {_cell(each.split)}"
+            + (f" ({each.images} images)" if each.images else ""),
             "protocol": each.protocol,
             "scores": [f"{100 * each.scores[name]:.2f}" if name in each.scores else "" for name in names],
         }
@@ -288,7 +288,7 @@ def _class_rows(names: Sequence[str], measurements: Sequence[Measurement]) -> li
     """IoU of each class in the first measurement."""
     if not measurements:
         return []
-    scores = measurements[0].results.scores["per_category_iou"]
+    scores = measurements[0].class_scores
     return [
         (_cell(name), "does not occur" if math.isnan(score) else f"{100 * score:.1f}")
         for name, score in zip(names, scores, strict=True)
@@ -296,28 +296,30 @@ def _class_rows(names: Sequence[str], measurements: Sequence[Measurement]) -> li
 
 
 def _describe_run(measurement: Measurement) -> str:
-    source, run = measurement.results.source, measurement.results.details
-    parts = [f"`{source}`"] if source else []
-    parts += [f"{name} {run[name]}" for name in ("hf_segmodels", "torch", "transformers") if name in run]
-    parts += [str(run["device"])] if "device" in run else []
-    parts += [f"commit {run['commit']}"] if run.get("commit") else []
-    split = _cell(measurement.results.split)
-    return f"{_cell(measurement.dataset_name)}, {split}: {', '.join(parts)}" if parts else ""
+    parts = [f"`{measurement.source}`"] if measurement.source else []
+    parts += [
+        f"{name} {measurement.run[name]}"
+        for name in ("hf_segmodels", "torch", "transformers")
+        if name in measurement.run
+    ]
+    parts += [str(measurement.run["device"])] if "device" in measurement.run else []
+    parts += [f"commit {measurement.run['commit']}"] if measurement.run.get("commit") else []
+    return f"{_cell(measurement.dataset_name)}, {_cell(measurement.split)}: {', '.join(parts)}" if parts else ""
 
 
 def _describe_training(measurement: Measurement) -> list[str]:
     """What the recipe in a results file says, line by line."""
-    recipe, step = measurement.results.recipe, measurement.results.step
+    recipe = measurement.recipe
     lines = []
     start = recipe.get("pretrained") or recipe.get("pretrained_backbone")
     if start and not _REPOSITORY.fullmatch(start):
         start = Path(start).name
     lines.append(f"Starts from `{start}`." if start else "Trained from scratch, without pre-trained weights.")
-    if step and recipe.get("batch_size"):
+    if measurement.step and recipe.get("batch_size"):
         crop = recipe.get("crop_size")
         batch = recipe["batch_size"] * recipe.get("gradient_accumulation_steps", 1)
         size = f" of {crop[1]}x{crop[0]} pixels" if crop else ""
-        lines.append(f"{step:,} updates, with {batch} crops{size} for each process.")
+        lines.append(f"{measurement.step:,} updates, with {batch} crops{size} for each process.")
     if recipe.get("optimizer"):
         lines.append(
             f"{recipe['optimizer']}, learning rate {recipe.get('learning_rate')} ({recipe.get('schedule')}, "

@@ -22,23 +22,33 @@ Results = EvaluationResults | str | Path | Mapping[str, Any]
 @dataclass(frozen=True)
 class Measurement:
     """
-    Evaluation results of the model of a card.
+    Evaluation results of the model of a card, see [`EvaluationResults`].
 
     Args:
-        results (`EvaluationResults`): Results that belong to the model.
         scores (`dict[str, float]`): Scores over all classes, most important first.
+        class_scores (`list[float]`): IoU of each class; NaN for a class that does not occur.
         dataset (`str`): Key of [`DATASETS`], or the name of the folder or repository.
+        split, images, source, recipe, step: As in the results.
+        run (`dict[str, Any]`): Versions, device and commit, as far as the results have them.
         window (`tuple`, *optional*): Window and stride as `(height, width)` pairs; `None` for whole images.
         scales (`tuple[float, ...]`): Scales of the image.
         flip (`bool`): Whether predictions of mirrored images were averaged in.
+        precision (`str`, *optional*): Data type of the computation.
     """
 
-    results: EvaluationResults
     scores: dict[str, float]
+    class_scores: list[float]
     dataset: str
+    split: str
+    images: int | None
+    source: str | None
+    recipe: dict[str, Any]
+    step: int | None
+    run: dict[str, Any]
     window: tuple[tuple[int, int], tuple[int, int]] | None
     scales: tuple[float, ...]
     flip: bool
+    precision: str | None
 
     @property
     def dataset_name(self) -> str:
@@ -52,9 +62,8 @@ class Measurement:
             parts.append(f"mean over scales {', '.join(f'{scale:g}' for scale in self.scales)}")
         if self.flip:
             parts.append("with mirrored copies")
-        precision = {"bf16": "bfloat16", "fp16": "float16"}.get(self.results.recipe.get("mixed_precision", ""))
-        if precision := self.results.dtype or precision:
-            parts.append(f"in {precision}")
+        if self.precision:
+            parts.append(f"in {self.precision}")
         return ", ".join(parts)
 
     @property
@@ -74,7 +83,7 @@ class Measurement:
                 task_name="Semantic segmentation",
                 dataset_type=(known.hub_id if known else None) or self.dataset,
                 dataset_name=self.dataset_name,
-                dataset_split=self.results.split,
+                dataset_split=self.split,
                 metric_type=name,
                 metric_name=metric_name(name),
                 metric_value=score,
@@ -127,15 +136,23 @@ def _read(result: Results, config: Any) -> Measurement:
     result.check(config)
     dataset, layout = (getattr(result, name) or result.recipe.get(name) for name in ("dataset", "layout"))
     protocol = result.protocol or result.details
+    environment = ("hf_segmodels", "torch", "transformers", "device", "commit")
     return Measurement(
-        result,
         scores={name: float(result.scores[name]) for name in result.score_names()},
+        class_scores=[float(score) for score in result.scores["per_category_iou"]],
         dataset=_dataset_key(dataset, layout),
+        split=result.split,
+        images=result.images,
+        source=result.source,
+        recipe=result.recipe,
+        step=result.step,
+        run={name: result.details[name] for name in environment if name in result.details},
         window=choose_windows(config)
         if "window_size" not in protocol
         else choose_windows(config, protocol["window_size"] or 0, protocol.get("window_stride")),
         scales=tuple(float(scale) for scale in protocol.get("scales") or (1.0,)),
         flip=bool(protocol.get("flip", False)),
+        precision=result.dtype or {"bf16": "bfloat16", "fp16": "float16"}.get(result.recipe.get("mixed_precision", "")),
     )
 
 
