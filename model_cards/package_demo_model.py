@@ -10,6 +10,7 @@ model to benchmarks/results/demo_model_camvid.json. --card-only writes only the 
 """
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
@@ -21,8 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import evaluate_model
-from hf_segmodels.evaluation.results import describe_run, load_results, results_as_json
+from hf_segmodels.evaluation import EvaluationResults, describe_run, evaluate_model, results_as_json
 from hf_segmodels.hub import create_model_card
 from hf_segmodels.hub.cards.facts import METHODS
 
@@ -70,7 +70,7 @@ def write_model(run: Path) -> None:
 
 def demo_card(results: Path) -> ModelCard:
     """Return the model card. All numbers come from `results` and the configuration; the weights are not needed."""
-    measured = load_results(results)
+    measured = json.loads(results.read_text(encoding="utf-8"))
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(MODEL_FOLDER))
     trained = {"recipe": measured["recipe"], "step": measured["step"]}
@@ -113,7 +113,7 @@ def main() -> None:
 def package(arguments: argparse.Namespace) -> None:
     """Write model and results."""
     write_model(arguments.run)
-    trained = load_results(arguments.run / "results.json")
+    trained = EvaluationResults.from_json(arguments.run / "results.json").to_dict()
     recipe = {key: value for key, value in trained["recipe"].items() if key != "output_dir"}
     path = arguments.recipe.resolve().relative_to(REPOSITORY)
     results: dict[str, Any] = {

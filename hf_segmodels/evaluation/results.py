@@ -79,7 +79,15 @@ class EvaluationResults:
         Raises:
             ValueError: if the file is missing or does not hold a JSON object.
         """
-        return cls.from_dict(load_results(path), Path(path).name)
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"Cannot read the results {path} ({error.strerror}). {_MADE_BY}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}). {_MADE_BY}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} does not hold results. {_MADE_BY}")
+        return cls.from_dict(values, Path(path).name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat form of a results file. Values that are not known are left out."""
@@ -132,11 +140,8 @@ class EvaluationResults:
 
 def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the options of `predict` for a results file, with the window and stride that a model uses under these options.
-
-    Args:
-        config (`PreTrainedConfig`): Configuration of the model.
-        options (`Mapping[str, Any]`): Arguments of `predict`.
+    Return the `options` of `predict` for a results file, with the window and stride that a model with `config` uses under these
+    options.
     """
     windows = choose_windows(config, options.get("window_size"), options.get("window_stride"))
     window_size, window_stride = windows or (None, None)
@@ -144,13 +149,7 @@ def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def describe_run(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:
-    """
-    Return the environment of a run for a results file: versions, device, threads, seed and [`package_commit`].
-
-    Args:
-        device (`torch.device` or `str`): Device of the model.
-        seed (`int`, *optional*): Random seed of the run.
-    """
+    """Return versions, `device`, number of threads, [`package_commit`] and `seed` for a results file."""
     device = torch.device(device)
     is_cuda = device.type == "cuda"
     description = {
@@ -194,33 +193,8 @@ def results_as_json(values: Any) -> str:
     return json.dumps(replace_nan(values), indent=1) + "\n"
 
 
-def load_results(path: str | Path) -> dict[str, Any]:
-    """
-    Read the values of a results file.
-
-    Raises:
-        ValueError: if the file is missing or does not hold a JSON object.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"Cannot read the results {path} ({error.strerror}). {_MADE_BY}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). {_MADE_BY}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold results. {_MADE_BY}")
-    return values
-
-
 def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
-__all__ = [
-    "EvaluationResults",
-    "describe_protocol",
-    "describe_run",
-    "load_results",
-    "package_commit",
-    "results_as_json",
-]
+__all__ = ["EvaluationResults", "describe_protocol", "describe_run", "package_commit", "results_as_json"]

@@ -164,12 +164,9 @@ def training_augmentation(
     Return the augmentation of a training sample. [`TrainingCollator`] pads samples that are smaller than the crop.
 
     Args:
-        base_size (`(shorter, longer)`): See [`RandomScale`].
-        crop_size (`(height, width)`): See [`RandomCropWithClassLimit`].
-        scale_range (`(lowest, highest)`, *optional*, defaults to `(0.5, 2.0)`): See [`RandomScale`].
+        base_size, scale_range: See [`RandomScale`].
+        crop_size, max_class_ratio, ignore_index: See [`RandomCropWithClassLimit`].
         photometric_distortion (`bool`, *optional*, defaults to `True`): Whether to apply [`PhotometricDistortion`].
-        max_class_ratio (`float`, *optional*, defaults to 0.75): See [`RandomCropWithClassLimit`].
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
 
     Returns:
         `v2.Transform`: Maps a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,

@@ -29,12 +29,8 @@ from .reporting import History, stack_rows
 
 
 # score -> heading of its column
-SCORES = (
-    ("mean_iou", "mIoU"),
-    ("mean_boundary_iou", "boundary IoU"),
-    ("mean_accuracy", "mean accuracy"),
-    ("overall_accuracy", "pixel accuracy"),
-)
+SCORES = {"mean_iou": "mIoU", "mean_boundary_iou": "boundary IoU", "mean_accuracy": "mean accuracy"}
+SCORES |= {"overall_accuracy": "pixel accuracy"}
 
 
 def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, dict[str, Any]]:
@@ -49,8 +45,8 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
     """
     try:
         trained = EvaluationResults.from_json(folder / "results.json")
-        recipe, values = Recipe(**trained.recipe), trained.to_dict()
-        history = values["history"]
+        recipe, details = Recipe(**trained.recipe), trained.details
+        history = details["history"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} has no results.json of a finished run: give the output_dir of a training run."
@@ -70,10 +66,10 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
         else type(model).__name__.removesuffix("ForSemanticSegmentation"),
         "parameters": model.num_parameters(),
         "training_steps": trained.step,
-        **{name: values[name] for name in ("seconds", "cpu_seconds", "final_loss")},
-        "trained_with": {name: values[name] for name in ("torch", "transformers", "device", "seed")},
+        **{name: details[name] for name in ("seconds", "cpu_seconds", "final_loss")},
+        "trained_with": {name: details[name] for name in ("torch", "transformers", "device", "seed")},
         "end_of_training": {"split": trained.split, "mean_iou": trained.scores["mean_iou"]},
-        "test": {name: scores[name] for name, _ in SCORES} | {"per_category_iou": scores["per_category_iou"]},
+        "test": {name: scores[name] for name in SCORES} | {"per_category_iou": scores["per_category_iou"]},
         "images": scores["images"],
         "id2label": model.config.id2label,
         "recipe": {name: value for name, value in trained.recipe.items() if name != "output_dir"},
@@ -84,16 +80,14 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
 def page(results: dict[str, Any], has_pictures: bool) -> str:
     """Return the comparison in Markdown: a row for each run, best first, and a table of the classes."""
     runs = sorted(results["runs"], key=lambda run: -run["test"]["mean_iou"])
-    headings = ["run", "method", "parameters, M", "training steps", "CPU minutes", *(heading for _, heading in SCORES)]
-    lines = [headings, ["---"] * len(headings)]
+    rows = [["run", "method", "parameters, M", "training steps", "CPU minutes", *SCORES.values()]]
     for run in runs:
-        scores = [f"{100 * run['test'][name]:.1f}" for name, _ in SCORES]
+        scores = [f"{100 * run['test'][name]:.1f}" for name in SCORES]
         size, minutes = f"{run['parameters'] / 1e6:.2f}", f"{run['cpu_seconds'] / 60:.0f}"
-        lines.append([run["name"], run["method"], size, str(run["training_steps"]), minutes, *scores])
-    classes = list(runs[0]["id2label"].values())
-    lines_of_classes = [["IoU", *(run["method"] for run in runs)], ["---"] * (len(runs) + 1)]
-    for index, name in enumerate(classes):
-        lines_of_classes.append([name, *(f"{100 * run['test']['per_category_iou'][index]:.1f}" for run in runs)])
+        rows.append([run["name"], run["method"], size, str(run["training_steps"]), minutes, *scores])
+    class_rows = [["IoU", *(run["method"] for run in runs)]]
+    for index, name in enumerate(runs[0]["id2label"].values()):
+        class_rows.append([name, *(f"{100 * run['test']['per_category_iou'][index]:.1f}" for run in runs)])
     paragraphs = [
         "# Comparison of trained models",
         f"Scores on the {results['split']} split ({runs[0]['images']} images) in float32, each model by its own protocol. "
@@ -101,16 +95,17 @@ def page(results: dict[str, Any], has_pictures: bool) -> str:
         f"{results['transformers']}, {results['device']}. Written by",
         f"    {results['command']}",
         "from runs of `accelerate launch training/run_segmentation_accelerate.py training/recipes/RUN.yaml`.",
-        _rows(lines),
+        _table(rows),
         "![loss over the training steps](curves.svg)",
-        _rows(lines_of_classes),
+        _table(class_rows),
     ]
     if has_pictures:
         paragraphs.append("![a photograph and the predictions of each model](predictions.jpg)")
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _rows(lines: Sequence[Sequence[str]]) -> str:
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -158,15 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         scored = [score_run(folder, arguments.split, arguments.device) for folder in arguments.runs]
         predictors, runs = zip(*scored, strict=True)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(
-            ["python", "-m", "hf_segmodels.training.compare_runs", *(sys.argv[1:] if argv is None else argv)]
-        )
-        results = {
-            "split": arguments.split,
-            "command": command,
-            "runs": runs,
-            **describe_run(predictors[0].model.device),
-        }
+        command = ["python", "-m", "hf_segmodels.training.compare_runs", *(sys.argv[1:] if argv is None else argv)]
+        results = {"split": arguments.split, "command": shlex.join(command), "runs": runs}
+        results |= describe_run(predictors[0].model.device)
         (arguments.output / "comparison.json").write_text(results_as_json(results))
         text = page(results, has_pictures=arguments.image is not None)
         (arguments.output / "comparison.md").write_text(text)
