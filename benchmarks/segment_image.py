@@ -47,6 +47,7 @@ from hf_segmodels import (
     SegViTConfig,
     SegViTForSemanticSegmentation,
 )
+from hf_segmodels.evaluation.results import package_commit as commit
 from hf_segmodels.inference import mask_argmax, upsample_argmax
 
 
@@ -334,11 +335,6 @@ def processor_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.machine()
-
-
-def commit() -> str:
-    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return process.stdout.strip()
 
 
 @torch.inference_mode()

@@ -1,16 +1,16 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Turns the output of a recipe into the model that the package ships.
+Package the output of a training run as the demo model.
 
     python model_cards/package_demo_model.py RUN_FOLDER --recipe training/recipes/segmenter_camvid.yaml [--minutes MINUTES]
     python model_cards/package_demo_model.py --card-only
 
-Writes the weights in half precision, the processor and a model card to hf_segmodels/demo/model/, and the scores that the
-card quotes, measured on what was written, to benchmarks/results/demo_model_camvid.json. With --card-only the card alone,
-from that file and the model that is there.
+Writes the weights in half precision, the processor and a model card to hf_segmodels/demo/model/, and the scores of the written
+model to benchmarks/results/demo_model_camvid.json. --card-only writes only the card, from this file and the existing model.
 """
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
@@ -22,37 +22,34 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 
 import hf_segmodels  # noqa: F401  (registers the models)
 from hf_segmodels.data import SegmentationData
-from hf_segmodels.evaluation import describe_run, evaluate_model, results_as_json
+from hf_segmodels.evaluation import EvaluationResults, describe_run, evaluate_model, results_as_json
 from hf_segmodels.hub import create_model_card
 from hf_segmodels.hub.cards.facts import METHODS
-from hf_segmodels.hub.cards.results import load_results
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL_FOLDER = REPOSITORY / "hf_segmodels" / "demo" / "model"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "demo_model_camvid.json"
 
-DESCRIPTION = (
-    "A small model for street scenes, to try the package with. It saw the 367 images of CamVid's training split only."
-)
-# what was seen of the model that is there: to be looked at again with another one
+DESCRIPTION = "A small model for street scenes, to try the package with. It was trained only on the 367 images of CamVid's training split."
+# observed with the current model; check again with a new one
 LIMITS = (
-    "It knows the streets of one English town seen from a car; on other photographs it finds much of the buildings, trees and "
-    "sky, and takes the rest for something it knows (hazy sky or water for road).",
+    "The training images show the streets of one English town from a car. In other photographs the model finds many of the "
+    "buildings, trees and sky, and assigns wrong classes to the rest (road to hazy sky or water).",
 )
 PROTOCOL = """\
-CamVid in the SegNet split, 480x360 pixels, through `model.predict`; labels 255 (void) were not trained on and do not count.
-Nothing was chosen on the test split. The validation scores are those at the end of training. All figures are from
+CamVid in the SegNet split, 480x360 pixels, by `model.predict`. Pixels with label 255 (void) are ignored in training and
+evaluation. No decision was made on the test split. The validation scores are those at the end of training. All scores are from
 `{results}`.
 
-Trained by the recipe below; its head says what has changed in it since, if anything.
+Trained with the recipe below; the head of the recipe lists changes since then.
 
     accelerate launch training/run_segmentation_accelerate.py {command}
 """
 
 
 def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
-    """Scores of the model in `folder` on a split, through `predict` at the images' own size."""
+    """Return the scores of the model in `folder` on a split, by `predict` at the size of the images."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     data = SegmentationData(dataset, split, processor=processor)
@@ -62,7 +59,7 @@ def measure(folder: Path, dataset: str, split: str) -> dict[str, Any]:
 
 
 def write_model(run: Path) -> None:
-    """Weights in half precision; the configuration says float32, so that they are computed with in float32."""
+    """Write the weights in half precision. The configuration keeps float32, so that the model runs in float32."""
     model = AutoModelForSemanticSegmentation.from_pretrained(run, dtype=torch.float32)
     shutil.rmtree(MODEL_FOLDER, ignore_errors=True)
     halves = {name: value.half() for name, value in model.state_dict().items()}
@@ -72,8 +69,8 @@ def write_model(run: Path) -> None:
 
 
 def demo_card(results: Path) -> ModelCard:
-    """The model card: every figure in it from `results` and the configuration; the weights are not needed."""
-    measured = load_results(results)
+    """Return the model card. All numbers come from `results` and the configuration; the weights are not needed."""
+    measured = json.loads(results.read_text(encoding="utf-8"))
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(MODEL_FOLDER))
     trained = {"recipe": measured["recipe"], "step": measured["step"]}
@@ -98,27 +95,25 @@ def demo_card(results: Path) -> ModelCard:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Packages the demo model.")
+    parser = argparse.ArgumentParser(description="Package the demo model.")
     parser.add_argument("run", type=Path, nargs="?", help="output_dir of the recipe")
-    parser.add_argument("--recipe", type=Path, help="the recipe that was run")
-    parser.add_argument(
-        "--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what was given after the recipe"
-    )
+    parser.add_argument("--recipe", type=Path, help="recipe of the run")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the run")
     parser.add_argument("--dataset", default="../shared/data/camvid")
-    parser.add_argument("--minutes", type=float, help="how long the training took on two CPU cores")
-    parser.add_argument("--card-only", action="store_true", help="write the card of the model that is there")
+    parser.add_argument("--minutes", type=float, help="duration of the training on two CPU cores")
+    parser.add_argument("--card-only", action="store_true", help="write only the card of the existing model")
     arguments = parser.parse_args()
     if not arguments.card_only:
         if arguments.run is None or arguments.recipe is None:
-            parser.error("give the run's folder and its --recipe, or --card-only")
+            parser.error("give RUN and --recipe, or --card-only")
         package(arguments)
     (MODEL_FOLDER / "README.md").write_text(f"{demo_card(RESULTS)}\n", encoding="utf-8")
 
 
 def package(arguments: argparse.Namespace) -> None:
-    """Writes model and results."""
+    """Write model and results."""
     write_model(arguments.run)
-    trained = load_results(arguments.run / "results.json")
+    trained = EvaluationResults.from_json(arguments.run / "results.json").to_dict()
     recipe = {key: value for key, value in trained["recipe"].items() if key != "output_dir"}
     path = arguments.recipe.resolve().relative_to(REPOSITORY)
     results: dict[str, Any] = {

@@ -4,6 +4,7 @@ The program `hf-segmodels`.
 
     hf-segmodels segment photo.jpg folder/ --model FOLDER_OR_REPO --output results
     hf-segmodels segment-dataset DATASET --model FOLDER_OR_REPO --output results
+    hf-segmodels train RECIPE.yaml max_steps=500
     hf-segmodels evaluate --model FOLDER_OR_REPO --dataset data/ADEChallengeData2016 --layout ade20k
     hf-segmodels convert --method segmenter --checkpoint checkpoint.pth --output_dir converted
     hf-segmodels check-data ADEChallengeData2016
@@ -21,10 +22,10 @@ from typing import NoReturn
 
 from .. import __version__
 from ..utils.errors import UserError
-from . import check_data, convert, demo, evaluate, publish, segment, segment_dataset
+from . import check_data, convert, demo, evaluate, publish, segment, segment_dataset, train
 
 
-COMMANDS = (segment, segment_dataset, evaluate, convert, check_data, publish, demo)
+COMMANDS = (segment, segment_dataset, check_data, train, evaluate, convert, publish, demo)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,23 +1,18 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Scores of a model on a data set by the papers' protocol: sliding window, scales and flip, labels at their own size."""
+"""Evaluation by the papers' protocol: sliding window, scales and flip, label maps at their original size."""
 
-import json
-import math
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from ..inference import choose_windows
 from ..inference.predictor import load_predictor
 from ..metrics import SegmentationScores, sum_over_processes
 from ..utils.errors import UserError, first_line
+from .results import EvaluationResults, describe_protocol, describe_run
 
 
 if TYPE_CHECKING:
@@ -41,28 +36,30 @@ def evaluate_model(
     accelerator: "Accelerator | None" = None,
 ) -> dict[str, Any]:
     """
-    Runs `model.predict` over `data` and counts its label maps at the labels' own size.
+    Run `model.predict` over `data` and score the label maps at the size of the labels.
 
     Args:
-        model (`SegmentationPreTrainedModel`): One of the four models, on the device that it is to run on.
-        image_processor (`SegmentationImageProcessor`): Its image processor.
+        model (`SegmentationPreTrainedModel`): Model with `predict`, on the device to run on.
+        image_processor (`SegmentationImageProcessor`): Image processor of the model.
         data (`SegmentationData`): Images and label maps, read with the labels of `image_processor`.
-        window_size, window_stride, scales, flip: See `predict`.
-        boundary_iou, object_sizes (`bool`, *optional*, defaults to `False`): What to count besides; see
+        window_size, window_stride, scales, flip (*optional*): See `predict`.
+        boundary_iou (`bool`, *optional*, defaults to `False`): Whether to compute the boundary IoU as well.
+        object_sizes (`bool`, *optional*, defaults to `False`):
+            Whether to compute the mean IoU of small, medium and large objects as well. See
             [`~hf_segmodels.metrics.SegmentationScores`].
-        accelerator (`Accelerator`, *optional*): With several processes, each takes every n-th image and all get the
-            scores of all.
+        accelerator (`Accelerator`, *optional*):
+            Splits the images between the processes; every process returns the scores over all images.
 
     Returns:
-        `dict`: See [`~hf_segmodels.metrics.SegmentationScores.compute`]; and `images`, how many there were.
+        `dict`: See [`~hf_segmodels.metrics.SegmentationScores.compute`]. `images` is the number of images.
 
     Raises:
-        ValueError: if the labels of `data` are not those of `image_processor`.
+        ValueError: if `data` was read with another `do_reduce_labels` than that of `image_processor`.
     """
     if data.labels.do_reduce_labels != bool(image_processor.do_reduce_labels):
         raise ValueError(
-            f"The processor has `do_reduce_labels={image_processor.do_reduce_labels}` but the labels of `data` were read "
-            "otherwise: make it with `SegmentationData(..., processor=image_processor)`."
+            f"`image_processor` has `do_reduce_labels={image_processor.do_reduce_labels}`, but `data` was read with "
+            f"`do_reduce_labels={data.labels.do_reduce_labels}`: create it with `SegmentationData(..., processor=image_processor)`."
         )
     rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     autocast: AbstractContextManager = accelerator.autocast() if accelerator else nullcontext()
@@ -107,22 +104,24 @@ def evaluate(
     **options: Any,
 ) -> dict[str, Any]:
     """
-    What `hf-segmodels evaluate` does: loads a model and a data set, scores the one on the other, prints a table.
+    Load a model and a data set, evaluate the model and print a table of scores (`hf-segmodels evaluate`).
 
     Args:
-        model (`str`): Folder, or name of a repository on the Hub.
-        dataset (`str`), split, layout, image_column, label_column, label_mapping: See [`SegmentationData`] and [`DatasetSpec`].
-        output (`Path`, *optional*): JSON file for the scores and what they depend on.
-        device (`str`, *optional*): Where the model runs; of each process its own GPU, or the CPU, if unset.
+        model (`str`): Folder or Hub repository.
+        dataset (`str`), layout, image_column, label_column, label_mapping: See [`DatasetSpec`].
+        split (`str`, *optional*, defaults to `"validation"`): Split of the data set.
+        output (`Path`, *optional*): JSON file to write, see [`EvaluationResults`].
+        device (`str`, *optional*): Device of the model; defaults to one GPU per process, or to the CPU.
         dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation.
         boundary_iou, object_sizes (`bool`, *optional*, defaults to `False`): See [`evaluate_model`].
-        options: For the model's `predict`.
+        options: Arguments of `predict`.
 
     Returns:
-        `dict`: What `output` holds.
+        `dict`: The values of the results file.
 
     Raises:
-        UserError: if the model or the data cannot be used, or a library for it is missing.
+        UserError: if the model or the data cannot be used, if `output` is in a folder that does not exist, or if an optional
+            dependency is missing.
     """
     try:
         from accelerate import Accelerator
@@ -133,10 +132,10 @@ def evaluate(
 
     accelerator = Accelerator(cpu=device == "cpu")
     if output is not None and not output.parent.is_dir():
-        raise UserError(f"there is no folder {output.parent} for --output: create it first.")
+        raise UserError(f"the folder {output.parent} of --output does not exist: create it first.")
     predictor = load_predictor(model, device=device or str(accelerator.device), dtype=dtype, **options)
     if not hasattr(predictor.model, "predict"):
-        raise UserError(f"{type(predictor.model).__name__} has no `predict`: give one of this package's models.")
+        raise UserError(f"{type(predictor.model).__name__} has no `predict`: give a model of this package.")
     try:
         spec = DatasetSpec(dataset, layout, image_column, label_column, label_mapping)
         data = SegmentationData(spec, split, processor=predictor.image_processor)
@@ -152,34 +151,16 @@ def evaluate(
             )
     except (ValueError, OSError) as error:
         raise UserError(f"cannot evaluate on {dataset}: {first_line(error)}") from error
-    protocol = describe_protocol(predictor.model.config, options)
-    results = {"model": model, "dataset": dataset, "layout": layout, "split": split, "protocol": protocol, **scores}
-    results |= {"dtype": dtype, "processes": accelerator.num_processes, **describe_run(predictor.model.device)}
+    results = EvaluationResults.from_dict(
+        {"model": model, "dataset": dataset, "layout": layout, "split": split, **scores}
+        | {"protocol": describe_protocol(predictor.model.config, options)}
+        | {"dtype": dtype, "processes": accelerator.num_processes, **describe_run(predictor.model.device)}
+    )
     if accelerator.is_main_process:
         _print_scores(scores, predictor.id2label)
         if output is not None:
-            output.write_text(results_as_json(results))
-    return results
-
-
-def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """For a results file: the options of `predict`, with the window and the stride that they come to for a model."""
-    windows = choose_windows(config, options.get("window_size"), options.get("window_stride"))
-    window_size, window_stride = windows or (None, None)
-    return {**options, "window_size": window_size, "window_stride": window_stride}
-
-
-def results_as_json(results: dict[str, Any]) -> str:
-    """The text of a results file, with null for scores that do not exist: JSON has no nan."""
-
-    def written(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: written(part) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return list(map(written, value))
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(written(results), indent=1) + "\n"
+            output.write_text(results.to_json())
+    return results.to_dict()
 
 
 def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
@@ -195,35 +176,4 @@ def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
             print(f"{name.replace('_', ' '):{width}}  {100 * score:5.2f}")
 
 
-def describe_run(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:
-    """
-    What figures depend on besides model and data, for a results file: versions, device, threads, seed, and the commit of
-    this package where it is a git checkout (with "+" for uncommitted changes).
-    """
-    device = torch.device(device)
-    description = {
-        **{name: version(name) for name in ("hf_segmodels", "torch", "transformers")},
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
-        "commit": _commit(),
-    }
-    return description if seed is None else description | {"seed": seed}
-
-
-def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # an installed package may lie inside some other repository
-        if not git("ls-files", Path(__file__).name):
-            return None
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-__all__ = ["describe_protocol", "describe_run", "evaluate", "evaluate_model", "results_as_json"]
+__all__ = ["evaluate", "evaluate_model"]

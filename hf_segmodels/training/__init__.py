@@ -1,8 +1,21 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What training makes of a data set: augmented samples, in its order, in batches."""
+"""Training of a model from a recipe: `train(recipe, **overrides)`."""
 
-from .collator import TrainingCollator
-from .samplers import AugmentedData, AugmentedStream, TrainingBatches
+import sys
+from typing import TYPE_CHECKING
+
+from transformers.utils import _LazyModule
 
 
-__all__ = ["AugmentedData", "AugmentedStream", "TrainingBatches", "TrainingCollator"]
+_import_structure = {
+    "accelerate_loop": ["train"],
+    "recipe": ["Recipe"],
+    "samplers": ["AugmentedData", "AugmentedStream", "TrainingBatches", "TrainingCollator"],
+}
+
+if TYPE_CHECKING:
+    from .accelerate_loop import train
+    from .recipe import Recipe
+    from .samplers import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
+else:
+    sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)

@@ -2,8 +2,8 @@
 """
 The papers' augmentation of an image and its label map (mmsegmentation's pipeline): random scale, crop, flip and colors.
 
-torchvision supplies the frame. What its transforms do otherwise is written here: it fits portrait images into a landscape
-box, pads on all sides and before the colors change, and blends brightness, contrast and saturation with gray.
+The transforms build on torchvision. Its own transforms differ: they fit portrait images into a landscape box, pad on all sides
+and before the colors change, and blend brightness, contrast and saturation with gray.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from ..image_processing.resizing import resize_image, resize_label_map, resized_
 
 class RandomScale(v2.Transform):
     """
-    Resizes image (bilinear, as OpenCV) and label map (nearest) by a random scale, keeping the aspect ratio.
+    Resize image (bilinear, as OpenCV) and label map (nearest) by a random scale; the aspect ratio is kept.
 
     Args:
-        base_size (`(shorter, longer)`): Bounds of the two edges at a scale of 1, in pixels.
-        scale_range (`(lowest, highest)`): The scale is uniform between them.
+        base_size (`(shorter, longer)`): Bounds of the two edges at scale 1, in pixels.
+        scale_range (`(lowest, highest)`): Range of the uniform distribution of the scale.
     """
 
     def __init__(self, base_size: Sequence[int], scale_range: Sequence[float]):
@@ -33,8 +33,9 @@ class RandomScale(v2.Transform):
     def forward(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         scale = torch.empty(()).uniform_(*self.scale_range).item()
         shorter, longer = (max(1, int(edge * scale)) for edge in self.base_size)
-        size = resized_size(*image.shape[-2:], {"shortest_edge": shorter, "longest_edge": longer})
-        if size == image.shape[-2:]:
+        height, width = image.shape[-2:]
+        size = resized_size(height, width, {"shortest_edge": shorter, "longest_edge": longer})
+        if size == (height, width):
             return image, label_map
         resized = resize_image(image.as_subclass(torch.Tensor), size, PILImageResampling.BILINEAR, antialias=False)
         return tv_tensors.Image(resized), tv_tensors.Mask(resize_label_map(label_map.as_subclass(torch.Tensor), size))
@@ -42,13 +43,13 @@ class RandomScale(v2.Transform):
 
 class RandomCropWithClassLimit(v2.Transform):
     """
-    Random crop in which no class takes more than `max_class_ratio` of the labeled pixels (mmsegmentation's
-    `cat_max_ratio`): up to ten draws, then another one stands. Of an edge that is shorter than the crop all is kept.
+    Random crop in which no class has `max_class_ratio` or more of the labeled pixels (mmsegmentation's `cat_max_ratio`). After
+    ten unsuccessful draws, the next draw is used. An edge shorter than the crop is kept whole.
 
     Args:
-        size (`(height, width)`): The crop's.
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
-        max_class_ratio (`float`, *optional*, defaults to 0.75): That share; 1 takes the first draw.
+        size (`(height, width)`): Size of the crop.
+        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        max_class_ratio (`float`, *optional*, defaults to 0.75): Largest ratio of one class; 1 uses the first draw.
     """
 
     max_draws = 10
@@ -66,7 +67,7 @@ class RandomCropWithClassLimit(v2.Transform):
         return F.crop(image, *box), cropped
 
     def _draw(self, image: tv_tensors.Image) -> tuple[int, int, int, int]:
-        """Top, left, height and width."""
+        """Return top, left, height and width of a random crop."""
         sizes = [min(edge, crop) for edge, crop in zip(image.shape[-2:], self.size, strict=True)]
         starts = [
             int(torch.randint(0, edge - size + 1, ())) for edge, size in zip(image.shape[-2:], sizes, strict=True)
@@ -75,7 +76,7 @@ class RandomCropWithClassLimit(v2.Transform):
 
     def _is_mixed(self, label_map: tv_tensors.Mask) -> bool:
         labels = label_map[label_map != self.ignore_index].as_subclass(torch.Tensor)
-        # a crop without labels teaches nothing: it counts as one-sided
+        # a crop without labels has no training signal, so it is drawn again
         return bool(labels.numel()) and bool(
             torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel()
         )
@@ -84,13 +85,13 @@ class RandomCropWithClassLimit(v2.Transform):
 class PhotometricDistortion(v2.Transform):
     """
     Random brightness, contrast, saturation and hue, each with probability 0.5 and clipped to 8 bits; contrast comes second
-    or last (mmsegmentation's `PhotoMetricDistortion`). The label map stays as it is.
+    or last (mmsegmentation's `PhotoMetricDistortion`). The label map is unchanged.
 
     Args:
-        brightness (`int`, *optional*, defaults to 32): Largest difference that is added to all channels, of 255.
+        brightness (`int`, *optional*, defaults to 32): Largest value added to all channels, which range to 255.
         contrast, saturation (`(lowest, highest)`, *optional*, defaults to `(0.5, 1.5)`):
-            Factors of all channels, and of HSV's saturation.
-        hue (`float`, *optional*, defaults to 0.1): Largest turn of HSV's hue, of a full turn (18 of OpenCV's 180).
+            Range of the factor of all channels, and of the saturation in HSV.
+        hue (`float`, *optional*, defaults to 0.1): Largest shift of the hue in HSV, as a fraction of its range.
     """
 
     def __init__(
@@ -122,19 +123,19 @@ class PhotometricDistortion(v2.Transform):
 
 def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     """
-    Multiplies HSV's saturation, up to its maximum, and leaves hue and value.
+    Multiply the saturation in HSV, up to its maximum. Hue and value are unchanged.
 
     Args:
         image (`torch.Tensor` of shape `(3, height, width)`, uint8): RGB.
-        factor (`float`): 0 for gray.
+        factor (`float`): Factor of the saturation; 0 gives gray.
 
     Returns:
-        `torch.Tensor` of the same shape and type.
+        `torch.Tensor` of shape `(3, height, width)`, uint8.
     """
     pixels = image.float()
     value = pixels.amax(dim=0)
     saturation = 1 - pixels.amin(dim=0) / value.clamp(min=1)
-    # at most what makes the smallest channel 0
+    # the largest factor is the one that makes the smallest channel 0
     factors = (1 / saturation.clamp(min=1e-6)).clamp(max=factor)
     return _to_uint8(value - (value - pixels) * factors)
 
@@ -160,18 +161,15 @@ def training_augmentation(
     ignore_index: int = 255,
 ) -> v2.Transform:
     """
-    The augmentation of a training sample. What is smaller than the crop afterwards is padded where batches are made.
+    Return the augmentation of a training sample. [`TrainingCollator`] pads samples that are smaller than the crop.
 
     Args:
-        base_size (`(shorter, longer)`): See [`RandomScale`].
-        crop_size (`(height, width)`): See [`RandomCropWithClassLimit`].
-        scale_range (`(lowest, highest)`, *optional*, defaults to `(0.5, 2.0)`): See [`RandomScale`].
-        photometric_distortion (`bool`, *optional*, defaults to `True`): Whether [`PhotometricDistortion`] takes part.
-        max_class_ratio (`float`, *optional*, defaults to 0.75): See [`RandomCropWithClassLimit`].
-        ignore_index (`int`, *optional*, defaults to 255): Label of pixels that do not count.
+        base_size, scale_range: See [`RandomScale`].
+        crop_size, max_class_ratio, ignore_index: See [`RandomCropWithClassLimit`].
+        photometric_distortion (`bool`, *optional*, defaults to `True`): Whether to apply [`PhotometricDistortion`].
 
     Returns:
-        `v2.Transform`: takes and gives a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
+        `v2.Transform`: Maps a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
         width)`.
     """
     transforms = [

@@ -1,11 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Scores trained models on a split that they have not seen, side by side.
+Comparison of training runs: evaluate the trained models on a split they were not trained on.
 
     python -m hf_segmodels.training.compare_runs RUN [RUN ...] --output FOLDER [--split test] [--image photo.jpg]
 
-A RUN is the output folder of a training script. Writes `comparison.json` (scores, the recipes and figures over the updates),
-`comparison.md` (tables), `curves.svg`, and `predictions.jpg` with `--image`: what each model makes of that photograph.
+A RUN is the output folder of a training run. FOLDER receives `comparison.json` (scores, recipes and metrics over the training
+steps), `comparison.md` (tables), `curves.svg`, and with `--image` `predictions.jpg` (predictions of all models for this image).
 """
 
 import argparse
@@ -16,41 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..evaluation.evaluate import describe_run, evaluate_model, results_as_json
+from ..evaluation import EvaluationResults, describe_run, evaluate_model, results_as_json
 from ..hub.cards.facts import METHODS
-from ..hub.cards.results import load_results
 from ..image_processing import read_image
 from ..inference.predictor import Predictor, load_predictor
 from ..utils.errors import UserError, first_line
 from ..visualization import add_legend, class_shares, overlay, palette_for, side_by_side
 from .factory import build_data
 from .recipe import Recipe
+from .reporting import History, stack_rows
 
 
-# columns of the table: name of the score, heading
-SCORES = (
-    ("mean_iou", "mIoU"),
-    ("mean_boundary_iou", "boundary IoU"),
-    ("mean_accuracy", "mean accuracy"),
-    ("overall_accuracy", "pixel accuracy"),
-)
+# score -> heading of its column
+SCORES = {"mean_iou": "mIoU", "mean_boundary_iou": "boundary IoU", "mean_accuracy": "mean accuracy"}
+SCORES |= {"overall_accuracy": "pixel accuracy"}
 
 
 def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, dict[str, Any]]:
     """
-    What a run trained, and how good it is on `split`, in float32 by the model's own protocol.
+    Load the model of a run and evaluate it on `split`, in float32 and by the model's own protocol.
+
+    Returns:
+        `tuple`: The predictor, and the entry of the run in `comparison.json`.
 
     Raises:
-        UserError: if the folder is not that of a finished run, or its data cannot be read.
+        UserError: if the folder does not belong to a finished run, or if the data cannot be read.
     """
     try:
-        trained = load_results(folder / "results.json")
-        recipe, history = Recipe(**trained["recipe"]), trained["history"]
+        trained = EvaluationResults.from_json(folder / "results.json")
+        recipe, details = Recipe(**trained.recipe), trained.details
+        history = details["history"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} has no results.json of a finished run: give a training script's output_dir."
+            f"{folder} has no results.json of a finished run: give the output_dir of a training run."
         ) from error
     predictor = load_predictor(str(folder), device=device)
     model = predictor.model
@@ -66,65 +65,61 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
         if model.config.model_type in METHODS
         else type(model).__name__.removesuffix("ForSemanticSegmentation"),
         "parameters": model.num_parameters(),
-        "updates": trained["step"],
-        "seconds": trained["seconds"],
-        "cpu_seconds": trained["cpu_seconds"],
-        "final_loss": trained["final_loss"],
-        "trained_with": {name: trained[name] for name in ("torch", "transformers", "device", "seed")},
-        "end_of_training": {"split": trained["split"], "mean_iou": trained["mean_iou"]},
-        "test": {name: scores[name] for name, _ in SCORES} | {"per_category_iou": scores["per_category_iou"]},
+        "training_steps": trained.step,
+        **{name: details[name] for name in ("seconds", "cpu_seconds", "final_loss")},
+        "trained_with": {name: details[name] for name in ("torch", "transformers", "device", "seed")},
+        "end_of_training": {"split": trained.split, "mean_iou": trained.scores["mean_iou"]},
+        "test": {name: scores[name] for name in SCORES} | {"per_category_iou": scores["per_category_iou"]},
         "images": scores["images"],
         "id2label": model.config.id2label,
-        "recipe": {name: value for name, value in trained["recipe"].items() if name != "output_dir"},
+        "recipe": {name: value for name, value in trained.recipe.items() if name != "output_dir"},
         "history": history,
     }
 
 
 def page(results: dict[str, Any], has_pictures: bool) -> str:
-    """The runs in Markdown, a line each, best first."""
+    """Return the comparison in Markdown: a row for each run, best first, and a table of the classes."""
     runs = sorted(results["runs"], key=lambda run: -run["test"]["mean_iou"])
-    headings = ["run", "method", "parameters, M", "updates", "CPU minutes", *(heading for _, heading in SCORES)]
-    lines = [headings, ["---"] * len(headings)]
+    rows = [["run", "method", "parameters, M", "training steps", "CPU minutes", *SCORES.values()]]
     for run in runs:
-        scores = [f"{100 * run['test'][name]:.1f}" for name, _ in SCORES]
+        scores = [f"{100 * run['test'][name]:.1f}" for name in SCORES]
         size, minutes = f"{run['parameters'] / 1e6:.2f}", f"{run['cpu_seconds'] / 60:.0f}"
-        lines.append([run["name"], run["method"], size, str(run["updates"]), minutes, *scores])
-    classes = list(runs[0]["id2label"].values())
-    lines_of_classes = [["IoU", *(run["method"] for run in runs)], ["---"] * (len(runs) + 1)]
-    for index, name in enumerate(classes):
-        lines_of_classes.append([name, *(f"{100 * run['test']['per_category_iou'][index]:.1f}" for run in runs)])
+        rows.append([run["name"], run["method"], size, str(run["training_steps"]), minutes, *scores])
+    class_rows = [["IoU", *(run["method"] for run in runs)]]
+    for index, name in enumerate(runs[0]["id2label"].values()):
+        class_rows.append([name, *(f"{100 * run['test']['per_category_iou'][index]:.1f}" for run in runs)])
     paragraphs = [
-        "# Trained models side by side",
+        "# Comparison of trained models",
         f"Scores on the {results['split']} split ({runs[0]['images']} images) in float32, each model by its own protocol. "
-        f"CPU minutes are those of one core, evaluation during training included. torch {results['torch']}, transformers "
+        f"CPU minutes are those of one core, including evaluation during training. torch {results['torch']}, transformers "
         f"{results['transformers']}, {results['device']}. Written by",
         f"    {results['command']}",
         "from runs of `accelerate launch training/run_segmentation_accelerate.py training/recipes/RUN.yaml`.",
-        _rows(lines),
-        "![loss over the updates](curves.svg)",
-        _rows(lines_of_classes),
+        _table(rows),
+        "![loss over the training steps](curves.svg)",
+        _table(class_rows),
     ]
     if has_pictures:
-        paragraphs.append("![a photograph, and what each model makes of it](predictions.jpg)")
+        paragraphs.append("![a photograph and the predictions of each model](predictions.jpg)")
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _rows(lines: Sequence[Sequence[str]]) -> str:
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def draw_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss over the updates, each run's relative to its first: the methods' losses have different scales."""
+    """Draw the loss over the training steps, relative to the first loss, since the losses of the methods have different scales."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     panel = figure.subplots()
     for run in runs:
-        points = [(entry["step"], entry["loss"]) for entry in run["history"] if "loss" in entry]
-        if points:
+        if points := History(run["history"]).curve("loss"):
             steps, losses = zip(*points, strict=True)
             panel.plot(steps, [loss / losses[0] for loss in losses], linewidth=1.2, label=run["method"])
-    panel.set(xlabel="update", ylabel="loss over the first loss", ylim=(0, 1.1))
+    panel.set(xlabel="training step", ylabel="loss over the first loss", ylim=(0, 1.1))
     panel.grid(alpha=0.3)
     panel.legend()
     figure.savefig(path, metadata={"Date": None})
@@ -133,7 +128,7 @@ def draw_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
 def draw_predictions(
     predictors: Sequence[Predictor], runs: Sequence[dict[str, Any]], photograph: Path, path: Path
 ) -> None:
-    """The photograph and, beside it, what each model makes of it, in rows of three."""
+    """Draw the photograph and the predictions of all models, in rows of three."""
     image = read_image(photograph)
     image.thumbnail((480, 480))
     panels = [side_by_side([image], ["photograph"])]
@@ -143,35 +138,24 @@ def draw_predictions(
         picture = overlay(image, label_map, palette, alpha=0.6, ignore_index=None)
         panels.append(side_by_side([add_legend(picture, shares, palette)], [run["method"]]))
     rows = [side_by_side(panels[start : start + 3]) for start in range(0, len(panels), 3)]
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height + 8 for row in rows) - 8), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height + 8
-    sheet.save(path, quality=88)
+    stack_rows(rows).save(path, quality=88)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Scores trained models side by side.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a training script")
+    parser = argparse.ArgumentParser(description="Compare training runs on a test split.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a training run")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--image", type=Path, help="photograph for predictions.jpg")
-    parser.add_argument("--device", help="(default: cuda where there is one, else cpu)")
+    parser.add_argument("--device", help="(default: cuda if available, else cpu)")
     arguments = parser.parse_args(argv)
     try:
         scored = [score_run(folder, arguments.split, arguments.device) for folder in arguments.runs]
         predictors, runs = zip(*scored, strict=True)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(
-            ["python", "-m", "hf_segmodels.training.compare_runs", *(sys.argv[1:] if argv is None else argv)]
-        )
-        results = {
-            "split": arguments.split,
-            "command": command,
-            "runs": runs,
-            **describe_run(predictors[0].model.device),
-        }
+        command = ["python", "-m", "hf_segmodels.training.compare_runs", *(sys.argv[1:] if argv is None else argv)]
+        results = {"split": arguments.split, "command": shlex.join(command), "runs": runs}
+        results |= describe_run(predictors[0].model.device)
         (arguments.output / "comparison.json").write_text(results_as_json(results))
         text = page(results, has_pictures=arguments.image is not None)
         (arguments.output / "comparison.md").write_text(text)

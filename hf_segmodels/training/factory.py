@@ -1,17 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a recipe describes, built: model, data, loss, optimizer and schedule. Both training scripts stand on it."""
+"""Parts of a training run built from its recipe: checkpoint, model, data, loss and optimizer. Both loops use them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.modeling_utils import PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, set_seed
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 import hf_segmodels  # noqa: F401  (registers the models)
@@ -19,40 +17,104 @@ import hf_segmodels  # noqa: F401  (registers the models)
 from .. import PlainViTBackbone, ResNetV1cBackbone
 from ..conversion import load_backbone_weights
 from ..data import SegmentationData, find_id2label, quick_check
+from ..evaluation import evaluate_model
+from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 from ..labels import DATASETS, load_labels
 from ..losses.semantic_cross_entropy import semantic_cross_entropy
-from . import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
+from ..modeling_utils import SegmentationPreTrainedModel
 from .augmentation import training_augmentation
 from .recipe import Recipe
-from .schedules import cosine_restart_schedule, poly_schedule, step_schedule
+from .samplers import AugmentedData, AugmentedStream, TrainingBatches, TrainingCollator
+
+
+@dataclass
+class Run:
+    """
+    Parts of a training run that do not depend on the loop.
+
+    Args:
+        recipe (`Recipe`): Settings.
+        model (`SegmentationPreTrainedModel`): Model with initial weights.
+        processor (`SegmentationImageProcessor`): Image processor of the model.
+        train_data, eval_data (`SegmentationData`): Splits to train and to evaluate on.
+        loss (`Loss`): Loss of a batch.
+    """
+
+    recipe: Recipe
+    model: SegmentationPreTrainedModel
+    processor: SegmentationImageProcessor
+    train_data: SegmentationData
+    eval_data: SegmentationData
+    loss: "Loss"
+
+    def evaluate(
+        self, model: SegmentationPreTrainedModel, accelerator: Any, data: SegmentationData | None = None
+    ) -> dict[str, Any]:
+        """Return the scores of `model` on `data`, by default the evaluation split; see [`evaluate_model`]."""
+        data = self.eval_data if data is None else data
+        return evaluate_model(model, self.processor, data, accelerator=accelerator, **self.recipe.evaluation)
+
+
+def build_run(recipe: Recipe, num_processes: int, device: torch.device) -> Run:
+    """Set the seed and build model, data and loss of a run with `num_processes` processes on `device`."""
+    set_seed(recipe.seed)
+    model, processor = build_model(recipe)
+    model = synchronize_norms(model, num_processes, device)
+    train_data, eval_data = (build_data(recipe, processor, split) for split in (recipe.train_split, recipe.eval_split))
+    return Run(recipe, model, processor, train_data, eval_data, Loss(recipe, train_data, model.config.num_labels))
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the training step of a folder `checkpoint-STEP`; -1 for other folders."""
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def checkpoint_to_resume(
+    output_dir: Path, resume: bool, is_complete: Callable[[Path], bool] = lambda folder: True
+) -> Path | None:
+    """
+    Return the newest complete checkpoint to resume from, or `None` for a run that starts at step 0.
+
+    Raises:
+        ValueError: if `output_dir` holds checkpoints and `resume` is false, because the run would replace them.
+    """
+    folders = sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    checkpoint = next((folder for folder in folders if checkpoint_step(folder) >= 0 and is_complete(folder)), None)
+    if checkpoint is not None and not resume:
+        raise ValueError(
+            f"{output_dir} holds {checkpoint.name} of an earlier run, which this run would replace: set `resume=true` to "
+            "resume it, choose another `output_dir`, or delete the folder."
+        )
+    return checkpoint
 
 
 def load_id2label(recipe: Recipe) -> dict[int, str] | None:
-    """Class names from the recipe, from beside the data, or of its layout; None where nobody says them."""
+    """Return the class names of the recipe, of the data set's folder or of the layout; `None` if none of them has names."""
     return find_id2label(recipe.dataset_spec, recipe.id2label)
 
 
-def build_model(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def build_model(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, SegmentationImageProcessor]:
     """
-    The model and its image processor: from scratch, over the encoder `recipe.pretrained_backbone`, or from
+    Return the model and its image processor: with random weights, with the encoder of `recipe.pretrained_backbone`, or from
     `recipe.pretrained` with a new set of classes.
 
     Raises:
-        ValueError: if the recipe names no kind of model, its encoder does not fit the pre-trained one, or model and image
-            processor are to ignore different labels.
+        ValueError: if the recipe has no `model_type`, if the pretrained encoder does not match the configured one, or if model
+            and image processor ignore different labels.
     """
     model, processor = _build_parts(recipe)
     ignore_index = recipe.model.get("semantic_loss_ignore_index", processor.ignore_index)
     if ignore_index != processor.ignore_index:
         raise ValueError(
-            f"`model.semantic_loss_ignore_index` is {ignore_index}, but labels are read with the `ignore_index` "
-            f"{processor.ignore_index}: set `image_processor.ignore_index` only."
+            f"`model.semantic_loss_ignore_index` is {ignore_index}, but labels are read with `ignore_index` "
+            f"{processor.ignore_index}: set only `image_processor.ignore_index`."
         )
     model.config.semantic_loss_ignore_index = ignore_index
     return model, processor
 
 
-def _build_parts(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def _build_parts(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, SegmentationImageProcessor]:
     fields = dict(recipe.model)
     id2label = load_id2label(recipe)
     if id2label is not None:
@@ -61,7 +123,7 @@ def _build_parts(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
         if benchmark is not None:
             fields.setdefault("palette", [list(color) for color in load_labels(benchmark)[1]])
     if recipe.pretrained:
-        # no field that every configuration has: `from_pretrained` would hand it to the model
+        # `palette` is not a field of all configurations, so `from_pretrained` would pass it to the model
         palette = fields.pop("palette", None)
         model = AutoModelForSemanticSegmentation.from_pretrained(
             recipe.pretrained, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
@@ -71,20 +133,20 @@ def _build_parts(recipe: Recipe) -> tuple[PreTrainedModel, BaseImageProcessor]:
         processor_fields = recipe.image_processor | {"num_labels": model.config.num_labels}
         return model, AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
     if "model_type" not in fields:
-        raise ValueError("`model` in the recipe needs a `model_type`, such as `segmenter`.")
+        raise ValueError("`model` in the recipe needs a `model_type` such as `segmenter`.")
     config = AutoConfig.for_model(**fields)
-    processor_class = IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"]
-    processor = processor_class(**recipe.image_processor | {"num_labels": config.num_labels})
+    processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
+    processor = processor_classes["torchvision"](**recipe.image_processor | {"num_labels": config.num_labels})
     model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
     if recipe.pretrained_backbone:
         load_pretrained_backbone(model, recipe.pretrained_backbone)
     return model, processor
 
 
-def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
+def load_pretrained_backbone(model: SegmentationPreTrainedModel, source: str) -> None:
     """
-    Puts pre-trained weights into the encoder of `model`: a plain ViT's and a ResNet-V1c's as [`load_backbone_weights`]
-    does, those of another transformers backbone from a folder or repository.
+    Load pretrained weights into the encoder of `model`: by [`load_backbone_weights`] for plain ViTs and ResNet-V1c, from a
+    folder or repository for other transformers backbones.
 
     Raises:
         ValueError: if a weight is missing or has another shape.
@@ -93,20 +155,21 @@ def load_pretrained_backbone(model: PreTrainedModel, source: str) -> None:
     if isinstance(backbone, (PlainViTBackbone, ResNetV1cBackbone)):
         load_backbone_weights(model, source)
         return
-    loaded, info = type(backbone).from_pretrained(
+    backbone_class: Any = type(backbone)
+    loaded, info = backbone_class.from_pretrained(
         source, config=backbone.config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
     )
     missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if missing:
         raise ValueError(
-            f"{source} does not fit the recipe's {type(backbone).__name__}: {len(missing)} weights are missing or of "
-            f"another shape ({', '.join(missing[:3])}, ...). Give `model.backbone_config` the fields of its config.json."
+            f"{source} does not fit the recipe's {backbone_class.__name__}: {len(missing)} weights are missing or have "
+            f"another shape ({', '.join(missing[:3])}, ...). Set `model.backbone_config` to the fields of its config.json."
         )
     backbone.load_state_dict(loaded.state_dict())
 
 
-def build_data(recipe: Recipe, processor: BaseImageProcessor, split: str) -> SegmentationData:
-    """A split of the recipe's data set, with labels as `processor` says, after a quick look at them."""
+def build_data(recipe: Recipe, processor: SegmentationImageProcessor, split: str) -> SegmentationData:
+    """Return a split of the recipe's data set, read with the label settings of `processor`, after a quick check of labels."""
     data = SegmentationData(recipe.dataset_spec, split, processor=processor)
     quick_check(data)
     return data
@@ -114,16 +177,15 @@ def build_data(recipe: Recipe, processor: BaseImageProcessor, split: str) -> Seg
 
 def build_loader(
     data: SegmentationData,
-    processor: BaseImageProcessor,
+    processor: SegmentationImageProcessor,
     recipe: Recipe,
     start: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> DataLoader:
     """
-    A process's batches of `data` under the recipe's augmentation, from batch `start` on to the last of the run.
-
-    Each depends only on the recipe and its number, not on what happened before.
+    Return the batches of a process with the recipe's augmentation, from batch `start` to the end of the run. A batch depends only
+    on the recipe and the number of the batch.
     """
     transform = training_augmentation(
         recipe.base_size,
@@ -133,7 +195,7 @@ def build_loader(
         recipe.max_class_ratio,
         data.labels.ignore_index,
     )
-    place: dict[str, Any] = {
+    batches: dict[str, Any] = {
         "start": start,
         "stop": recipe.max_steps * recipe.gradient_accumulation_steps,
         "process_index": process_index,
@@ -143,34 +205,36 @@ def build_loader(
     samples: Dataset
     order: dict[str, Any]
     if recipe.streaming:
-        samples = AugmentedStream(data, transform, batch_size=recipe.batch_size, **place)
+        samples = AugmentedStream(data, transform, batch_size=recipe.batch_size, **batches)
         order = {"batch_size": recipe.batch_size}
     else:
         samples = AugmentedData(data, transform, recipe.seed)
-        order = {"batch_sampler": TrainingBatches(len(data), recipe.batch_size, **place)}
+        order = {"batch_sampler": TrainingBatches(len(data), recipe.batch_size, **batches)}
     return DataLoader(
         samples,
         **order,
         collate_fn=TrainingCollator(processor, recipe.crop_size),
         num_workers=recipe.num_workers,
-        # its own generator: a loader draws once as it starts, which would shift the dropout of a resumed run
+        # the loader draws a number when it starts; from the global generator, this would change the dropout of a resumed run
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def synchronize_norms(model: PreTrainedModel, num_processes: int, device: torch.device) -> PreTrainedModel:
+def synchronize_norms(
+    model: SegmentationPreTrainedModel, num_processes: int, device: torch.device
+) -> SegmentationPreTrainedModel:
     """
-    `model` with batch norms whose statistics are those of all processes, as in the original codes. It is left as it is on one
-    process, and off CUDA, where torch has no such norms.
+    Return `model` with batch norms that use the statistics of all processes, as in the original codes. Unchanged with one process
+    or without CUDA, which torch requires for such norms.
     """
     if num_processes == 1 or device.type != "cuda":
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD, with the method's own parameter groups or the recipe's."""
+def build_optimizer(model: SegmentationPreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW or Nesterov SGD, with the parameter groups of the method or of the recipe."""
     if recipe.parameter_rules is not None:
         model.parameter_rules = tuple(map(tuple, recipe.parameter_rules))
     groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
@@ -179,35 +243,8 @@ def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 
-def learning_rate_factor(recipe: Recipe) -> Callable[[int], float]:
-    """
-    From an update's number, from 0, to its learning rate over `recipe.learning_rate`.
-
-    Raises:
-        ValueError: for `schedule_options` that the schedule does not have, or lacks.
-    """
-    lowest = {"min_factor": min(1.0, recipe.min_learning_rate / recipe.learning_rate)}
-    schedules = {
-        "poly": (poly_schedule, {"max_steps": recipe.max_steps, "power": 0.9, **lowest}),
-        "cosine": (cosine_restart_schedule, {"periods": [recipe.max_steps], "restart_factors": [1.0], **lowest}),
-        "step": (step_schedule, {}),
-        "constant": (step_schedule, {"milestones": []}),
-    }
-    make, options = schedules[recipe.schedule]
-    options = options | {"warmup_steps": recipe.warmup_steps} | recipe.schedule_options
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ValueError(f"`schedule_options` of {recipe.schedule!r}: {error}") from error
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
-    """The recipe's learning rate over time."""
-    return LambdaLR(optimizer, learning_rate_factor(recipe))
-
-
 def class_weights(data: SegmentationData, num_labels: int, weighting: str) -> torch.Tensor | None:
-    """Median frequency over each class's frequency in the training split, `(num_labels,)`, or its square root."""
+    """Return the median class frequency divided by the frequency of each class, `(num_labels,)`, or the square root of this."""
     if weighting == "none":
         return None
     counts = data.class_counts(num_labels).double()
@@ -217,30 +254,29 @@ def class_weights(data: SegmentationData, num_labels: int, weighting: str) -> to
 
 class Loss:
     """
-    The model's own loss; or, where the recipe wants weights or smoothing, cross-entropy on its logits.
+    Loss of a batch: the loss of the model, or the cross-entropy of its logits if the recipe sets class weights or smoothing.
 
     Args:
-        recipe (`Recipe`): Says which.
-        data (`SegmentationData`): The training split, whose classes are counted for weights.
+        recipe (`Recipe`): Settings.
+        data (`SegmentationData`): Training split, whose class frequencies give the class weights.
         num_labels (`int`): Number of classes.
 
-    Calling it raises a `ValueError` where weights or smoothing are wanted of a model that learns from more than labels
-    (UN-EPT).
+    Calling it raises a `ValueError` if the recipe sets class weights or smoothing for a model with further targets (UN-EPT).
     """
 
     def __init__(self, recipe: Recipe, data: SegmentationData, num_labels: int):
         self.weights = class_weights(data, num_labels, recipe.class_weighting)
         self.label_smoothing, self.ignore_index = recipe.label_smoothing, data.labels.ignore_index
-        self.is_own = self.weights is None and recipe.label_smoothing == 0.0
+        self.uses_model_loss = self.weights is None and recipe.label_smoothing == 0.0
 
     def __call__(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.is_own:
+        if self.uses_model_loss:
             return model(**inputs).loss
         images = {name: values for name, values in inputs.items() if name in ("pixel_values", "superpixels")}
         if others := sorted(inputs.keys() - {*images, "labels"}):
             raise ValueError(
-                "`class_weighting` and `label_smoothing` would leave out the parts of this model's own loss that learn from "
-                f"{' and '.join(others)}, and what predicts these would stay random: set neither."
+                "`class_weighting` and `label_smoothing` replace the loss of the model, so the layers that learn from "
+                f"{' and '.join(others)} would stay random: set neither for this model."
             )
         logits = model(**images).logits
         return semantic_cross_entropy(
@@ -255,11 +291,11 @@ class Loss:
 def check_finite(loss: torch.Tensor, step: int, output_dir: str | Path) -> None:
     """
     Raises:
-        FloatingPointError: where `loss` of update `step` (from 1) is not finite; says what to do.
+        FloatingPointError: if `loss` of training step `step`, counted from 1, is not finite.
     """
     if not torch.isfinite(loss):
         raise FloatingPointError(
-            f"The loss is {loss.item()} at update {step}. Lower `learning_rate`, set `max_grad_norm` (1.0) or a longer "
-            "`warmup_steps`, and use `bf16` or `no` instead of `fp16`; `resume=true` goes on from the newest checkpoint in "
+            f"The loss is {loss.item()} at training step {step}. Lower `learning_rate`, set `max_grad_norm=1.0` or more "
+            "`warmup_steps`, and use `bf16` or `no` instead of `fp16`; `resume=true` resumes from the newest checkpoint in "
             f"{output_dir}."
         )

@@ -1,10 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: all that a training run depends on, read from YAML and `key=value` overrides."""
+"""Recipe: all settings of a training run, read from YAML and `key=value` overrides."""
 
+# ruff: noqa: RUF009  (`_setting` is a `dataclasses.field`)
+
+import copy
 import dataclasses
 import difflib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,123 +17,134 @@ from ..data.detection import find_id2label
 from ..data.specs import DatasetSpec, LabelSpec
 
 
-@dataclasses.dataclass
+EVALUATION_OPTIONS = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
+
+
+def _setting(default: Any, help: str, **limits: Any) -> Any:
+    """Field of [`Recipe`]. Its metadata holds `help` and the limits of its value: `choices` or `minimum`."""
+    metadata = {"help": help, **limits}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
 class Recipe:
     """
-    The fields of a recipe. Whatever is left out has the value given here.
+    Settings of a training run. Each field is documented in its metadata:
+    `{field.name: field.metadata["help"] for field in dataclasses.fields(Recipe)}`.
 
-    Args:
-        dataset (`str`): Folder of a native layout; otherwise folder or Hub repository for `datasets.load_dataset`.
-        layout (`str`, *optional*): How the files in `dataset` lie: `ade20k`, `cityscapes`, `pascal_context_59`,
-            `pascal_context_60`, `coco_stuff_10k`, or `folder` for `images/` and `labels/`.
-        model (`dict`): Fields of the model's configuration, `model_type` among them.
-        output_dir (`str`): Where checkpoints, the model and `results.json` go.
-        pretrained (`str`, *optional*): Model folder or repository to start from; `model` then overrides its fields.
-        pretrained_backbone (`str`, *optional*): Encoder to start from, under a new decoder: what
-            [`~hf_segmodels.conversion.load_backbone_weights`] takes, which is a `PlainViTBackbone` (folder or
-            repository) or a file of AugReg (`.npz`), DeiT or timm, or a `ResNetV1cBackbone` or mmsegmentation's file of
-            one. `image_processor` has to have its mean and deviation.
-        image_processor (`dict`): Fields of the image processor; `pretrained` gives those left out. Labels are read as
-            its `do_reduce_labels` and `ignore_index` say; the loss ignores the same.
-        train_split, eval_split (`str`): Names of the splits.
-        image_column, label_column (`str`): Names of the columns.
-        label_mapping (`dict` or `str`, *optional*): Class of each value in the label maps, null for values that do not
-            count; or a JSON file of it. It comes before `do_reduce_labels` and replaces what the layout does.
-        streaming (`bool`): Whether samples are read one after another, shuffled within a buffer.
-        id2label (`dict` or `str`, *optional*): Class names, a JSON file of them, or one of `hf_segmodels.labels.DATASETS`
-            such as `ade20k`; `id2label.json` in the data set's folder, or those of the layout, when not given. The names of a
-            benchmark give the model its `palette` as well.
-        base_size (`[shorter, longer]`): Bounds of the edges at scale 1; the aspect ratio is kept.
-        crop_size (`[height, width]`): Size of the training crops.
-        scale_range (`[lowest, highest]`): Random scale.
-        photometric_distortion (`bool`): Whether brightness, contrast, saturation and hue change at random.
-        max_class_ratio (`float`): Largest share of a crop's labeled pixels that one class may have.
-        batch_size (`int`): Samples for each process and forward pass.
-        gradient_accumulation_steps (`int`): Forward passes for each update.
-        max_steps (`int`): Updates.
-        optimizer (`"adamw"` or `"sgd"`): SGD has Nesterov momentum 0.9, as in Segmenter's released code.
-        learning_rate, weight_decay (`float`): Of the optimizer; the method says which parameters learn
-            faster or do not decay.
-        parameter_rules (`list`, *optional*): Replaces what the method says: `[regular expression searched in a
-            parameter's name, factor of the learning rate, factor of the weight decay]`, the first match counts.
-        warmup_steps (`int`): Updates in which a factor of the learning rate rises linearly to 1.
-        schedule (`"poly"`, `"cosine"`, `"step"` or `"constant"`): Fall of the learning rate: that of
-            `hf_segmodels.training.schedules`, with power 0.9 for poly and one fall for cosine.
-        schedule_options (`dict`): Arguments of that schedule that are to be others, such as `{power: 1.0}`, `{periods:
-            [...], restart_factors: [...]}` or `{milestones: [...]}`.
-        min_learning_rate (`float`): Where poly and cosine end.
-        max_grad_norm (`float`): Limit of the gradient's norm; 0 for none.
-        ema_decay (`float`): Decay of the moving average of weights that is evaluated and saved; 0 for none.
-        class_weighting (`"none"`, `"median_frequency"` or `"sqrt_median_frequency"`): Weights of the loss.
-        label_smoothing (`float`): Of the loss. With weights or smoothing, the loss is cross-entropy on the model's scores
-            instead of the method's own; not for UN-EPT, whose own trains more than scores.
-        mixed_precision (`"no"`, `"bf16"` or `"fp16"`): Of forward and backward.
-        seed (`int`): Of initialization, order and augmentation.
-        num_workers (`int`): Processes that load data.
-        report_to (`list`): Where figures are logged besides `curves.png`: `tensorboard`, `trackio` and others that
-            Accelerate and the Trainer know, if installed.
-        log_steps, eval_steps, checkpoint_steps (`int`): Updates between log lines, evaluations and checkpoints.
-        evaluation (`dict`): Options of [`~hf_segmodels.evaluation.evaluate_model`] at each evaluation: `window_size`,
-            `window_stride`, `scales`, `flip`, `boundary_iou`, `object_sizes`.
-        resume (`bool`): Whether to go on from the newest checkpoint in `output_dir`. A run that is not to do so refuses a
-            folder with checkpoints, since its own would replace them.
+    Raises:
+        ValueError: if a setting is missing or has a value that is not allowed.
     """
 
-    dataset: str = ""
-    layout: str | None = None
-    model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    output_dir: str = "runs/segmentation"
-    pretrained: str | None = None
-    pretrained_backbone: str | None = None
-    image_processor: dict[str, Any] = dataclasses.field(default_factory=dict)
-    train_split: str = "train"
-    eval_split: str = "validation"
-    image_column: str = "image"
-    label_column: str = "label"
-    label_mapping: Any = None
-    streaming: bool = False
-    id2label: Any = None
-    base_size: Sequence[int] = (512, 2048)
-    crop_size: Sequence[int] = (512, 512)
-    scale_range: Sequence[float] = (0.5, 2.0)
-    photometric_distortion: bool = True
-    max_class_ratio: float = 0.75
-    batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    max_steps: int = 1000
-    optimizer: str = "sgd"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    parameter_rules: Sequence[Sequence[Any]] | None = None
-    warmup_steps: int = 0
-    schedule: str = "poly"
-    schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    min_learning_rate: float = 1e-5
-    max_grad_norm: float = 0.0
-    ema_decay: float = 0.0
-    class_weighting: str = "none"
-    label_smoothing: float = 0.0
-    mixed_precision: str = "no"
-    seed: int = 0
-    num_workers: int = 0
-    report_to: Sequence[str] = ()
-    log_steps: int = 10
-    eval_steps: int = 500
-    checkpoint_steps: int = 250
-    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
-    resume: bool = False
-
-    choices = {
-        "optimizer": ("adamw", "sgd"),
-        "schedule": ("poly", "cosine", "step", "constant"),
-        "class_weighting": ("none", "median_frequency", "sqrt_median_frequency"),
-        "mixed_precision": ("no", "bf16", "fp16"),
-    }
-    lowest = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_steps"), 1)
-    lowest |= dict.fromkeys(("log_steps", "eval_steps", "checkpoint_steps"), 1)
-    lowest |= dict.fromkeys(("warmup_steps", "num_workers"), 0)
-
-    evaluation_options = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
+    dataset: str = _setting("", "Folder of a layout; otherwise folder or Hub repository for `datasets.load_dataset`.")
+    layout: str | None = _setting(
+        None,
+        "Layout of the folder: `ade20k`, `cityscapes`, `pascal_context_59`, `pascal_context_60`, `coco_stuff_10k`, or `folder` "
+        "for `images/` and `labels/`.",
+    )
+    model: dict[str, Any] = _setting({}, "Fields of the model's configuration, including `model_type`.")
+    output_dir: str = _setting("runs/segmentation", "Folder for checkpoints, the model and `results.json`.")
+    pretrained: str | None = _setting(
+        None, "Folder or Hub repository of a model to start from; `model` overrides fields of its configuration."
+    )
+    pretrained_backbone: str | None = _setting(
+        None,
+        "Encoder to start from, under a new decoder. See `hf_segmodels.conversion.load_backbone_weights` for plain ViTs (folder, "
+        "repository, or file of AugReg, DeiT or timm) and ResNet-V1c (folder, repository, or file of mmsegmentation); other "
+        "transformers backbones are a folder or repository. `image_processor` must set the encoder's mean and standard deviation.",
+    )
+    image_processor: dict[str, Any] = _setting(
+        {},
+        "Fields of the image processor, over those of `pretrained`. Labels are read with its `do_reduce_labels` and "
+        "`ignore_index`, and the loss ignores the same label.",
+    )
+    train_split: str = _setting("train", "Split to train on.")
+    eval_split: str = _setting("validation", "Split to evaluate on.")
+    image_column: str = _setting("image", "Column of images.")
+    label_column: str = _setting("label", "Column of label maps.")
+    label_mapping: Any = _setting(
+        None,
+        "Class of each value in the label maps, null for ignored values; or a JSON file with this mapping. It is applied before "
+        "`do_reduce_labels` and replaces the mapping of the layout.",
+    )
+    streaming: bool = _setting(False, "Whether to read samples sequentially, shuffled within a buffer.")
+    id2label: Any = _setting(
+        None,
+        "Class names, a JSON file with class names, or a name of `hf_segmodels.labels.DATASETS` such as `ade20k`; defaults to "
+        "`id2label.json` in the data set's folder, or to the classes of the layout. A benchmark's class names also set the "
+        "`palette` of the model.",
+    )
+    base_size: Sequence[int] = _setting(
+        (512, 2048), "Bounds `[shorter, longer]` of the image's edges at scale 1; the aspect ratio is kept."
+    )
+    crop_size: Sequence[int] = _setting((512, 512), "Size `[height, width]` of the training crops.")
+    scale_range: Sequence[float] = _setting((0.5, 2.0), "Range `[lowest, highest]` of the random scale.")
+    photometric_distortion: bool = _setting(
+        True, "Whether to change brightness, contrast, saturation and hue at random."
+    )
+    max_class_ratio: float = _setting(0.75, "Largest ratio of one class among the labeled pixels of a crop.")
+    batch_size: int = _setting(8, "Samples per process and forward pass.", minimum=1)
+    gradient_accumulation_steps: int = _setting(1, "Forward passes per training step.", minimum=1)
+    max_steps: int = _setting(1000, "Training steps.", minimum=1)
+    optimizer: str = _setting(
+        "sgd", "Optimizer; `sgd` has Nesterov momentum 0.9 as in Segmenter's released code.", choices=("adamw", "sgd")
+    )
+    learning_rate: float = _setting(1e-3, "Base learning rate; the method sets factors for groups of parameters.")
+    weight_decay: float = _setting(0.0, "Weight decay; the method sets factors for groups of parameters.")
+    parameter_rules: Sequence[Sequence[Any]] | None = _setting(
+        None,
+        "Replacement for the method's parameter groups: `[regular expression searched in the parameter's name, factor of the "
+        "learning rate, factor of the weight decay]`; the first match counts.",
+    )
+    warmup_steps: int = _setting(
+        0, "Training steps in which a factor of the learning rate rises linearly to 1.", minimum=0
+    )
+    schedule: str = _setting(
+        "poly",
+        "Learning rate schedule, see `hf_segmodels.training.schedules`: poly with power 0.9, cosine with one decay.",
+        choices=("poly", "cosine", "step", "constant"),
+    )
+    schedule_options: dict[str, Any] = _setting(
+        {},
+        "Arguments of the schedule, such as `{power: 1.0}`, `{periods: [...], restart_factors: [...]}` or `{milestones: [...]}`.",
+    )
+    min_learning_rate: float = _setting(1e-5, "Final learning rate of poly and cosine.")
+    max_grad_norm: float = _setting(0.0, "Upper bound of the gradient norm; 0 for no bound.")
+    ema_decay: float = _setting(
+        0.0, "Decay of the moving average of weights that is evaluated and saved; 0 for no average."
+    )
+    class_weighting: str = _setting(
+        "none",
+        "Class weights of the loss, from the frequencies in the training split.",
+        choices=("none", "median_frequency", "sqrt_median_frequency"),
+    )
+    label_smoothing: float = _setting(
+        0.0,
+        "Label smoothing. With class weights or smoothing, the loss is the cross-entropy of the logits instead of the method's "
+        "own loss. UN-EPT supports neither, because its own loss also trains other outputs.",
+    )
+    mixed_precision: str = _setting("no", "Precision of forward and backward.", choices=("no", "bf16", "fp16"))
+    seed: int = _setting(0, "Seed of initialization, order and augmentation.")
+    num_workers: int = _setting(0, "Worker processes that load data.", minimum=0)
+    report_to: Sequence[str] = _setting(
+        (),
+        "Trackers besides `curves.png`: `tensorboard`, `trackio` and others that Accelerate and the Trainer support.",
+    )
+    log_steps: int = _setting(10, "Training steps between log lines.", minimum=1)
+    eval_steps: int = _setting(500, "Training steps between evaluations.", minimum=1)
+    checkpoint_steps: int = _setting(250, "Training steps between checkpoints.", minimum=1)
+    evaluation: dict[str, Any] = _setting(
+        {},
+        "Options of `hf_segmodels.evaluation.evaluate_model`: `window_size`, `window_stride`, `scales`, `flip`, `boundary_iou`, "
+        "`object_sizes`.",
+    )
+    resume: bool = _setting(
+        False,
+        "Whether to resume from the newest checkpoint in `output_dir`. Without it, a run refuses a folder with checkpoints, which "
+        "its own would replace.",
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -138,45 +152,27 @@ class Recipe:
         if not self.model and not self.pretrained:
             raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
         if self.pretrained and self.pretrained_backbone:
-            raise ValueError("`pretrained` has an encoder already: give `model` and `pretrained_backbone` instead.")
-        # YAML reads a bare no as false
+            raise ValueError("`pretrained` includes an encoder: set `model` and `pretrained_backbone` instead.")
+        # YAML reads an unquoted no as false
         self.mixed_precision = self.mixed_precision or "no"
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
-        for name, allowed in self.choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            # YAML reads 1e-3 (without a point) as a string
-            if field.type is float:
-                setattr(self, field.name, _number(field.name, value))
-            elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"`{field.name}` must be a whole number, got {value!r}.")
-            elif field.type is bool and not isinstance(value, bool):
-                raise ValueError(f"`{field.name}` must be true or false, got {value!r}.")
-            elif field.type == dict[str, Any] and not isinstance(value, dict):
-                raise ValueError(f"`{field.name}` must hold fields of its own, `{{name: value}}`, got {value!r}.")
-        if unknown := sorted(self.evaluation.keys() - {*self.evaluation_options}):
-            raise ValueError(
-                f"`evaluation` has no option {unknown[0]!r}: it takes {', '.join(self.evaluation_options)}."
-            )
-        for name, lowest in self.lowest.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
+            setattr(self, field.name, _checked(field, getattr(self, field.name)))
+        _refuse_unknown(self.evaluation, EVALUATION_OPTIONS, "`evaluation`")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be from 0 to less than 1, got {self.ema_decay}.")
+            raise ValueError(f"`ema_decay` must be at least 0 and less than 1, got {self.ema_decay}.")
         for name in ("base_size", "crop_size"):
             edges = getattr(self, name)
             if not _is_pair(edges) or not all(type(edge) is int and edge > 0 for edge in edges):
                 raise ValueError(f"`{name}` must be two whole numbers of pixels, got {edges!r}.")
         if not _is_pair(self.scale_range):
             raise ValueError(f"`scale_range` must be [lowest, highest], got {self.scale_range!r}.")
-        self.scale_range = tuple(_number("scale_range", scale) for scale in self.scale_range)
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"`scale_range` must be [lowest, highest], above 0, got {list(self.scale_range)}.")
+        lowest, highest = self.scale_range = tuple(_number("scale_range", scale) for scale in self.scale_range)
+        if not 0 < lowest <= highest:
+            raise ValueError(f"`scale_range` must be [lowest, highest], greater than 0, got {[lowest, highest]}.")
 
     @property
     def dataset_spec(self) -> DatasetSpec:
@@ -217,65 +213,84 @@ class Recipe:
         )
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+    def read(
+        cls,
+        recipe: "Recipe | Mapping[str, Any] | str | Path",
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+    ) -> "Recipe":
         """
-        Reads a recipe.
+        Read a recipe.
 
         Args:
-            path (`str` or `Path`): The YAML file.
-            overrides (`Sequence[str]`, *optional*): `key=value` with a YAML value; `model.hidden_size=64` reaches
-                into a field.
+            recipe (`str`, `Path`, `Mapping` or `Recipe`): YAML file, the content of one, or another recipe.
+            overrides (`Mapping` or `Sequence[str]`, *optional*):
+                Settings to replace, or `key=value` strings with YAML values. A dotted key such as `model.hidden_size` sets one
+                value within a setting.
 
         Raises:
-            ValueError: for a file that is no YAML, an unknown key (names the nearest one) or a value that cannot be.
+            ValueError: if the file or an override is not valid YAML, a key is unknown, or a value is not allowed.
         """
-        fields = _read_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path} is no recipe: a YAML file of `key: value` lines is needed.")
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise ValueError(f"Override {override!r} must look like `key=value`.")
+        if isinstance(recipe, Recipe):
+            values = dataclasses.asdict(recipe)
+        elif isinstance(recipe, Mapping):
+            values = copy.deepcopy(dict(recipe))
+        else:
+            values = _read_yaml(Path(recipe).read_text(encoding="utf-8"), str(recipe)) or {}
+            if not isinstance(values, dict):
+                raise ValueError(f"{recipe} is not a recipe: a recipe is a YAML file with `key: value` lines.")
+        if not isinstance(overrides, Mapping):
+            overrides = dict(_parse_override(override) for override in overrides)
+        for key, value in overrides.items():
             *parents, last = key.split(".")
-            target = fields
+            target = values
             for parent in parents:
                 target = target.setdefault(parent, {})
                 if not isinstance(target, dict):
-                    raise ValueError(f"Override {override!r}: `{parent}` has no fields of its own.")
-            target[last] = _read_yaml(value, f"Override {override!r}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in known:
-                nearest = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}."
-                raise ValueError(f"Unknown key `{key}` in the recipe: {hint}")
-        return cls(**fields)
+                    raise ValueError(f"Override `{key}`: `{parent}` is not a mapping, so it has no `{last}`.")
+            target[last] = value
+        _refuse_unknown(values, [field.name for field in dataclasses.fields(cls)], "the recipe")
+        return cls(**values)
 
 
-def run_script(train: Callable[[Recipe], Any], description: str, argv: Sequence[str]) -> int:
-    """
-    A training script's command line: `RECIPE.yaml [key=value ...]`.
-
-    Returns:
-        `int`: 0, or 2 for a recipe that cannot be read.
-    """
-    if not argv or argv[0] in {"-h", "--help"}:
-        print(description.strip())
-        return 0 if argv else 2
-    try:
-        recipe = Recipe.read(argv[0], argv[1:])
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    train(recipe)
-    return 0
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ValueError(f"Override {override!r} must have the form `key=value`.")
+    return key, _read_yaml(value, f"Override {override!r}")
 
 
 def _read_yaml(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is no YAML: {error}") from error
+        raise ValueError(f"{name} is not valid YAML: {error}") from error
+
+
+def _refuse_unknown(keys: Iterable[str], known: Sequence[str], place: str) -> None:
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known keys are {', '.join(known)}."
+            raise ValueError(f"Unknown key `{key}` in {place}: {hint}")
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """Return `value` in the type of `field`, or raise a `ValueError` that names the field."""
+    name, limits = field.name, field.metadata
+    if field.type is float:
+        # YAML reads 1e-3, without a point, as a string
+        return _number(name, value)
+    if field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
+    if field.type is bool and not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false, got {value!r}.")
+    if field.type == dict[str, Any] and not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a mapping `{{name: value}}`, got {value!r}.")
+    if value not in limits.get("choices", [value]):
+        raise ValueError(f"`{name}` must be one of {', '.join(limits['choices'])}, got {value!r}.")
+    if "minimum" in limits and value < limits["minimum"]:
+        raise ValueError(f"`{name}` must be at least {limits['minimum']}, got {value}.")
+    return value
 
 
 def _is_pair(value: Any) -> bool:
@@ -287,3 +302,6 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be a number, got {value!r}.") from None
+
+
+__all__ = ["Recipe"]

@@ -1,38 +1,41 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves to look at: results, learning curves and pictures of predictions."""
+"""Output of a run: `results.json`, learning curves and pictures of predictions."""
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.modeling_utils import PreTrainedModel
 
-from ..data import SegmentationData
-from ..evaluation.evaluate import describe_protocol, describe_run, results_as_json
-from ..visualization import overlay, palette_for
-from .recipe import Recipe
+from ..evaluation.results import EvaluationResults, describe_protocol, describe_run
+from ..modeling_utils import SegmentationPreTrainedModel
+from ..visualization import overlay, palette_for, side_by_side
+from .factory import Run
 
 
+@dataclass
 class History:
     """
-    Figures over the updates of a run, part of its checkpoints.
+    Metrics over the training steps of a run. A checkpoint of Accelerate includes them.
 
-    Attributes:
-        entries (`list[dict[str, float]]`): With `step`, and what was measured there.
+    Args:
+        entries (`list[dict[str, float]]`): Each has `step` and the metrics logged at this step.
     """
 
-    def __init__(self) -> None:
-        self.entries: list[dict[str, float]] = []
+    entries: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:
-        return losses_of(self.entries)
+        return [loss for _, loss in self.curve("loss")]
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """Return the pairs of step and value of a metric."""
+        return [(entry["step"], entry[name]) for entry in self.entries if name in entry]
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}
@@ -41,104 +44,98 @@ class History:
         self.entries = list(state["entries"])
 
 
-def losses_of(entries: Sequence[dict[str, float]]) -> list[float]:
-    """The losses among figures over the updates, in order."""
-    return [entry["loss"] for entry in entries if "loss" in entry]
-
-
-def write_records(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    data: SegmentationData,
-    step: int,
-    scores: dict[str, Any],
-    entries: Sequence[dict[str, float]],
-    seconds: float,
-    first_step: int = 0,
-) -> None:
+@dataclass
+class RunReport:
     """
-    Writes `results.json`, `curves.png` and `predictions.png` into the recipe's output folder. `seconds` and `cpu_seconds` in
-    the first are the time on the clock and that of this process' CPU cores.
+    Writer of the output of a run. The time of the run starts when the report is created.
 
     Args:
-        recipe (`Recipe`): What was run.
-        model (`PreTrainedModel`), processor (`BaseImageProcessor`): What came of it.
-        data (`SegmentationData`): The evaluated split.
-        step (`int`): Updates so far.
-        scores (`dict`): Of the model on `data`.
-        entries (`Sequence[dict]`): Figures over the updates, see [`draw_curves`].
-        seconds (`float`): How long it took since it started, or was last resumed.
-        first_step (`int`, *optional*, defaults to 0): Updates before that.
+        run (`Run`): Recipe, image processor and evaluation split.
+        history (`History`): Metrics over the training steps.
+        first_step (`int`, *optional*, defaults to 0): Training step the run was resumed from.
     """
-    output_dir = Path(recipe.output_dir)
-    results = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-    protocol = {
-        name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
-    }
-    results["protocol"] = describe_protocol(model.config, protocol)
-    results |= {"final_loss": next(reversed(losses_of(entries)), None), "history": list(entries)}
-    results |= {"seconds": round(seconds), "cpu_seconds": round(time.process_time()), "seconds_since_step": first_step}
-    results |= describe_run(model.device, recipe.seed)
-    (output_dir / "results.json").write_text(results_as_json(results))
-    draw_curves(entries, output_dir / "curves.png")
-    draw_predictions(model, processor, data, output_dir / "predictions.png")
+
+    run: Run
+    history: History
+    first_step: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def write(self, model: SegmentationPreTrainedModel, step: int, scores: dict[str, Any]) -> None:
+        """
+        Write `results.json`, `curves.png` and `predictions.png` into the recipe's `output_dir`. `seconds` and `cpu_seconds` in
+        `results.json` are the wall time since the start or the last resume and the CPU time of this process.
+
+        Args:
+            model (`SegmentationPreTrainedModel`): Model after `step` training steps.
+            step (`int`): Training steps so far.
+            scores (`dict`): Scores of the model on the evaluation split.
+        """
+        recipe, output_dir = self.run.recipe, Path(self.run.recipe.output_dir)
+        options = {
+            name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
+        }
+        values = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
+        values |= {"protocol": describe_protocol(model.config, options), **describe_run(model.device, recipe.seed)}
+        values |= {"seconds": round(time.monotonic() - self.started), "cpu_seconds": round(time.process_time())}
+        values |= {"seconds_since_step": self.first_step, "final_loss": next(reversed(self.history.losses), None)}
+        values["history"] = self.history.entries
+        (output_dir / "results.json").write_text(EvaluationResults.from_dict(values).to_json())
+        draw_curves(self.history, output_dir / "curves.png")
+        draw_predictions(self.run, model, output_dir / "predictions.png")
 
 
-def draw_curves(entries: Sequence[dict[str, float]], path: Path) -> None:
-    """
-    Draws `loss`, `learning_rate` and `mean_iou` over `step`.
+def log_metrics(scores: dict[str, Any]) -> dict[str, float]:
+    """Return the scores that trackers and the history can hold: those without lists over classes."""
+    return {name: score for name, score in scores.items() if isinstance(score, float)}
 
-    Args:
-        entries (`Sequence[dict]`): Figures by name; each entry may hold some of them.
-        path (`Path`): PNG file.
-    """
+
+def draw_curves(history: History, path: Path) -> None:
+    """Draw loss, mean IoU and learning rate over the training steps into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for panel, (name, label) in zip(
-        panels, (("loss", "loss"), ("mean_iou", "mean IoU"), ("learning_rate", "learning rate")), strict=True
-    ):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    metrics = {"loss": "loss", "mean_iou": "mean IoU", "learning_rate": "learning rate"}
+    for panel, (name, label) in zip(figure.subplots(1, 3), metrics.items(), strict=True):
+        points = history.curve(name)
         panel.plot(*zip(*points, strict=True) if points else ((), ()), "o-" if len(points) < 30 else "-", markersize=3)
-        panel.set(xlabel="update", ylabel=label)
+        panel.set(xlabel="training step", ylabel=label)
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 
 
 @torch.no_grad()
-def draw_predictions(
-    model: PreTrainedModel, processor: BaseImageProcessor, data: SegmentationData, path: Path, count: int = 4
-) -> None:
+def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path, count: int = 4) -> None:
     """
-    Draws the first images of `data`, a row each: the image, its labels, the prediction.
+    Draw the first images of the evaluation split into a PNG file: in each row the image, its labels and the prediction.
 
     Args:
-        model (`PreTrainedModel`), processor (`BaseImageProcessor`): The model and its image processor.
-        data (`SegmentationData`): Read with the labels of `processor`.
+        run (`Run`): Image processor and evaluation split.
+        model (`SegmentationPreTrainedModel`): Model.
         path (`Path`): PNG file.
-        count (`int`, *optional*, defaults to 4): How many images.
+        count (`int`, *optional*, defaults to 4): Number of images.
     """
     palette = palette_for(model.config)
     rows = []
-    for image, label_map in islice(data, count):
-        inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
+    for image, label_map in islice(run.eval_data, count):
+        inputs = run.processor(image, return_tensors="pt").to(model.device, model.dtype)
         (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
         # (3, height, width) -> (height, width, 3)
         picture = Image.fromarray(image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         labels = label_map.as_subclass(torch.Tensor)
-        rows.append(
-            [
-                picture,
-                overlay(picture, labels, palette, alpha=0.7, ignore_index=processor.ignore_index),
-                overlay(picture, prediction.cpu(), palette, alpha=0.7),
-            ]
-        )
-    sheet = Image.new("RGB", (3 * max(row[0].width for row in rows), sum(row[0].height for row in rows)))
+        labeled = overlay(picture, labels, palette, alpha=0.7, ignore_index=run.processor.ignore_index)
+        rows.append(side_by_side([picture, labeled, overlay(picture, prediction.cpu(), palette, alpha=0.7)], gap=0))
+    stack_rows(rows, gap=0).save(path)
+
+
+def stack_rows(rows: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Return the pictures below each other, aligned on the left on white, with `gap` pixels between them."""
+    size = (max(row.width for row in rows), sum(row.height + gap for row in rows) - gap)
+    sheet = Image.new("RGB", size, "white")
     top = 0
     for row in rows:
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (column * picture.width, top))
-        top += row[0].height
-    sheet.save(path)
+        sheet.paste(row, (0, top))
+        top += row.height + gap
+    return sheet
+
+
+__all__ = ["History", "RunReport", "draw_curves", "draw_predictions", "log_metrics", "stack_rows"]

@@ -1,59 +1,68 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Augmented samples, and the order in which training sees them."""
+"""Augmented samples, their order, and batches of them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from ..data import SegmentationData
+from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 
 
+Sample = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(eq=False)
 class AugmentedData(Dataset):
     """
-    `data` under a random `transform` that depends only on the seed, the epoch and the sample, so that a resumed run
-    sees exactly the pixels that an uninterrupted one sees, whatever the number of worker processes.
+    Samples of `data` under a random `transform` that depends only on the seed, the epoch and the sample. A resumed run therefore
+    sees the same pixels as an uninterrupted one, with any number of worker processes.
+
+    Args:
+        data (`SegmentationData`): Images and label maps.
+        transform (`Callable`): Maps an image and a label map to an augmented image and label map.
+        seed (`int`): Seed of the transform.
     """
 
-    def __init__(self, data: SegmentationData, transform: Any, seed: int):
-        self.data, self.transform, self.seed = data, transform, seed
+    data: SegmentationData
+    transform: Any
+    seed: int
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         return _augment(self.data[index], self.transform, (self.seed, epoch, index))
 
 
+@dataclass(eq=False)
 class TrainingBatches(Sampler):
     """
-    Batches of `(epoch, index)` from `start` on, endlessly: every epoch is a permutation that depends only on the seed
-    and the epoch, and with several processes each takes its share of every global batch.
+    Batches of `(epoch, index)`. Each epoch is a permutation that depends only on the seed and the epoch. With several processes,
+    each process takes one shard of every global batch.
 
     Args:
-        length (`int`): Samples in the data set.
-        batch_size (`int`): Samples in a batch of one process.
-        start, stop (`int`): Batches to skip (resume), and the batch to stop before.
-        process_index, num_processes (`int`, *optional*): This process, of how many.
-        seed (`int`, *optional*): Seed of the permutations.
+        length (`int`): Number of samples in the data set.
+        batch_size (`int`): Samples per batch of one process.
+        start, stop (`int`): First batch, and end of the range of batches. A resumed run skips the batches before `start`.
+        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes.
+        seed (`int`, *optional*, defaults to 0): Seed of the permutations.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        start: int,
-        stop: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        seed: int = 0,
-    ):
-        self.length, self.batch_size, self.start, self.stop = length, batch_size, start, stop
-        self.process_index, self.num_processes, self.seed = process_index, num_processes, seed
-        self.order: tuple[int, list[int]] = (-1, [])
+    length: int
+    batch_size: int
+    start: int
+    stop: int
+    process_index: int = 0
+    num_processes: int = 1
+    seed: int = 0
+    # the current epoch and its permutation
+    order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -71,60 +80,54 @@ class TrainingBatches(Sampler):
         return epoch, self.order[1][offset]
 
 
+@dataclass(eq=False)
 class AugmentedStream(IterableDataset):
     """
-    Streamed `data` under a random `transform`: the samples of the batches from `start` on, in an order that depends only
-    on the seed and the epoch, shuffled within a buffer. With several processes each takes its share, with several workers
-    the loader takes batches from them in turn; resumed runs see the same samples as uninterrupted ones where `start` is a
-    multiple of the number of workers.
+    Samples of streamed `data` under a random `transform`, shuffled within a buffer in an order that depends only on the seed and
+    the epoch. With several processes, each process reads its own shard. With several workers, the data loader takes their
+    batches alternately; a resumed run then sees the same samples as an uninterrupted one if `start` is a multiple of the number
+    of workers.
 
     Args:
-        data (`SegmentationData`): With `streaming=True`.
-        transform: See [`AugmentedData`].
-        seed (`int`): Of order and transform.
-        batch_size (`int`): Samples in a batch of one process.
-        start, stop (`int`): Batches to skip (resume), and the batch to stop before.
-        process_index, num_processes (`int`, *optional*): This process, of how many.
-        buffer_size (`int`, *optional*, defaults to 256): Samples to draw from, not decoded.
+        data (`SegmentationData`): Data with `streaming=True`.
+        transform (`Callable`): See [`AugmentedData`].
+        seed (`int`): Seed of the order and of the transform.
+        batch_size (`int`): Samples per batch of one process.
+        start, stop (`int`): First batch, and end of the range of batches.
+        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes.
+        buffer_size (`int`, *optional*, defaults to 256): Number of samples in the buffer, not decoded.
     """
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        transform: Any,
-        seed: int,
-        batch_size: int,
-        start: int,
-        stop: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        buffer_size: int = 256,
-    ):
-        self.data, self.transform, self.seed, self.batch_size = data, transform, seed, batch_size
-        self.start, self.stop = start, stop
-        self.process_index, self.num_processes = process_index, num_processes
-        self.buffer_size = buffer_size
+    data: SegmentationData
+    transform: Any
+    seed: int
+    batch_size: int
+    start: int
+    stop: int
+    process_index: int = 0
+    num_processes: int = 1
+    buffer_size: int = 256
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         worker_index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         num_shards = self.data.rows.num_shards
         if num_workers > num_shards // self.num_processes and num_workers > 1:
             raise ValueError(
-                f"{num_workers} workers of each of {self.num_processes} processes cannot share the {num_shards} shards of "
+                f"{num_workers} workers of each of {self.num_processes} processes cannot split the {num_shards} shards of "
                 f"the streamed data: set `num_workers` to at most {max(1, num_shards // self.num_processes)}."
             )
-        # this worker's batches: every n-th
+        # every `num_workers`-th batch belongs to this worker
         first, last = (
             self.batch_size * len(range(worker_index, batch, num_workers)) for batch in (self.start, self.stop)
         )
         rows = itertools.islice(self._rows(), first, last)
         for position, row in enumerate(rows, start=first):
-            place = (self.seed, self.process_index, worker_index, position)
-            yield _augment(self.data.decode(row, position), self.transform, place)
+            key = (self.seed, self.process_index, worker_index, position)
+            yield _augment(self.data.decode(row, position), self.transform, key)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """This worker's rows, epoch after epoch."""
+        """Yield the rows of this worker, epoch after epoch."""
         from datasets.distributed import split_dataset_by_node
 
         shuffled = self.data.rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
@@ -138,11 +141,48 @@ class AugmentedStream(IterableDataset):
                 raise ValueError(f"The streamed data has no rows for process {self.process_index}.")
 
 
-def _augment(
-    sample: tuple[torch.Tensor, torch.Tensor], transform: Any, place: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and label map under `transform`, whose random numbers depend on `place` only."""
+class TrainingCollator:
+    """
+    Batches in the form of the model's inputs: normalized, padded to the crop size, with all inputs that the method's processor
+    adds (boundary targets of UN-EPT, superpixels). The processor also checks the labels.
+
+    Args:
+        processor (`SegmentationImageProcessor`): Image processor of the model.
+        crop_size (`(height, width)`): Size of the batch; smaller samples are padded at the bottom and right.
+    """
+
+    def __init__(self, processor: SegmentationImageProcessor, crop_size: Sequence[int]):
+        self.processor = processor
+        self.options: dict[str, Any] = {
+            "do_resize": False,
+            "do_reduce_labels": False,
+            "do_pad": True,
+            "pad_size": {"height": crop_size[0], "width": crop_size[1]},
+            "return_tensors": "pt",
+        }
+        if hasattr(processor, "do_boundary_targets"):
+            self.options["do_boundary_targets"] = True
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            samples: Images `(3, height, width)` uint8 with label maps `(height, width)`, already reduced.
+
+        Returns:
+            `dict`: `pixel_values (batch_size, 3, height, width)`, `labels (batch_size, height, width)`, and the further inputs
+            of the method.
+        """
+        images, label_maps = zip(*samples, strict=True)
+        options = self.options | {"segmentation_maps": list(label_maps)}
+        return dict(self.processor(list(images), **options))
+
+
+def _augment(sample: Sample, transform: Any, key: tuple[int, ...]) -> Sample:
+    """Return image and label map under `transform`, with random numbers that depend only on `key`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(hash(place) % 2**63)
+        torch.manual_seed(hash(key) % 2**63)
         image, label_map = transform(*sample)
     return image.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)
+
+
+__all__ = ["AugmentedData", "AugmentedStream", "TrainingBatches", "TrainingCollator"]

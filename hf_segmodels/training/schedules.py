@@ -1,109 +1,94 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Learning rates over time as mmcv sets them, in the form that `torch.optim.lr_scheduler.LambdaLR` takes.
-
-Each function returns a function from the update's number, from 0, to the factor of the learning rate.
+The learning rate schedules of mmcv, for `torch.optim.lr_scheduler.LambdaLR`: functions from a training step, counted from 0, to a
+factor of the learning rate. torch's own schedulers lack the lower bound of the polynomial decay and the factors of the restarts.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from .recipe import Recipe
+
 
 Schedule = Callable[[int], float]
 
 
-def poly_schedule(
-    max_steps: int, power: float = 1.0, min_factor: float = 0.0, warmup_steps: int = 0, warmup_factor: float = 1e-6
-) -> Schedule:
-    """
-    Falls from 1 to `min_factor` as `(1 - step / max_steps) ** power`.
-
-    Args:
-        max_steps (`int`): Number of updates.
-        power (`float`, *optional*, defaults to 1.0): 1 in RegProxy, 0.9 in many recipes.
-        min_factor (`float`, *optional*, defaults to 0.0): Where it ends.
-        warmup_steps (`int`, *optional*, defaults to 0): Updates over which a second factor rises linearly to 1.
-        warmup_factor (`float`, *optional*, defaults to 1e-06): Where that one starts.
-
-    Raises:
-        ValueError: if there is no update.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_segmodels.training.schedules import poly_schedule
-
-    >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=6e-5)
-    >>> schedule = poly_schedule(160_000, warmup_steps=1500)  # RegProxy-S/16 on ADE20K
-    >>> scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    ```
-    """
-
+def poly_schedule(max_steps: int, power: float = 0.9, min_factor: float = 0.0) -> Schedule:
+    """Return the decay `(1 - step / max_steps) ** power` from 1 to `min_factor`."""
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-
-    def fall(step: int) -> float:
-        return min_factor + (1 - min_factor) * max(1 - step / max_steps, 0.0) ** power
-
-    return _with_warmup(fall, warmup_steps, warmup_factor)
+    return lambda step: min_factor + (1 - min_factor) * max(1 - step / max_steps, 0.0) ** power
 
 
 def cosine_restart_schedule(
-    periods: Sequence[int],
-    restart_factors: Sequence[float],
-    min_factor: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_factor: float = 1e-6,
+    periods: Sequence[int], restart_factors: Sequence[float], min_factor: float = 0.0
 ) -> Schedule:
     """
-    Falls from 1 to `min_factor` along half a cosine, again and again.
-
-    Args:
-        periods (`Sequence[int]`): Updates of each fall; the end of the last one holds afterwards.
-        restart_factors (`Sequence[float]`): What each fall is multiplied by.
-        min_factor, warmup_steps, warmup_factor: See [`poly_schedule`].
-
-    Raises:
-        ValueError: if there is not one factor for each period, or a period without updates.
+    Return repeated decays along half a cosine to `min_factor`: decay i takes `periods[i]` steps and starts at
+    `restart_factors[i]`. The last value is kept afterwards.
     """
     if len(periods) != len(restart_factors) or not periods or min(periods) < 1:
         raise ValueError(
-            f"`periods` {list(periods)} and `restart_factors` {list(restart_factors)} need an entry for each fall, and each "
-            "period at least one update."
+            f"`periods` {list(periods)} and `restart_factors` {list(restart_factors)} need one entry for each decay, and each "
+            "period must be at least 1 training step."
         )
     ends = list(accumulate(periods))
 
-    def fall(step: int) -> float:
+    def decay(step: int) -> float:
         step = min(step, ends[-1])
         number = next((number for number, end in enumerate(ends) if step < end), len(ends) - 1)
         progress = (step - ends[number] + periods[number]) / periods[number]
         return min_factor + (1 - min_factor) * restart_factors[number] * (1 + math.cos(math.pi * progress)) / 2
 
-    return _with_warmup(fall, warmup_steps, warmup_factor)
+    return decay
 
 
-def step_schedule(
-    milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0, warmup_factor: float = 1e-6
-) -> Schedule:
+def step_schedule(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Return the product of one `factor` for each of the `milestones` (training steps) that is reached."""
+    return lambda step: factor ** sum(step >= milestone for milestone in milestones)
+
+
+def with_warmup(schedule: Schedule, warmup_steps: int, warmup_factor: float = 1e-6) -> Schedule:
+    """Return `schedule` times a factor that rises linearly from `warmup_factor` to 1 in `warmup_steps` steps."""
+
+    def warmed_up(step: int) -> float:
+        return schedule(step) * (
+            warmup_factor + (1 - warmup_factor) * step / warmup_steps if step < warmup_steps else 1.0
+        )
+
+    return warmed_up
+
+
+def learning_rate_factor(recipe: Recipe) -> Schedule:
     """
-    Multiplies by `factor` at each milestone.
+    Return the function from a training step to its learning rate divided by `recipe.learning_rate`.
 
-    Args:
-        milestones (`Sequence[int]`): Updates from which the next factor holds; 126000 in UN-EPT's released code.
-        factor (`float`, *optional*, defaults to 0.1): That factor.
-        warmup_steps, warmup_factor: See [`poly_schedule`].
+    Raises:
+        ValueError: if `recipe.schedule_options` holds an unknown option of the schedule or lacks a required one.
     """
+    min_factor = {"min_factor": min(1.0, recipe.min_learning_rate / recipe.learning_rate)}
+    schedules: dict[str, tuple[Callable[..., Schedule], dict]] = {
+        "poly": (poly_schedule, {"max_steps": recipe.max_steps, **min_factor}),
+        "cosine": (cosine_restart_schedule, {"periods": [recipe.max_steps], "restart_factors": [1.0], **min_factor}),
+        "step": (step_schedule, {}),
+        "constant": (step_schedule, {"milestones": []}),
+    }
+    make, options = schedules[recipe.schedule]
+    options |= {"warmup_steps": recipe.warmup_steps} | recipe.schedule_options
+    warmup = {name: options.pop(name) for name in ("warmup_steps", "warmup_factor") if name in options}
+    try:
+        return with_warmup(make(**options), **warmup)
+    except TypeError as error:
+        raise ValueError(f"`schedule_options` of {recipe.schedule!r}: {error}") from error
 
-    def fall(step: int) -> float:
-        return factor ** sum(step >= milestone for milestone in milestones)
 
-    return _with_warmup(fall, warmup_steps, warmup_factor)
-
-
-def _with_warmup(schedule: Schedule, steps: int, start: float) -> Schedule:
-    return lambda step: schedule(step) * (start + (1 - start) * step / steps if step < steps else 1.0)
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
+    """Return the recipe's scheduler. The factor depends only on the step, so a resumed run continues bit for bit."""
+    return LambdaLR(optimizer, learning_rate_factor(recipe))
 
 
-__all__ = ["cosine_restart_schedule", "poly_schedule", "step_schedule"]
+__all__ = ["build_scheduler", "learning_rate_factor"]

@@ -240,15 +240,18 @@ def test_results_of_a_training_script(segmenter):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"per_category_iou": [0.5] * 4}, "the results is of a model with 4 classes, this one has 3"),
-        ({"mean_iou": math.nan}, "`mean_iou` in the results is nan.*Nothing was counted"),
-        ({"mean_iou": None}, "`mean_iou` in the results is None.*Nothing was counted"),
-        ({"mean_iou": 45.67}, "`mean_iou` in the results is 45.67, but scores are numbers from 0 to 1"),
-        ({"overall_accuracy": None}, "`overall_accuracy` in the results is None"),
-        ({"mean_boundary_iou": math.inf}, "`mean_boundary_iou` in the results is inf"),
-        ({"per_category_iou": [50.0, 25.0, 1.0]}, "`per_category_iou` in the results holds something that is no score"),
-        ({"per_category_iou": None}, "holds no `mean_iou` and `per_category_iou`.*hf-segmodels evaluate --output"),
-        ({"recipe": RECIPE | {"model": {"model_type": "segvit"}}}, "is of a 'segvit' model, this is 'segmenter'"),
+        ({"per_category_iou": [0.5] * 4}, "The model has 3 classes, but `results` has scores of 4"),
+        ({"mean_iou": math.nan}, "`mean_iou` in `results` is nan.*Nothing was counted"),
+        ({"mean_iou": None}, "`mean_iou` in `results` is None.*Nothing was counted"),
+        ({"mean_iou": 45.67}, "`mean_iou` in `results` is 45.67, but scores are numbers from 0 to 1"),
+        ({"overall_accuracy": None}, "`overall_accuracy` in `results` is None"),
+        ({"mean_boundary_iou": math.inf}, "`mean_boundary_iou` in `results` is inf"),
+        ({"per_category_iou": [50.0, 25.0, 1.0]}, "`per_category_iou` in `results` must hold scores from 0 to 1"),
+        ({"per_category_iou": None}, "must hold `mean_iou` and `per_category_iou`.*hf-segmodels evaluate --output"),
+        (
+            {"recipe": RECIPE | {"model": {"model_type": "segvit"}}},
+            "is of type 'segmenter', but the recipe in `results` is of type 'segvit'",
+        ),
     ],
 )
 def test_results_of_other_models_are_refused(segmenter, changes: dict, message: str):
@@ -258,7 +261,7 @@ def test_results_of_other_models_are_refused(segmenter, changes: dict, message: 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "Cannot read the results"), ("{", "is no JSON"), ("[1]", "holds no results")],
+    [(None, "Cannot read the results"), ("{", "is not valid JSON"), ("[1]", "does not hold results")],
 )
 def test_other_files_are_refused(segmenter, text: str | None, message: str, tmp_path: Path):
     path = tmp_path / "scores.json"

@@ -1,7 +1,9 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The Accelerate script, on a few synthetic images."""
+"""The loop on Accelerate, on a few synthetic images."""
 
+import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -19,14 +21,16 @@ from hf_segmodels import (
     SegmenterForSemanticSegmentation,
     SegmenterImageProcessor,
 )
+from hf_segmodels.cli.main import main
 from hf_segmodels.data import SegmentationData
 from hf_segmodels.evaluation import evaluate_model
-from hf_segmodels.training import AugmentedData, TrainingBatches
+from hf_segmodels.training import AugmentedData, TrainingBatches, trainer_loop
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.augmentation import training_augmentation
-from hf_segmodels.training.factory import build_model, build_optimizer, learning_rate_factor, load_id2label
-from hf_segmodels.training.recipe import Recipe, run_script
+from hf_segmodels.training.factory import build_model, build_optimizer, load_id2label
+from hf_segmodels.training.recipe import Recipe
+from hf_segmodels.training.schedules import learning_rate_factor
 
 
 class Interrupted(Exception):
@@ -63,9 +67,10 @@ def test_boundary_targets_are_made_on_the_way(recipe):
     assert scores["mean_iou"] > 0.6
 
 
-def test_learns_and_saves_what_auto_classes_load(recipe):
-    run = recipe(max_steps=30, ema_decay=0.9, photometric_distortion=True)
-    scores = train(run)
+@pytest.mark.parametrize(("loop", "fields"), [(script, {"ema_decay": 0.9}), (trainer_loop, {})])
+def test_learns_and_saves_what_auto_classes_load(recipe, loop, fields):
+    run = recipe(max_steps=30, photometric_distortion=True, **fields)
+    scores = loop.train(run)
     assert scores["losses"][-1] < 0.5 * scores["losses"][0]
     assert scores["mean_iou"] > 0.9
 
@@ -78,6 +83,7 @@ def test_learns_and_saves_what_auto_classes_load(recipe):
     assert [entry["loss"] for entry in results["history"] if "loss" in entry] == scores["losses"]
     assert results["cpu_seconds"] >= 1
     assert results["recipe"]["max_steps"] == 30
+    assert results["torch"] == version("torch")
 
 
 @pytest.mark.parametrize("class_weighting", ["none", "median_frequency"])
@@ -126,12 +132,13 @@ def test_resumed_run_equals_uninterrupted_one(recipe):
             assert torch.equal(values, states[1]["state"][index][name]), (index, name)
 
 
-def test_accumulated_gradients_equal_those_of_a_large_batch(recipe):
+@pytest.mark.parametrize("loop", [script, trainer_loop])
+def test_accumulated_gradients_equal_those_of_a_large_batch(recipe, loop):
     # scale 1, a crop of the image's size and flips keep the number of valid pixels equal in all samples
     fields = {"scale_range": [1.0, 1.0], "crop_size": [32, 40], "optimizer": "sgd", "learning_rate": 0.1}
     large = recipe("large", batch_size=8, max_steps=2, **fields)
     small = recipe("small", batch_size=4, max_steps=2, gradient_accumulation_steps=2, **fields)
-    losses = [train(run)["losses"] for run in (large, small)]
+    losses = [loop.train(run)["losses"] for run in (large, small)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     first, second = weights(large.output_dir), weights(small.output_dir)
     for name, values in first.items():
@@ -149,9 +156,10 @@ def test_class_weights_and_smoothing_train_too(recipe):
     assert losses[-1] < losses[0]
 
 
-def test_stops_on_a_loss_that_is_not_finite(recipe):
+@pytest.mark.parametrize("loop", [script, trainer_loop])
+def test_stops_on_a_loss_that_is_not_finite(recipe, loop):
     with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
-        train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
+        loop.train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
 
 
 def test_reduced_labels_train_and_evaluate_like_those_that_start_at_0(recipe, camera_from_one):
@@ -202,7 +210,7 @@ def test_label_maps_are_checked_in_their_own_type_and_by_file(tmp_path, monkeypa
     assert data.class_counts(256).nonzero().flatten().tolist() == [0, 1, 254, 255]
 
 
-def test_evaluation_refuses_labels_of_another_meaning(recipe):
+def test_evaluation_refuses_labels_read_in_another_way(recipe):
     model, processor = build_model(recipe())
     processor.do_reduce_labels = True
     with pytest.raises(ValueError, match="processor=image_processor"):
@@ -215,7 +223,7 @@ def test_the_loss_ignores_what_the_labels_are_read_with(recipe):
     assert model.config.semantic_loss_ignore_index == processor.ignore_index == 0
     images, labels = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
     assert model(images, labels=labels).loss == 0
-    with pytest.raises(ValueError, match=r"set `image_processor.ignore_index` only"):
+    with pytest.raises(ValueError, match=r"set only `image_processor.ignore_index`"):
         build_model(recipe(model=run.model | {"semantic_loss_ignore_index": 254}))
 
 
@@ -254,7 +262,7 @@ def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
     assert set(first[1].unique().tolist()) <= {0, 1, 255}
 
 
-def test_processes_share_each_global_batch():
+def test_processes_split_each_global_batch():
     whole = list(TrainingBatches(10, 4, start=1, stop=6, seed=7))
     parts = [list(TrainingBatches(10, 2, 1, 6, rank, 2, seed=7)) for rank in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
@@ -292,7 +300,7 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "model": {}, "learning_rat": 1}, [], "did you mean `learning_rate`"),
         ({"model": {"model_type": "segmenter"}}, [], "needs `dataset`"),
         ({"dataset": "x"}, [], "needs `model`"),
-        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "has an encoder already"),
+        ({"dataset": "x", "pretrained": "y", "pretrained_backbone": "z"}, [], "`pretrained` includes an encoder"),
         ({"dataset": "x", "pretrained": "y"}, ["optimizer=lamb"], "one of adamw, sgd"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=fast"], "must be a number"),
         ({"dataset": "x", "pretrained": "y"}, ["learning_rate=0"], "greater than 0"),
@@ -303,27 +311,54 @@ def test_default_optimizer_is_the_original_one(repository):
         ({"dataset": "x", "pretrained": "y"}, ["num_workers=-1"], "`num_workers` must be at least 0"),
         ({"dataset": "x", "pretrained": "y"}, ["ema_decay=1"], "less than 1"),
         ({"dataset": "x", "pretrained": "y"}, ["streaming=maybe"], "true or false"),
-        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "fields of its own"),
-        ({"dataset": "x", "pretrained": "y"}, ["evaluation.flop=true"], "`evaluation` has no option 'flop'"),
+        ({"dataset": "x", "pretrained": "y"}, ["image_processor=small"], "`image_processor` must be a mapping"),
+        (
+            {"dataset": "x", "pretrained": "y"},
+            ["evaluation.flop=true"],
+            "Unknown key `flop` in `evaluation`: did you mean `flip`?",
+        ),
         ({"dataset": "x", "pretrained": "y"}, ["crop_size=512"], "`crop_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["base_size=[512, 0]"], "`base_size` must be two whole numbers"),
         ({"dataset": "x", "pretrained": "y"}, ["scale_range=[2, 0.5]"], "[lowest, highest]"),
-        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is no YAML"),
+        ({"dataset": "x", "pretrained": "y"}, ["seed=["], "is not valid YAML"),
         ({"dataset": "x", "pretrained": "y"}, ["seed"], "key=value"),
-        (["dataset"], [], "no recipe"),
+        (["dataset"], [], "is not a recipe"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields))
-    assert run_script(train, "", [str(path), *overrides]) == 2
+    assert main(["train", str(path), *overrides]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_yaml_is_refused(tmp_path, capsys):
+def test_a_file_that_is_not_valid_yaml_is_refused(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
-    assert run_script(train, "", [str(tmp_path / "recipe.yaml")]) == 2
-    assert "recipe.yaml is no YAML" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml is not valid YAML" in capsys.readouterr().err
+
+
+def test_recipes_are_files_mappings_or_recipes(tmp_path):
+    values = {"dataset": "x", "model": {"model_type": "segmenter"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    overrides = {"max_steps": 3, "model.window_size": 64}
+    for source in (tmp_path / "recipe.yaml", values, Recipe(**values)):
+        recipe = Recipe.read(source, overrides)
+        assert (recipe.max_steps, recipe.model) == (3, {"model_type": "segmenter", "window_size": 64})
+    assert values["model"] == {"model_type": "segmenter"}
+    with pytest.raises(ValueError, match=r"Unknown key `max_step` in the recipe: did you mean `max_steps`\?"):
+        train(values, max_step=3)
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer"]])
+def test_command_trains(recipe, tmp_path, options):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(recipe())))
+    assert main(["train", *options, str(tmp_path / "recipe.yaml"), "max_steps=1"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["step"] == 1
+
+
+def test_every_setting_is_documented():
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(Recipe))
 
 
 def test_values_are_what_yaml_makes_of_them(tmp_path):

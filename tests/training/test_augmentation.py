@@ -54,22 +54,22 @@ def test_crops_avoid_one_class_filling_them():
     labels = torch.zeros(64, 64, dtype=torch.uint8)
     labels[:, 40:] = 1
     image = tv_tensors.Image(labels[None].repeat(3, 1, 1))
-    shares = []
-    for share in (1.0, 0.75):
-        crop = RandomCropWithClassLimit([16, 16], max_class_ratio=share)
+    ratios = []
+    for ratio in (1.0, 0.75):
+        crop = RandomCropWithClassLimit([16, 16], max_class_ratio=ratio)
         torch.manual_seed(0)
         drawn = [crop(image, tv_tensors.Mask(labels)) for _ in range(40)]
         assert all(torch.equal(cropped[0], label_map) for cropped, label_map in drawn)
-        shares.append(sum(bool((label_map.float().mean() - 0.5).abs() <= 0.25) for _, label_map in drawn) / 40)
-    assert shares[0] < 0.6
-    assert shares[1] > 0.8
+        ratios.append(sum(bool((label_map.float().mean() - 0.5).abs() <= 0.25) for _, label_map in drawn) / 40)
+    assert ratios[0] < 0.6
+    assert ratios[1] > 0.8
 
 
 def test_ignored_pixels_do_not_count_in_a_crop():
     labels = torch.full((8, 8), 255, dtype=torch.uint8)
     labels[:4] = 0
     image = tv_tensors.Image(labels[None].repeat(3, 1, 1))
-    # one class only, and nothing but ignored pixels: the last draw stands
+    # one class only, and only ignored pixels: the last draw is used
     assert RandomCropWithClassLimit([4, 4])(image, tv_tensors.Mask(labels))[0].shape == (3, 4, 4)
     labels[3] = 1
     torch.manual_seed(0)

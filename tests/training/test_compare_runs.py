@@ -23,7 +23,7 @@ def test_runs_are_scored_and_ranked(recipe, tmp_path, capsys):
 
     results = json.loads((output / "comparison.json").read_text())
     expected = evaluate(folders[1], runs[1].dataset, boundary_iou=True)
-    assert [run["updates"] for run in results["runs"]] == [1, 20]
+    assert [run["training_steps"] for run in results["runs"]] == [1, 20]
     assert results["runs"][1]["test"]["mean_boundary_iou"] == expected["mean_boundary_iou"]
     assert results["runs"][1]["images"] == 2
     rows = (output / "comparison.md").read_text().splitlines()

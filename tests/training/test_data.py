@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Which data the scripts read: layouts, mappings, streams; and the labels of a recipe."""
+"""Data of training: layouts, mappings and streams; and label checks that read a recipe as training does."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from common.segmentation_folders import write_folders
 from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.data import DatasetSpec, SegmentationData, load_segmentation_dataset
+from hf_segmodels.data import SegmentationData, load_segmentation_dataset, read_data_fields
 from hf_segmodels.training import AugmentedStream
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.factory import build_data, build_model, load_id2label
@@ -26,8 +26,7 @@ NUMBER = 12
 def numbered(tmp_path):
     """A stream of samples, each of which has its number as its class."""
     maps = {f"{index:02d}": np.full((6, 8), index, np.uint8) for index in range(NUMBER)}
-    folder = write_folders(tmp_path / "numbered", maps)
-    return SegmentationData(DatasetSpec(folder, "folder", streaming=True), "train")
+    return SegmentationData(write_folders(tmp_path / "numbered", maps), "train", layout="folder", streaming=True)
 
 
 def flip_at_random(image, label_map):
@@ -57,9 +56,9 @@ def test_streams_go_on_where_they_stopped(numbered, num_workers):
     assert all(torch.equal(a, b) for a, b in zip(rest_of_images, images[4:], strict=True))
 
 
-def test_processes_share_a_stream(numbered):
-    shares = [batches_of(numbered, stop=3, process_index=index, num_processes=2)[1] for index in range(2)]
-    assert sorted(itertools.chain(*shares[0], *shares[1])) == list(range(NUMBER))
+def test_processes_split_a_stream(numbered):
+    shards = [batches_of(numbered, stop=3, process_index=index, num_processes=2)[1] for index in range(2)]
+    assert sorted(itertools.chain(*shards[0], *shards[1])) == list(range(NUMBER))
 
 
 def test_more_workers_than_shards_are_refused(numbered):
@@ -128,28 +127,28 @@ def test_classes_are_those_of_the_layout(recipe):
     assert model.config.num_labels == processor.num_labels == 19
 
 
-def test_labels_of_recipes_are_those_of_their_models(repository):
+def test_label_checks_read_recipes_as_training_does(repository):
     recipes = sorted((repository / "training" / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        recipe = Recipe.read(path)
-        labels = recipe.label_spec()
+        recipe, fields = Recipe.read(path), read_data_fields(path)
         with torch.device("meta"):
             model, processor = build_model(recipe)
-        assert labels.num_labels == model.config.num_labels
-        assert labels.id2label == model.config.id2label
+        assert fields.num_labels == model.config.num_labels
+        assert fields.id2label == model.config.id2label
         for name in ("do_reduce_labels", "ignore_index"):
-            assert getattr(labels, name) == getattr(processor, name), (path, name)
-        for name in ("layout", "image_column", "label_column", "label_mapping", "streaming"):
-            assert getattr(recipe.dataset_spec, name) == getattr(recipe, name), (path, name)
-        assert recipe.dataset_spec.source == recipe.dataset
-        assert recipe.splits == list(dict.fromkeys([recipe.train_split, recipe.eval_split]))
+            assert getattr(fields, name) == getattr(processor, name), (path, name)
+        for name in ("dataset", "layout", "image_column", "label_column", "label_mapping", "streaming"):
+            assert getattr(fields, name) == getattr(recipe, name), (path, name)
+        assert fields.splits == list(dict.fromkeys([recipe.train_split, recipe.eval_split]))
 
 
-def test_defaults_of_a_recipe(tmp_path):
+def test_defaults_are_those_of_the_scripts(tmp_path):
     path = Path(tmp_path / "recipe.yaml")
     path.write_text("dataset: x\nmodel: {model_type: segmenter}\n")
-    recipe = Recipe.read(path)
-    assert recipe.dataset_spec == DatasetSpec("x")
+    recipe, fields = Recipe.read(path), read_data_fields(path)
+    for name in ("layout", "image_column", "label_column", "label_mapping", "streaming"):
+        assert getattr(fields, name) == getattr(recipe, name), name
+    assert fields.splits == [recipe.train_split, recipe.eval_split]
     with torch.device("meta"):
-        assert recipe.label_spec().num_labels == build_model(recipe)[0].config.num_labels == 150
+        assert fields.num_labels == build_model(recipe)[0].config.num_labels == 150

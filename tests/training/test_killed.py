@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Runs that end before their time, and go on."""
+"""Runs that are interrupted and resumed."""
 
 import dataclasses
 import json
@@ -15,19 +15,14 @@ import safetensors.torch
 import torch
 import yaml
 
-from hf_segmodels.training import (
-    accelerate_loop as run_segmentation_accelerate,
-)
-from hf_segmodels.training import (
-    trainer_loop as run_segmentation_trainer,
-)
+from hf_segmodels.training import accelerate_loop, trainer_loop
 
 
 SCRIPTS = ("run_segmentation_accelerate.py", "run_segmentation_trainer.py")
 
 
-@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
-def test_a_full_disk_costs_the_updates_since_the_last_checkpoint(recipe, script, monkeypatch):
+@pytest.mark.parametrize("script", [accelerate_loop, trainer_loop])
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(recipe, script, monkeypatch):
     fields = {"checkpoint_steps": 1, "max_steps": 3}
     whole, part = recipe("whole", **fields), recipe("part", **fields)
     expected = script.train(whole)
@@ -51,14 +46,14 @@ def test_a_full_disk_costs_the_updates_since_the_last_checkpoint(recipe, script,
     assert resumed["per_category_iou"] == expected["per_category_iou"]
 
 
-@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+@pytest.mark.parametrize("script", [accelerate_loop, trainer_loop])
 def test_a_new_run_does_not_replace_the_checkpoints_of_another(recipe, script):
     script.train(recipe(max_steps=2))
     with pytest.raises(ValueError, match="holds checkpoint-2 of an earlier run.*`resume=true`"):
         script.train(recipe(max_steps=1))
     assert [path.name for path in Path(recipe().output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
     assert len(script.train(recipe(max_steps=3, resume=True))["losses"]) == 3
-    # the time is that of the last update
+    # the time since the last resume
     assert json.loads(Path(recipe().output_dir, "results.json").read_text())["seconds_since_step"] == 2
 
 

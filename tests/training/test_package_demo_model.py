@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""From a run to the demo model of the package: weights, figures, card."""
+"""From a run to the demo model of the package: weights, scores, card."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation
 
 import package_demo_model
-from hf_segmodels.training import accelerate_loop as run_segmentation_accelerate
+from hf_segmodels.training import accelerate_loop
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_run_becomes_the_demo_model(recipe, camera: Path, tmp_path: Path, package):
     data = shutil.copytree(camera, tmp_path / "data")
     shutil.copy(data / "validation.parquet", data / "test.parquet")
-    run_segmentation_accelerate.train(recipe(dataset=str(data)))
+    accelerate_loop.train(recipe(dataset=str(data)))
     (tmp_path / "mine.yaml").touch()
     options = [
         "--recipe",

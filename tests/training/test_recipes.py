@@ -32,11 +32,11 @@ from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.factory import (
     build_model,
     build_optimizer,
-    learning_rate_factor,
     load_id2label,
     synchronize_norms,
 )
 from hf_segmodels.training.recipe import Recipe
+from hf_segmodels.training.schedules import learning_rate_factor
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ ROUGH_PARAMETERS = {
     "unept/ade20k_resnet50": 32357942,
     "unept/pascal_deit_b16": 94819196,
 }
-# Of these, nobody says.
+# The parameters of these are not published.
 UNKNOWN_PARAMETERS = {"unept/cityscapes_deit_b16", "unept/cityscapes_resnet50", "unept/pascal_resnet50"}
 
 # Recipe -> released checkpoint.
@@ -171,7 +171,7 @@ LAYOUTS = {
     "pascal_59": ("pascal_context_59", "pascal_context_59"),
     "coco_stuff_10k": ("coco_stuff_10k", "coco_stuff_171"),
 }
-# (method, data set) -> bounds of the edges at scale 1, and crop; `None` as the method stands for all the others.
+# (method, data set) -> bounds of the edges at scale 1, and crop; the method `None` means all others.
 SIZES: dict[tuple[str | None, str], tuple[tuple[int, int], int]] = {
     (None, "ade20k"): ((512, 2048), 512),
     (None, "cityscapes"): ((1024, 2048), 768),
@@ -255,7 +255,7 @@ def released_config(name: str) -> tuple[Any, dict[str, Any]]:
     if method == "segmenter":
         network = fields["net_kwargs"]
         weights = {key: torch.empty(shape, device="meta") for key, shape in segmenter_shapes(network).items()}
-        # given on the command line, beside the crop
+        # set on the command line, together with the crop
         short_edge = 640 if release.endswith("_640") else fields["im_size"]
         inference = {"window_size": network["image_size"][0], "window_stride": fields["window_stride"]}
         variant = {
@@ -347,7 +347,7 @@ def test_data_images_and_crops_are_the_originals(name: str):
     assert list(model.config.id2label.values()) == names
     assert [tuple(color) for color in model.config.palette] == palette
     assert processor.num_labels == len(names)
-    # only ADE20K's files have 0 for "unlabeled" and come to the processor as they are
+    # only ADE20K's files have 0 for "unlabeled" and reach the processor unchanged
     assert processor.do_reduce_labels == (layout == "ade20k")
     is_augreg = str(recipe.pretrained_backbone).endswith(".npz")
     mean, std = NORMALIZATIONS["vit" if is_augreg and method in ("segmenter", "segvit") else "deit"]
@@ -393,7 +393,7 @@ def test_segmenter_trains_for_whole_epochs_at_the_originals_learning_rate(name: 
 def test_unept_cuts_its_learning_rate_once(name: str):
     recipe = read(name)
     factor = learning_rate_factor(recipe)
-    # Cityscapes has no released configuration: two thirds, as the paper says
+    # Cityscapes has no released configuration: two thirds, as in the paper
     cut, steps = (53333, 80000) if data_set(name) == "cityscapes" else (126000, 160000)
     assert recipe.max_steps == steps
     assert [factor(step) for step in (0, cut - 1, cut, steps - 1)] == pytest.approx([1, 1, 0.1, 0.1])
@@ -472,10 +472,10 @@ def test_a_recipe_trains_a_smaller_model(name: str, camera_from_one, tmp_path):
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_frozen_encoders_are_read_from_what_lies_on_the_hub(name: str, tmp_path):
+def test_frozen_encoders_are_read_in_the_form_of_the_hub(name: str, tmp_path):
     recipe = read(name)
     small = {"hidden_size": 32, "num_attention_heads": 2, "image_size": 28}
-    # as they are published: the whole model, not a backbone
+    # published as the whole model, not as a backbone
     fields = {key: value for key, value in (recipe.model["backbone_config"] | small).items() if key != "out_indices"}
     encoder = AutoModel.from_config(AutoConfig.for_model(**fields))
     encoder.save_pretrained(tmp_path)
@@ -526,7 +526,7 @@ def test_names_and_colors_of_a_benchmark(tmp_path):
         load_id2label(Recipe(dataset="x", id2label="citiscapes", model=fields))
 
 
-# What training/README.md says of them
+# The tables of training/README.md
 
 
 def readme() -> str:
@@ -557,7 +557,7 @@ def test_the_readme_names_what_exists():
         assert re.search(rf"^\| .+ \| `{folder}` \| .*`{layout.replace('_59', '_60')}`", readme(), re.M), folder
 
 
-def test_the_readme_says_where_each_encoder_comes_from():
+def test_the_readme_links_each_encoder():
     files = dict(re.findall(r"^\| `(data/backbones/\S+)` \| <(\S+)> \|$", readme(), re.M))
     named = {read(name).pretrained_backbone for name in OF_PAPERS}
     assert files.keys() == named

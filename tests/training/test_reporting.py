@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves to look at."""
+"""Output of a run."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,11 @@ import pytest
 from PIL import Image
 
 from hf_segmodels import SegmenterForSemanticSegmentation
-from hf_segmodels.training import (
-    accelerate_loop as run_segmentation_accelerate,
-)
-from hf_segmodels.training import (
-    trainer_loop as run_segmentation_trainer,
-)
+from hf_segmodels.training import accelerate_loop, trainer_loop
 from hf_segmodels.training.reporting import History, draw_curves
 
 
-@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
+@pytest.mark.parametrize("script", [accelerate_loop, trainer_loop])
 def test_runs_leave_curves_pictures_and_logs(recipe, tmp_path, script):
     pytest.importorskip("tensorboard", reason="tensorboard is part of the `dev` extra")
     run = recipe(report_to=["tensorboard"], eval_steps=2)
@@ -32,8 +27,8 @@ def test_runs_leave_curves_pictures_and_logs(recipe, tmp_path, script):
     assert Image.open(tmp_path / "run" / "curves.png").width == 1200
 
 
-@pytest.mark.parametrize("script", [run_segmentation_accelerate, run_segmentation_trainer])
-def test_evaluation_is_as_the_recipe_says(recipe, script, monkeypatch):
+@pytest.mark.parametrize("script", [accelerate_loop, trainer_loop])
+def test_evaluation_follows_the_recipe(recipe, script, monkeypatch):
     options = {"scales": [0.5, 1.0], "flip": True, "window_size": 16, "window_stride": 8, "boundary_iou": True}
     asked = []
     predict = SegmenterForSemanticSegmentation.predict
@@ -53,7 +48,7 @@ def test_evaluation_is_as_the_recipe_says(recipe, script, monkeypatch):
 
 def test_curves_show_what_was_measured(tmp_path):
     def blue(entries):
-        draw_curves(entries, tmp_path / "curves.png")
+        draw_curves(History(entries), tmp_path / "curves.png")
         pixels = Image.open(tmp_path / "curves.png").convert("RGB").crop((0, 0, 400, 320))
         return sum(count for count, (red, _, blue) in pixels.getcolors(2**24) if blue > red + 80)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segmodels.training.schedules import cosine_restart_schedule, poly_schedule
+from hf_segmodels.training.schedules import cosine_restart_schedule, poly_schedule, with_warmup
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -21,16 +21,16 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_learning_rates_of_the_original(name: str):
     fields = SCHEDULES[name]["lr_config"]
-    warmup = {"warmup_steps": fields["warmup_iters"], "warmup_factor": fields["warmup_ratio"]}
     if fields["policy"] == "poly":
-        schedule = poly_schedule(SCHEDULES[name]["max_iters"], fields["power"], fields["min_lr"], **warmup)
+        schedule = poly_schedule(SCHEDULES[name]["max_iters"], fields["power"], fields["min_lr"])
     else:
-        schedule = cosine_restart_schedule(fields["periods"], fields["restart_weights"], **warmup)
+        schedule = cosine_restart_schedule(fields["periods"], fields["restart_weights"])
+    schedule = with_warmup(schedule, fields["warmup_iters"], fields["warmup_ratio"])
     rates = {step: SCHEDULES[name]["lr"] * schedule(int(step)) for step in SCHEDULES[name]["lr_at_iter"]}
     assert rates == pytest.approx(SCHEDULES[name]["lr_at_iter"], rel=1e-6)
 
 
-def test_schedules_end_where_they_are_told_to():
+def test_schedules_end_at_their_lowest_factor():
     assert poly_schedule(10, power=0.9, min_factor=0.1)(10) == pytest.approx(0.1)
     assert poly_schedule(10, power=0.9, min_factor=0.1)(99) == pytest.approx(0.1)
     cosine = cosine_restart_schedule([4, 8], [1, 0.5], min_factor=0.2)
@@ -39,7 +39,7 @@ def test_schedules_end_where_they_are_told_to():
 
 def test_an_optimizer_follows_a_schedule():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, poly_schedule(4))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, poly_schedule(4, power=1.0))
     rates = []
     for _ in range(4):
         rates += scheduler.get_last_lr()
@@ -49,11 +49,13 @@ def test_an_optimizer_follows_a_schedule():
 
 
 @pytest.mark.parametrize(("periods", "factors"), [([4, 8], [1]), ([], []), ([4, 0], [1, 0.5])])
-def test_each_fall_needs_updates_and_a_factor(periods, factors):
-    with pytest.raises(ValueError, match="need an entry for each fall, and each period at least one update"):
+def test_each_decay_needs_steps_and_a_factor(periods, factors):
+    with pytest.raises(
+        ValueError, match="need one entry for each decay, and each period must be at least 1 training step"
+    ):
         cosine_restart_schedule(periods, factors)
 
 
-def test_poly_needs_updates():
+def test_poly_needs_steps():
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         poly_schedule(0)

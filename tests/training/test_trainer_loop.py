@@ -1,19 +1,11 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The Trainer script, on a few synthetic images, beside the Accelerate script where the two have to agree."""
-
-import json
-from pathlib import Path
+"""The loop on transformers' Trainer, on a few synthetic images; compared with the Accelerate loop where the two must agree."""
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 
-from hf_segmodels.training import (
-    accelerate_loop as run_segmentation_accelerate,
-)
-from hf_segmodels.training import (
-    trainer_loop as run_segmentation_trainer,
-)
+from hf_segmodels.training import accelerate_loop, trainer_loop
 from hf_segmodels.training.trainer_loop import SegmentationTrainer, train
 
 
@@ -36,37 +28,13 @@ def even(recipe):
     return make
 
 
-def test_learns_and_saves_what_auto_classes_load(recipe):
-    run = recipe(max_steps=30)
-    scores = train(run)
-    assert scores["losses"][-1] < 0.5 * scores["losses"][0]
-    assert scores["mean_iou"] > 0.9
-    assert AutoModelForSemanticSegmentation.from_pretrained(run.output_dir).config.id2label == {0: "dark", 1: "bright"}
-    assert not AutoImageProcessor.from_pretrained(run.output_dir).do_resize
-    results = json.loads(Path(run.output_dir, "results.json").read_text())
-    assert results["mean_iou"] == scores["mean_iou"]
-    assert [entry["loss"] for entry in results["history"] if "loss" in entry] == scores["losses"]
-    assert results["cpu_seconds"] >= 1
-    assert results["torch"] == torch.__version__.partition("+")[0] or results["torch"] == torch.__version__
-
-
 def test_equals_the_other_script(even):
     first, second = even("trainer", max_steps=3), even("accelerate", max_steps=3)
-    scores, expected = train(first), run_segmentation_accelerate.train(second)
+    scores, expected = train(first), accelerate_loop.train(second)
     assert scores["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     ours, theirs = weights(first.output_dir), weights(second.output_dir)
     for name, values in ours.items():
         torch.testing.assert_close(values, theirs[name], rtol=1e-4, atol=1e-6)
-
-
-def test_accumulated_gradients_equal_those_of_a_large_batch(even):
-    large = even("large", batch_size=8)
-    small = even("small", batch_size=4, gradient_accumulation_steps=2)
-    losses = [train(run)["losses"] for run in (large, small)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    first, second = weights(large.output_dir), weights(small.output_dir)
-    for name, values in first.items():
-        torch.testing.assert_close(values, second[name], rtol=1e-4, atol=1e-6)
 
 
 BACKBONES = {
@@ -104,11 +72,6 @@ def test_resumed_run_equals_uninterrupted_one(recipe, backbone):
         assert torch.equal(values, second[name]), name
 
 
-def test_stops_on_a_loss_that_is_not_finite(recipe):
-    with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
-        train(recipe(learning_rate=1e30, optimizer="sgd", max_steps=20))
-
-
 def test_refuses_a_moving_average(recipe):
     with pytest.raises(ValueError, match="ema_decay=0"):
-        run_segmentation_trainer.train(recipe(ema_decay=0.9))
+        trainer_loop.train(recipe(ema_decay=0.9))
