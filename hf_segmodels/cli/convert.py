@@ -1,12 +1,10 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The command that converts checkpoints.
+The command `hf-segmodels convert`.
 
-    hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
-    hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
-    hf-segmodels convert --method segvit --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base
-    hf-segmodels convert --method unept --checkpoint iter_160000.pth --output_dir unept-deit --verify
-    hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
+    hf-segmodels convert --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
+    hf-segmodels convert --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base --verify
+    hf-segmodels convert --checkpoint S_16-i21k.npz --output_dir vit-small --verify
 """
 
 import argparse
@@ -27,17 +25,16 @@ class ParityError(UserError):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-segmodels convert",
-        description="Converts a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
+        description="Convert a checkpoint of an original repository into a folder for `from_pretrained`: safetensors, "
         "configuration and image processor. Fails if a weight is missing or left over.",
-        epilog="Exit code: 0 when all went well, 1 when --verify found a difference (nothing is kept then), 2 when the "
-        "input cannot be converted.",
+        epilog="Exit code: 0 for success, 1 if --verify finds a difference (nothing is written then), 2 if the input "
+        "cannot be converted.",
     )
     parser.add_argument(
         "--method",
-        required=True,
         choices=METHODS,
-        help="segmenter: checkpoint.pth of the original. segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT "
-        ".pth, or timm's .pth or .safetensors",
+        help="the checkpoint's method (default: recognized from its keys). segmenter: checkpoint.pth of the original. "
+        "segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT .pth, or timm .pth or .safetensors",
     )
     parser.add_argument(
         "--checkpoint",
@@ -46,36 +43,36 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the original's file; with --filename, a repository on the Hub (owner/name)",
     )
-    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository that --checkpoint names")
+    parser.add_argument("--filename", metavar="FILE", help="name of the file in the repository given by --checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of that repository (default: its main branch)")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="segmenter: its variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: its configuration as JSON "
-        "or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file with what the "
-        "weights do not tell, any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
+        help="segmenter: variant.yml (default: the one beside the checkpoint). segvit, unept, regproxy: the original's "
+        "configuration as JSON or self-contained Python (default: the text inside the checkpoint). backbone: a JSON file "
+        "with any of num_attention_heads, position_grid, layer_norm_eps, normalization (vit or deit)",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in DIR")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load DIR back and compare it with an independent forward pass over the original weights, and with "
-        "input.npy and logits.npy where they lie beside the checkpoint; writes parity_report.json",
+        help="load DIR again and compare it with an independent forward pass over the original weights, and with "
+        "input.npy and logits.npy if they are beside the checkpoint; writes parity_report.json",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Runs the command.
+    Run the command.
 
     Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process if unset.
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; defaults to those of the process.
 
     Returns:
-        `int`: 0; 1 where the converted model differs from the original; 2 where the input cannot be converted.
+        `int`: 0; 1 if the converted model differs from the original; 2 if the input cannot be converted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -90,34 +87,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # torch and the models are only imported once the arguments are known to be right
+    # wrong arguments are reported before torch and the models are imported
     from ..conversion.checkpoint_files import find_checkpoint
-    from ..conversion.converter import atomic_directory
-    from ..conversion.formats.backbone import convert_backbone
-    from ..conversion.formats.regproxy import convert_regproxy
-    from ..conversion.formats.segmenter import convert_segmenter
-    from ..conversion.formats.segvit import convert_segvit
-    from ..conversion.formats.unept import convert_unept
+    from ..conversion.converter import convert, output_directory
     from ..conversion.parity import format_report, verify
 
-    convert = {
-        "segmenter": convert_segmenter,
-        "segvit": convert_segvit,
-        "unept": convert_unept,
-        "regproxy": convert_regproxy,
-        "backbone": convert_backbone,
-    }[arguments.method]
-    with atomic_directory(arguments.output_dir, arguments.overwrite) as folder:
+    with output_directory(arguments.output_dir, arguments.overwrite) as folder:
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
-        conversion = convert(checkpoint, arguments.config)
+        conversion = convert(checkpoint, arguments.config, arguments.method)
+        if arguments.method is None:
+            print(f"recognized {conversion.format.title}: --method {conversion.format.method}")
         if conversion.dropped_keys:
             print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
         for note in conversion.notes:
             print(f"note: {note}")
-        conversion.model.save_pretrained(folder)
-        conversion.image_processor.save_pretrained(folder)
+        conversion.save_pretrained(folder)
         if arguments.verify:
-            report = verify(conversion, folder, checkpoint)
+            report = verify(conversion, folder)
             print(format_report(report))
             if not report["passed"]:
                 raise ParityError(

@@ -11,8 +11,9 @@ import torch
 from fixtures.procedural_weights import procedural_state_dict
 
 from common.original_regproxy import regproxy_shapes
+from hf_segmodels import conversion
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion.formats.regproxy import REGPROXY, RELEASES, convert_regproxy, recognize
+from hf_segmodels.conversion.formats.regproxy import REGPROXY, RELEASES, RegProxyFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.regproxy import RegProxyForSemanticSegmentation, RegProxyImageProcessor, RegProxyImageProcessorPil
@@ -144,19 +145,18 @@ def test_small_windows_give_the_stored_outputs(convert):
 
 def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """Every parameter and buffer of the model has one of the checkpoint, of its shape, and the other way round."""
-    from hf_segmodels.conversion.formats.regproxy import _release_as_config, regproxy_config
-
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     expected = RELEASED[name]
-    assert recognize(weights) == name
-    config = regproxy_config(_release_as_config(RELEASES[name]), weights, Path(name))
+    found, values = RegProxyFormat().recognize(weights)
+    assert found == name
+    mapped = RegProxyFormat().map_weights(weights, values)
+    config = mapped.config
     with torch.device("meta"):
         model = RegProxyForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), REGPROXY)
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
+    assert {key: tensor.shape for key, tensor in mapped.tensors.items()} == {
         key: tensor.shape for key, tensor in model.state_dict().items()
     }
-    assert not dropped
+    assert not mapped.dropped_keys
     assert sum(parameter.numel() for parameter in model.parameters()) == expected["num_parameters"]
     assert config.token_head_depth == expected["token_head_depth"]
     assert config.backbone_config.num_attention_heads == expected["num_heads"]
@@ -199,14 +199,12 @@ def test_optimizer_groups_of_the_original(case: str):
 
 
 def model_of(shapes: Mapping[str, tuple[int, ...]], hybrid: bool) -> RegProxyForSemanticSegmentation:
-    from hf_segmodels.conversion.formats.regproxy import regproxy_config
-
     side, patch_size = (128, 32) if hybrid else (64, 16)
     encoder = {"img_size": side, "patch_size": patch_size, "num_heads": 2, "out_indices": [0, 3]}
     config = {"model": {"backbone": encoder, "decode_head": {"region_res": [4, 4]}}}
     weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with torch.device("meta"):
-        return RegProxyForSemanticSegmentation(regproxy_config(config, weights, Path("x")))
+        return RegProxyForSemanticSegmentation(RegProxyFormat().map_weights(weights, config).config)
 
 
 # With the reference data beside the checkout
@@ -242,7 +240,7 @@ def test_golden_training(name: str, golden: Path, convert):
     arrays, expected = load(case), json.loads((case / "losses.json").read_text())
     assert_same_training(model, arrays, expected)
 
-    valid_mean = convert_regproxy(case / "checkpoint.pth").model
+    valid_mean = conversion.convert(case / "checkpoint.pth").model
     valid_mean.config.loss_reduction = "valid_mean"
     with torch.no_grad():
         loss = valid_mean(arrays["input"], labels=arrays["target"]).loss

@@ -11,9 +11,10 @@ import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
 from common.original_segmenter import segmenter_shapes, variant_yml
+from hf_segmodels import conversion
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import convert_segmenter, load_backbone_weights
-from hf_segmodels.conversion.formats.segmenter import DROPPED, SEGMENTER, segmenter_config
+from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.conversion.formats.segmenter import SEGMENTER, SegmenterFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.plain_vit import PlainViTBackbone, PlainViTConfig
 from hf_segmodels.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
@@ -79,7 +80,7 @@ def assert_same_training(model: SegmenterForSemanticSegmentation, pixel_values, 
     loss = model(pixel_values, labels=labels).loss
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
-    renamed, dropped = rename(list(expected["grad_l2_norms"]), SEGMENTER, DROPPED)
+    renamed, dropped = rename(list(expected["grad_l2_norms"]), SEGMENTER)
     norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     assert norms.keys() == set(renamed.values())
     assert dropped == []
@@ -92,7 +93,7 @@ def full_size_model(name: str, folder: Path) -> SegmenterForSemanticSegmentation
     checkpoint = folder / "checkpoint.pth"
     torch.save({"model": procedural_state_dict(segmenter_shapes(network))}, checkpoint)
     checkpoint.with_name("variant.yml").write_text(variant_yml(network))
-    return convert_segmenter(checkpoint).model
+    return conversion.convert(checkpoint).model
 
 
 # In a fresh clone
@@ -134,14 +135,14 @@ def check_architecture(network: dict, shapes: dict[str, tuple[int, ...]], **fiel
         "inference_kwargs": {"window_size": network["image_size"][0], "window_stride": fields["window_stride"]},
         "dataset_kwargs": {"dataset": fields["dataset"]},
     }
-    config = segmenter_config(variant, weights)
+    mapped = SegmenterFormat().map_weights(weights, variant)
+    config = mapped.config
     with torch.device("meta"):
         model = SegmenterForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), SEGMENTER, DROPPED)
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
+    assert {name: tensor.shape for name, tensor in mapped.tensors.items()} == {
         name: parameter.shape for name, parameter in model.named_parameters()
     }
-    assert {key.split(".")[1] for key in dropped} <= {"head", "head_dist"}
+    assert {key.split(".")[1] for key in mapped.dropped_keys} <= {"head", "head_dist"}
     assert sum(parameter.numel() for parameter in model.parameters()) == fields["num_parameters"]
     assert config.id2label[0] != "LABEL_0"
 

@@ -14,17 +14,7 @@ from fixtures.procedural_weights import procedural_state_dict
 
 from common.original_segvit import segvit_shapes
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion.formats.segvit import (
-    DROPPED,
-    RELEASES,
-    SEGVIT,
-    SEGVIT_SHRUNK,
-    _release_as_config,
-    drop_unused,
-    recognize,
-    segvit_config,
-    split_attention,
-)
+from hf_segmodels.conversion.formats.segvit import RELEASES, SEGVIT, SEGVIT_SHRUNK, SegViTFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.segvit import (
@@ -120,7 +110,7 @@ def assert_same_loss(model: SegViTForSemanticSegmentation, arrays: Arrays, expec
     assert ours == pytest.approx(terms, rel=1e-5)
 
     table = SEGVIT_SHRUNK if model.config.decoder_type == "shrunk" else SEGVIT
-    renamed, dropped = rename(list(expected["grad_norms"]), table, DROPPED)
+    renamed, dropped = rename(list(expected["grad_norms"]), table)
     assert not dropped
     for original, name in renamed.items():
         norm = model.get_parameter(name).grad.norm().item()
@@ -171,19 +161,17 @@ def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None
     """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
     state_dict = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     expected = RELEASED[name]
-    assert recognize(state_dict) == name
-    weights, unused, _ = drop_unused(state_dict, with_cls_token=False)
-    config = segvit_config(_release_as_config(RELEASES[name]), weights, Path(name))
+    found, values = SegViTFormat().recognize(state_dict)
+    assert found == name
+    mapped = SegViTFormat().map_weights(state_dict, values)
+    config = mapped.config
     with torch.device("meta"):
         model = SegViTForSemanticSegmentation(config)
-    table = SEGVIT_SHRUNK if expected["shrunk"] else SEGVIT
-    renamed, dropped = rename(list(weights), table, DROPPED)
-    tensors = split_attention({ours: weights[key] for key, ours in renamed.items()})
-    assert {ours: tensor.shape for ours, tensor in tensors.items()} == {
+    assert {ours: tensor.shape for ours, tensor in mapped.tensors.items()} == {
         key: tensor.shape for key, tensor in model.state_dict().items()
     }
-    assert unused == ["backbone.cls_token", "backbone.pos_embed[:, :1]"]
-    assert all(key.endswith("criterion.empty_weight") for key in dropped)
+    assert mapped.dropped_keys[:2] == ["backbone.cls_token", "backbone.pos_embed[:, :1]"]
+    assert all(key.endswith("criterion.empty_weight") for key in mapped.dropped_keys[2:])
     assert sum(parameter.numel() for parameter in model.parameters()) == expected["num_parameters"]
     backbone = config.backbone_config
     assert [index - 1 for index in backbone.out_indices] == expected["out_indices"]
@@ -224,15 +212,13 @@ def test_optimizer_groups_of_the_original(case: str):
     else:
         shapes = segvit_shapes(96, 4, 7, (6, 6), 48, 3)
         encoder, head = {"img_size": 96, "out_indices": [0, 2, 3]}, {"img_size": 96, "num_heads": 6}
-    encoder |= {"patch_size": 16, "num_heads": 2}
+    encoder |= {"patch_size": 16, "num_heads": 2, "with_cls_token": False}
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    weights, unused, _ = drop_unused(weights, with_cls_token=False)
+    mapped = SegViTFormat().map_weights(weights, {"model": {"backbone": encoder, "decode_head": head}})
     with torch.device("meta"):
-        model = SegViTForSemanticSegmentation(
-            segvit_config({"model": {"backbone": encoder, "decode_head": head}}, weights, Path("x"))
-        )
+        model = SegViTForSemanticSegmentation(mapped.config)
     renamed, dropped = rename(
-        [key for key in expected if key not in unused], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT
+        [key for key in expected if key not in mapped.dropped_keys], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT
     )
     assert not dropped
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -14,7 +14,7 @@ from common.original_unept import CONFIGURATIONS, config_text, network, unept_sh
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import load_backbone_weights
-from hf_segmodels.conversion.formats.unept import UNEPT, unept_config
+from hf_segmodels.conversion.formats.unept import UNEPT, UNEPTFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.unept import refine, unept_losses
@@ -63,10 +63,9 @@ def test_full_size_model_gives_the_stored_outputs():
     # about 15 s
     backbone, num_classes, _ = CONFIGURATIONS["deit_unept_ade20k"]
     weights = procedural_state_dict(unept_shapes(network(backbone), num_classes, 480))
-    config = unept_config({"model": network(backbone)}, weights, Path("checkpoint.pth"))
-    model = UNEPTForSemanticSegmentation(config).eval()
-    renamed, _ = rename(list(weights), UNEPT)
-    model.load_state_dict({ours: weights[key] for key, ours in renamed.items()})
+    mapped = UNEPTFormat().map_weights(weights, {"model": network(backbone)})
+    model = UNEPTForSemanticSegmentation(mapped.config).eval()
+    model.load_state_dict(mapped.tensors)
     with torch.no_grad():
         outputs = model(procedural_input(480))
     logits = upsample(outputs.logits, (480, 480))
@@ -81,12 +80,11 @@ def test_full_size_model_gives_the_stored_outputs():
 def check_architecture(values: dict, shapes: dict[str, tuple[int, ...]], num_parameters: int) -> None:
     """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
     weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    config = unept_config(values, weights, Path("checkpoint.pth"))
+    mapped = UNEPTFormat().map_weights(weights, values)
     with torch.device("meta"):
-        model = UNEPTForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), UNEPT)
-    assert dropped == []
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
+        model = UNEPTForSemanticSegmentation(mapped.config)
+    assert mapped.dropped_keys == []
+    assert {name: tensor.shape for name, tensor in mapped.tensors.items()} == {
         name: tensor.shape for name, tensor in model.state_dict().items()
     }
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
