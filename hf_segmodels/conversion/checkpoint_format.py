@@ -41,9 +41,7 @@ class MappedWeights:
 
 class CheckpointFormat(ABC):
     """
-    How one original repository saves its checkpoints.
-
-    A subclass sets these attributes and implements the abstract methods; the other methods have usable defaults.
+    How one original repository saves its checkpoints. `values` is the original's configuration, in its own terms.
 
     - `method` (`str`): value of `--method`.
     - `title` (`str`): name of the kind of checkpoint in messages.
@@ -61,14 +59,10 @@ class CheckpointFormat(ABC):
     @abstractmethod
     def read_config(self, checkpoint: OriginalCheckpoint, path: Path | None) -> tuple[dict[str, Any], list[str]]:
         """
-        Read the original's configuration.
-
-        Args:
-            checkpoint (`OriginalCheckpoint`): The checkpoint.
-            path (`Path`, *optional*): File with the configuration; defaults to where the method keeps it.
+        Read the original's configuration from `path`, by default from where the method keeps it.
 
         Returns:
-            The configuration's values in the original's terms, and notes for the user.
+            The values, and notes for the user.
 
         Raises:
             ConversionError: if there is no configuration, or it cannot be read.
@@ -83,10 +77,7 @@ class CheckpointFormat(ABC):
         """
         Configuration with which the model behaves as the code that trained the checkpoint.
 
-        Args:
-            weights (`Weights`): Tensors by their original names; only names and shapes count.
-            tensors (`Weights`): The same tensors by this package's names.
-            values (`Mapping[str, Any]`): The values of [`read_config`].
+        `weights` have the original names and `tensors` this package's; only names and shapes count.
 
         Raises:
             ConversionError: if a value contradicts the weights or is not supported.
@@ -98,7 +89,7 @@ class CheckpointFormat(ABC):
 
     @abstractmethod
     def reference(self, weights: Weights, config: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The original's forward pass over the original weights: the tensor that [`model_scores`] gives."""
+        """The original's forward pass over the original weights; gives what [`model_scores`] gives."""
 
     def drop_unused(self, weights: Weights, values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Return the weights that a layer uses, and the names of the others."""
@@ -127,11 +118,7 @@ class CheckpointFormat(ABC):
 
     def map_weights(self, weights: Weights, values: Mapping[str, Any]) -> MappedWeights:
         """
-        Bring weights under this package's names and derive the model's configuration.
-
-        Args:
-            weights (`Weights`): Tensors by their original names.
-            values (`Mapping[str, Any]`): The values of [`read_config`].
+        Rename weights and derive the model's configuration.
 
         Raises:
             ConversionError: if a key has no counterpart, or the configuration contradicts the weights.

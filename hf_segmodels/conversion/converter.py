@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
@@ -41,19 +40,6 @@ class Conversion:
     originals: dict[str, torch.Tensor]
     dropped_keys: list[str]
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """`(height, width)` in pixels of the images that the model was trained on."""
-        return self.format.image_size(self.model.config)
-
-    def reference_scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Scores of the original's forward pass over the original weights."""
-        return self.format.reference(self.originals, self.model.config, pixel_values)
-
-    def model_scores(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Scores of a model of this class, which have to equal [`reference_scores`]."""
-        return self.format.model_scores(model, pixel_values)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write model and image processor to a folder for `from_pretrained`."""

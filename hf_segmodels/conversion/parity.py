@@ -11,7 +11,6 @@ import torch
 import transformers
 from transformers import AutoModelForSemanticSegmentation
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_utils import PreTrainedModel
 
 from .checkpoint_files import ConversionError
 from .converter import Conversion
@@ -66,7 +65,8 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
     Raises:
         ConversionError: if shapes of scores differ.
     """
-    checkpoint, model_class = conversion.checkpoint, type(conversion.model)
+    checkpoint, checkpoint_format, config = conversion.checkpoint, conversion.format, conversion.model.config
+    model_class = type(conversion.model)
     if issubclass(model_class, BackboneMixin):
         # AutoBackbone.from_pretrained takes repositories of the Hub only
         model = model_class.from_pretrained(folder)
@@ -74,22 +74,25 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
         # whole images: the original's network is compared, not its merging of windows
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, window_size=None, window_stride=None)
     model.eval()
-    height, width = conversion.image_size
+    height, width = checkpoint_format.image_size(config)
     generator = torch.Generator().manual_seed(0)
-    num_channels = _num_channels(model)
+    num_channels = getattr(config, "backbone_config", config).num_channels
     inputs = {
         "noise at the training size": torch.randn(1, num_channels, height, width, generator=generator),
         # not a multiple of the patch size, and another grid in both directions
         "noise at an odd size": torch.randn(2, num_channels, height - 5, width // 2 + 3, generator=generator),
     }
     cases = {
-        name: compare(conversion.model_scores(model, x), conversion.reference_scores(x)) for name, x in inputs.items()
+        name: compare(
+            checkpoint_format.model_scores(model, x), checkpoint_format.reference(conversion.originals, config, x)
+        )
+        for name, x in inputs.items()
     }
     stored_input, stored_logits = checkpoint.with_name("input.npy"), checkpoint.with_name("logits.npy")
     if stored_input.is_file() and stored_logits.is_file():
         stored_images, expected = (torch.from_numpy(np.load(file)) for file in (stored_input, stored_logits))
-        stored = compare(conversion.model_scores(model, stored_images), expected)
-        windows = {name: getattr(conversion.model.config, name, None) for name in ("window_size", "window_stride")}
+        stored = compare(checkpoint_format.model_scores(model, stored_images), expected)
+        windows = {name: getattr(config, name, None) for name in ("window_size", "window_stride")}
         if not stored["passed"] and windows["window_size"] is not None:
             # the stored logits may be of the original's whole inference
             predict: Any = model.predict
@@ -98,10 +101,12 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
         else:
             cases["stored logits of the original"] = stored
 
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
     report = {
-        "method": conversion.format.method,
+        "method": checkpoint_format.method,
         "checkpoint": checkpoint.name,
-        "checkpoint_sha256": _sha256(checkpoint),
+        "checkpoint_sha256": digest.hexdigest(),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dropped_keys": conversion.dropped_keys,
         "tolerance": TOLERANCE,
@@ -124,15 +129,6 @@ def format_report(report: dict[str, Any]) -> str:
             f"labels equal {case['labels_equal_percent']:g} %"
         )
     return "\n".join(lines)
-
-
-def _num_channels(model: PreTrainedModel) -> int:
-    return getattr(model.config, "backbone_config", model.config).num_channels
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["REPORT_NAME", "TOLERANCE", "compare", "format_report", "verify"]

@@ -206,9 +206,15 @@ def test_damaged_and_pickled_arrays_are_refused(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["backbone.cls_token", "decode_head.affinity_head.0.weight"], "looks like RegProxy"),
-        (["backbone.cls_token", "decode_head.q.weight", "decode_head.class_embed.bias"], "looks like SegViT"),
-        (["backbone.cls_token", "context_branch.level_embed", "query_embed.weight"], "looks like UN-EPT"),
+        (["backbone.cls_token", "decode_head.affinity_head.0.weight"], "looks like RegProxy; use `--method regproxy`"),
+        (
+            ["backbone.cls_token", "decode_head.q.weight", "decode_head.class_embed.bias"],
+            "looks like SegViT; use `--method segvit`",
+        ),
+        (
+            ["backbone.cls_token", "context_branch.level_embed", "query_embed.weight"],
+            "looks like UN-EPT; use `--method unept`",
+        ),
         (["backbone.conv1.weight", "decode_head.conv_seg.weight"], "looks like an mmsegmentation model"),
         (["cls_token", "patch_embed.proj.weight"], "use `--method backbone`"),
         (["fc.weight"], "looks like nothing that is known here"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
-from torch import nn
 
+from common.golden_cases import check_architecture, load, load_npz, on_meta, upsample, without_dropout
 from common.original_unept import CONFIGURATIONS, config_text, network, unept_shapes
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.cli.convert import main
@@ -25,34 +25,8 @@ CASES = ("deit_d1", "deit_d2_batch2_slide", "res50_w8_d1")
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"
 
 
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "unept"
-
-
-@pytest.fixture
-def convert(tmp_path: Path):
-    """Runs the command on a checkpoint and loads the result."""
-
-    def run(checkpoint: Path, **overrides) -> UNEPTForSemanticSegmentation:
-        folder = tmp_path / "converted"
-        if not folder.exists():
-            assert main(["--method", "unept", "--checkpoint", str(checkpoint), "--output_dir", str(folder)]) == 0
-        return UNEPTForSemanticSegmentation.from_pretrained(folder, **overrides).eval()
-
-    return run
-
-
-def load(path: Path) -> torch.Tensor:
-    return torch.from_numpy(np.load(path))
-
-
 def whole_images(convert, checkpoint: Path) -> UNEPTForSemanticSegmentation:
     return convert(checkpoint, window_size=None, window_stride=None)
-
-
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 # In a fresh clone
@@ -77,24 +51,15 @@ def test_full_size_model_gives_the_stored_outputs():
     assert logits.std().item() == pytest.approx(stored["logits_std"], abs=1e-4)
 
 
-def check_architecture(values: dict, shapes: dict[str, tuple[int, ...]], num_parameters: int) -> None:
-    """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
-    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    mapped = UNEPTFormat().map_weights(weights, values)
-    with torch.device("meta"):
-        model = UNEPTForSemanticSegmentation(mapped.config)
-    assert mapped.dropped_keys == []
-    assert {name: tensor.shape for name, tensor in mapped.tensors.items()} == {
-        name: tensor.shape for name, tensor in model.state_dict().items()
-    }
-    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+def check_configuration(values: dict, shapes: dict[str, tuple[int, ...]], num_parameters: int) -> None:
+    assert check_architecture(UNEPTFormat(), on_meta(shapes), values, num_parameters).dropped_keys == []
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_configuration_has_its_architecture(name: str):
     backbone, num_classes, num_parameters = CONFIGURATIONS[name]
     shapes = unept_shapes(network(backbone), num_classes, 480)
-    check_architecture({"model": network(backbone)}, shapes, num_parameters)
+    check_configuration({"model": network(backbone)}, shapes, num_parameters)
 
 
 # With the reference data beside the checkout
@@ -108,7 +73,7 @@ def test_every_manifest_maps_completely(golden: Path):
         shapes = {name: tuple(shape) for name, (shape, _) in manifest["keys"].items()}
         assert shapes == unept_shapes(manifest["model"], manifest["num_classes"], 480)
         test_cfg = {"mode": "slide", "crop_size": manifest["window_size"], "stride": manifest["window_stride"]}
-        check_architecture({"model": manifest["model"], "test_cfg": test_cfg}, shapes, manifest["num_params"])
+        check_configuration({"model": manifest["model"], "test_cfg": test_cfg}, shapes, manifest["num_params"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -139,7 +104,7 @@ def test_golden_outputs(name: str, golden: Path, convert):
 def test_golden_intermediate_features(name: str, golden: Path, convert):
     case = golden / name
     model = whole_images(convert, case / "checkpoint.pth")
-    stored = {key: torch.from_numpy(array) for key, array in np.load(case / "intermediates.npz").items()}
+    stored = load_npz(case / "intermediates.npz")
     pixel_values = load(case / "input.npy")
     with torch.no_grad():
         context = model.spatial_branch(pixel_values)
@@ -180,14 +145,6 @@ def test_golden_loss_terms(name: str, mode: str, golden: Path, convert):
     names = {"coarse": "ce_coarse", "refined": "ce_refined", "boundary": "mask_loss", "direction": "direction_loss"}
     for ours, original in names.items():
         assert getattr(terms, ours).item() == pytest.approx(expected[original], rel=1e-5), ours
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        for name in ("p", "attention_dropout"):
-            if hasattr(module, name):
-                setattr(module, name, 0.0)
-    return model
 
 
 def in_the_layout_of_the_original(gradient: torch.Tensor) -> torch.Tensor:

@@ -119,9 +119,3 @@ def test_missing_and_left_over_weights_are_named(change, message: str, tmp_path:
     torch.save(contents, checkpoint)
     with pytest.raises(ConversionError, match=message):
         convert(checkpoint)
-
-
-def test_another_method_is_named(tmp_path: Path, capsys):
-    arguments = ["--checkpoint", str(write_checkpoint(tmp_path)), "--output_dir", str(tmp_path / "new")]
-    assert main(["--method", "segmenter", *arguments]) == 2
-    assert "use `--method regproxy`" in capsys.readouterr().err

@@ -187,9 +187,3 @@ def test_missing_and_left_over_weights_are_named(change, message: str, tmp_path:
     change_weights(checkpoint, change)
     with pytest.raises(ConversionError, match=message):
         convert(checkpoint)
-
-
-def test_another_method_is_named(tmp_path: Path, capsys):
-    arguments = ["--checkpoint", str(write_checkpoint(tmp_path)), "--output_dir", str(tmp_path / "new")]
-    assert main(["--method", "regproxy", *arguments]) == 2
-    assert "use `--method segvit`" in capsys.readouterr().err

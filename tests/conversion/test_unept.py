@@ -148,10 +148,3 @@ def test_changed_weights_are_refused(change, message, tmp_path):
     torch.save(contents, checkpoint)
     with pytest.raises(ConversionError, match=message):
         convert(checkpoint)
-
-
-def test_another_method_is_named(tmp_path, capsys):
-    checkpoint = write_checkpoint(tmp_path / "original")
-    arguments = ["--method", "segmenter", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "converted")]
-    assert main(arguments) == 2
-    assert "it looks like UN-EPT; use `--method unept`" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
 from ..key_mapping import RenameTable
 from ..reference.vit import augreg_tokens, timm_tokens
-from .vit_config import infer_config
+from .vit_config import infer_config, reference_fields
 from .vit_keys import AUGREG, AUGREG_DROPPED, TIMM_DROPPED, TIMM_VIT
 
 
@@ -155,16 +155,12 @@ class BackboneFormat(CheckpointFormat):
 
     @torch.no_grad()
     def reference(self, weights: Weights, config: PlainViTConfig, pixel_values: torch.Tensor) -> torch.Tensor:
-        fields: dict[str, Any] = {
-            "patch_size": config.patch_size,
-            "grid": config.position_grid,
-            "eps": config.layer_norm_eps,
-            "mode": config.position_embedding_interpolation,
-        }
+        fields = reference_fields(config)
         if _is_augreg(weights):
+            del fields["num_heads"]  # heads are a dimension of the arrays
             tokens = augreg_tokens(weights, pixel_values, **fields)
         else:
-            tokens = timm_tokens(weights, pixel_values, num_heads=config.num_attention_heads, **fields)
+            tokens = timm_tokens(weights, pixel_values, **fields)
         grid = [math.ceil(size / config.patch_size) for size in pixel_values.shape[-2:]]
         # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
         return tokens[:, config.num_prefix_tokens :].mT.unflatten(2, grid)

@@ -101,21 +101,10 @@ def mmseg_vit_config(tensors: Weights, encoder: Mapping[str, Any], **fields: Any
     return config
 
 
-def mmseg_vit_reference_fields(config: Any) -> dict[str, Any]:
-    """Arguments of [`~conversion.reference.vit.mmseg_tokens`] for an encoder with a [`PlainViTConfig`]."""
-    return {
-        "num_heads": config.num_attention_heads,
-        "patch_size": config.patch_size,
-        "grid": config.position_grid,
-        "mode": config.position_embedding_interpolation,
-        "eps": config.layer_norm_eps,
-    }
-
-
 def num_patches(weights: Weights) -> int:
     """Number of patches that the position embeddings of mmsegmentation's `VisionTransformer` are of."""
     positions: torch.Tensor = weights["backbone.pos_embed"]
     return positions.shape[1] - sum(f"backbone.{token}_token" in weights for token in ("cls", "dist"))
 
 
-__all__ = ["MMCVFormat", "mmseg_vit_config", "mmseg_vit_reference_fields", "num_patches"]
+__all__ = ["MMCVFormat", "mmseg_vit_config", "num_patches"]

@@ -2,8 +2,7 @@
 """Format of RegProxy's checkpoints, which mmsegmentation wrote."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +13,8 @@ from ..checkpoint_format import Weights
 from ..key_mapping import RenameTable, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, norm_eps, window_fields
 from ..reference.regproxy import regproxy_forward
-from .mmcv import MMCVFormat, mmseg_vit_config, mmseg_vit_reference_fields, num_patches
+from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
+from .vit_config import reference_fields
 from .vit_keys import MMSEG_VIT
 
 
@@ -32,24 +32,15 @@ REGPROXY = {
 }
 
 
-@dataclass(frozen=True)
-class Release:
-    """
-    A released checkpoint: the numbers that tell it from the others, and those that its weights do not hold.
-
-    Args:
-        hidden_size, num_layers, num_labels (`int`): Hidden size and layers of the encoder, and classes.
-        is_hybrid (`bool`): Whether the encoder's stem is a ResNet.
-        crop_size (`int`): Training crop; also the size of the window.
-        token_head_depth (`int`): Layers before the affinity head.
-    """
+class Release(NamedTuple):
+    """A released checkpoint: what tells it from the others by keys and shapes, and what its weights do not hold."""
 
     hidden_size: int
-    num_layers: int
+    num_layers: int  # of the encoder
     num_labels: int
-    is_hybrid: bool
-    crop_size: int
-    token_head_depth: int
+    is_hybrid: bool  # whether the encoder's stem is a ResNet
+    crop_size: int  # training crop, also the size of the window
+    token_head_depth: int  # layers before the affinity head
 
     @property
     def patch_size(self) -> int:
@@ -152,7 +143,7 @@ class RegProxyFormat(MMCVFormat):
             token_head_depth=config.token_head_depth,
             cell_size=config.cell_size,
             batch_norm_eps=config.batch_norm_eps,
-            **mmseg_vit_reference_fields(config.backbone_config),
+            **reference_fields(config.backbone_config),
         )
 
 

@@ -2,9 +2,8 @@
 """Format of Segmenter's checkpoints: `checkpoint.pth` with its `variant.yml`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -38,20 +37,10 @@ SEGMENTER = {
 }
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """
-    Properties of a data set that the image processor and the class names depend on.
-
-    Args:
-        edge_ratio (`int`): Upper bound of the ratio of an image's longer edge to the shorter one.
-        reduce_labels (`bool`): Whether 0 means "unlabeled" in the label maps.
-        labels (`str`): Name of the class names in [`~hf_segmodels.labels`].
-    """
-
-    edge_ratio: int
-    reduce_labels: bool
-    labels: str
+class Dataset(NamedTuple):
+    edge_ratio: int  # upper bound of the ratio of an image's longer edge to the shorter one
+    reduce_labels: bool  # whether 0 means "unlabeled" in the label maps
+    labels: str  # name of the class names in `hf_segmodels.labels`
 
 
 DATASETS = {

@@ -3,8 +3,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,13 +14,18 @@ from ..checkpoint_format import MappedWeights, Weights
 from ..key_mapping import RenameTable, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, min_size, window_fields
 from ..reference.segvit import segvit_forward
-from .mmcv import MMCVFormat, mmseg_vit_config, mmseg_vit_reference_fields, num_patches
+from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
+from .vit_config import reference_fields
 from .vit_keys import MMSEG_VIT
 
 
 # `{...}.fused.{p}` holds queries, keys and values in one matrix: see `_split_attention`.
 _LAYER = {
     "self_attn.in_proj_{p}": "self_attention.fused.{p}",
+    # names for messages only
+    "self_attn.in_proj_{p} (queries)": "self_attention.q_proj.{p}",
+    "self_attn.in_proj_{p} (keys)": "self_attention.k_proj.{p}",
+    "self_attn.in_proj_{p} (values)": "self_attention.v_proj.{p}",
     "self_attn.out_proj.{p}": "self_attention.o_proj.{p}",
     "norm1.{p}": "self_attention_norm.{p}",
     "multihead_attn.in_proj_{p}": "cross_attention.fused.{p}",
@@ -58,30 +62,20 @@ _CLS_TOKEN = "backbone.cls_token"
 _POSITIONS = "backbone.pos_embed"
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """
-    A released checkpoint (or one of the paper's that was not released): the numbers that tell it from the others, and
-    those that its weights do not hold.
-
-    Args:
-        num_layers, num_labels (`int`): Layers of the encoder, and classes.
-        num_stages (`int`): Feature maps that the decoder attends to.
-        is_shrunk (`bool`): Whether the decoder up-samples queries.
-        crop_size (`int`): Training crop; also the size of the window.
-        stride (`int`): Stride of the window.
-        short_edge (`int`): Shorter edge of the test images.
-        has_min_size (`bool`): Whether the shorter edge of the test images is at least the window.
+    A released checkpoint, or one of the paper's that was not released: what tells it from the others by keys and shapes,
+    and what its weights do not hold.
     """
 
-    num_layers: int
+    num_layers: int  # of the encoder
     num_labels: int
-    num_stages: int
-    is_shrunk: bool
-    crop_size: int
-    stride: int
-    short_edge: int
-    has_min_size: bool
+    num_stages: int  # feature maps that the decoder attends to
+    is_shrunk: bool  # whether the decoder up-samples queries
+    crop_size: int  # training crop, also the size of the window
+    stride: int  # of the window
+    short_edge: int  # of the test images
+    has_min_size: bool  # whether the test images' shorter edge is at least the window
 
     @property
     def is_large(self) -> bool:
@@ -174,21 +168,6 @@ def _split_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     return split
 
 
-def _add_split_names(key_map: RenameTable) -> dict[str, str]:
-    """The key map, and names for messages of the parameters that [`_split_attention`] makes."""
-    split = {
-        f"{original} ({part})": ours.replace(".fused.", f".{part[0]}_proj.")
-        for original, ours in key_map.items()
-        if ".fused." in ours
-        for part in ("queries", "keys", "values")
-    }
-    return {**key_map, **split}
-
-
-_KEY_MAP = _add_split_names(SEGVIT)
-_KEY_MAP_SHRUNK = _add_split_names(SEGVIT_SHRUNK)
-
-
 class SegViTFormat(MMCVFormat):
     """
     mmcv's `.pth` files with an Attention-to-Mask head. The model takes images of any size; the code that trained the
@@ -207,7 +186,7 @@ class SegViTFormat(MMCVFormat):
     )
 
     def key_map(self, weights: Weights) -> RenameTable:
-        return _KEY_MAP_SHRUNK if _is_shrunk(weights) else _KEY_MAP
+        return SEGVIT_SHRUNK if _is_shrunk(weights) else SEGVIT
 
     def map_tensors(self, weights: Weights, renamed: Mapping[str, str]) -> dict[str, torch.Tensor]:
         return _split_attention(super().map_tensors(weights, renamed))
@@ -315,7 +294,7 @@ class SegViTFormat(MMCVFormat):
             halving_layer=backbone.query_downsampling_layer,
             decoder_heads=config.decoder_num_attention_heads,
             image_size=config.fixed_prediction_size[0],
-            **mmseg_vit_reference_fields(backbone),
+            **reference_fields(backbone),
         )
 
     def model_scores(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from ..mmcv_config import check_config_matches_weights, label_fields, window_fie
 from ..reference.unept import unept_forward
 from .mmcv import MMCVFormat
 from .resnet_v1c import MMSEG_RESNET_V1C
-from .vit_config import infer_config, position_grid
+from .vit_config import infer_config, position_grid, reference_fields
 from .vit_keys import TIMM_VIT
 
 
@@ -224,25 +224,17 @@ class UNEPTFormat(MMCVFormat):
         backbone = config.backbone_config
         if isinstance(backbone, ResNetV1cConfig):
             names = ("strides", "dilations", "contract_dilation")
-            fields: dict[str, Any] = {
-                "patch_size": math.lcm(8, backbone.output_stride),
-                "resnet": {name: getattr(backbone, name) for name in names},
-            }
+            patch_size, encoder = math.lcm(8, backbone.output_stride), {name: getattr(backbone, name) for name in names}
         else:
-            fields = {
-                "patch_size": backbone.patch_size,
-                "encoder_heads": backbone.num_attention_heads,
-                "grid": backbone.position_grid,
-                "eps": backbone.layer_norm_eps,
-                "mode": backbone.position_embedding_interpolation,
-            }
+            patch_size, encoder = backbone.patch_size, reference_fields(backbone)
         return unept_forward(
             weights,
             pixel_values,
             query_grid=config.query_grid,
             num_heads=config.num_attention_heads,
+            patch_size=patch_size,
             feature_layers=list(backbone.out_indices),
-            **fields,
+            encoder=encoder,
         )
 
 

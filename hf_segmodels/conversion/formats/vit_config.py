@@ -99,4 +99,15 @@ def _check_grid(num_patches: int, grid: Sequence[int] | None) -> tuple[int, int]
     return rows, columns
 
 
-__all__ = ["infer_config", "position_grid"]
+def reference_fields(config: Any) -> dict[str, Any]:
+    """Arguments of the forward passes in `reference/vit.py` for an encoder with a [`PlainViTConfig`]."""
+    return {
+        "num_heads": config.num_attention_heads,
+        "patch_size": config.patch_size,
+        "grid": config.position_grid,
+        "mode": config.position_embedding_interpolation,
+        "eps": config.layer_norm_eps,
+    }
+
+
+__all__ = ["infer_config", "position_grid", "reference_fields"]

@@ -153,24 +153,20 @@ def unept_forward(
     num_heads: int,
     patch_size: int,
     feature_layers: list[int],
-    encoder_heads: int = 0,
-    resnet: dict[str, Any] | None = None,
-    **encoder: Any,
+    encoder: dict[str, Any],
 ) -> torch.Tensor:
     """
-    The released UN-EPT in eval mode. Sizes that the original refuses are padded with zeros to whole patches, and the query
-    embeddings resized.
+    The released UN-EPT in eval mode. For sizes that the original refuses, images are padded with zeros to whole patches
+    and query embeddings are resized.
 
     Args:
         weights (`Weights`): Parameters by their original names.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
         query_grid (`tuple[int, int]`): Rows and columns of the query embeddings.
         num_heads (`int`): Heads of the context branch.
-        patch_size (`int`): What heights and widths must be multiples of.
+        patch_size (`int`): Number that heights and widths are padded to a multiple of.
         feature_layers (`list[int]`): Layers of a ViT, counted from 1, whose outputs are the levels.
-        encoder_heads (`int`): Heads of the ViT.
-        resnet (`dict[str, Any]`, *optional*): Strides and dilations, where the backbone is a ResNet.
-        encoder: See [`timm_hidden_states`], for a ViT.
+        encoder (`dict[str, Any]`): Arguments of [`resnet_v1c_features`] or [`timm_hidden_states`].
 
     Returns:
         Coarse logits `(batch_size, num_labels, height, width)` at the size of the input.
@@ -178,11 +174,10 @@ def unept_forward(
     height, width = pixel_values.shape[-2:]
     image = pad(pixel_values, patch_size)
     padded_size = tuple(image.shape[-2:])
-    if resnet is not None:
-        features = resnet_v1c_features(weights, image, **resnet)
+    if "backbone.stem.0.weight" in weights:
+        features = resnet_v1c_features(weights, image, **encoder)
     else:
-        fields: dict[str, Any] = {"num_heads": encoder_heads, "patch_size": patch_size, "prefix": "backbone."}
-        states = timm_hidden_states(weights, image, **fields, **encoder)
+        states = timm_hidden_states(weights, image, prefix="backbone.", **encoder)
         num_prefix_tokens = 2 if "backbone.dist_token" in weights else 1
         cells = [side // patch_size for side in padded_size]
         features = [states[layer][:, num_prefix_tokens:].mT.unflatten(2, cells) for layer in feature_layers]

@@ -92,6 +92,31 @@ def _timm_stem(weights: Weights, prefix: str, pixel_values: torch.Tensor) -> tor
     )
 
 
+def _embed(
+    weights: Weights,
+    prefix: str,
+    projection: str,
+    pixel_values: torch.Tensor,
+    patch_size: int,
+    grid: tuple[int, int],
+    mode: str,
+    only_by_count: bool,
+) -> tuple[torch.Tensor, int, tuple[int, int]]:
+    """
+    Tokens with position embeddings, the number of prefix tokens, and the grid of patches. `projection` is the name of a
+    plain ViT's patch projection; a hybrid's is `proj` everywhere.
+    """
+    if f"{prefix}patch_embed.backbone.stem.conv.weight" in weights:
+        image, stride, projection = _timm_stem(weights, f"{prefix}patch_embed.backbone.", pixel_values), 1, "proj"
+    else:
+        image, stride = pad(pixel_values, patch_size), patch_size
+    weight, bias = (weights[f"{prefix}patch_embed.{projection}.{part}"] for part in ("weight", "bias"))
+    patches = F.conv2d(image, weight, bias, stride=stride)
+    prefix_tokens = [weights[prefix + name] for name in ("cls_token", "dist_token") if prefix + name in weights]
+    tokens = add_positions(patches, prefix_tokens, weights[f"{prefix}pos_embed"], grid, mode, only_by_count)
+    return tokens, len(prefix_tokens), (patches.shape[2], patches.shape[3])
+
+
 def timm_hidden_states(
     weights: Weights,
     pixel_values: torch.Tensor,
@@ -121,13 +146,7 @@ def timm_hidden_states(
     Returns:
         A list of `torch.Tensor` of shape `(batch_size, num_prefix_tokens + h * w, D)`.
     """
-    projection = weights[f"{prefix}patch_embed.proj.weight"], weights[f"{prefix}patch_embed.proj.bias"]
-    if f"{prefix}patch_embed.backbone.stem.conv.weight" in weights:
-        patches = F.conv2d(_timm_stem(weights, f"{prefix}patch_embed.backbone.", pixel_values), *projection)
-    else:
-        patches = F.conv2d(pad(pixel_values, patch_size), *projection, stride=patch_size)
-    tokens = [weights[prefix + name] for name in ("cls_token", "dist_token") if prefix + name in weights]
-    embedded = add_positions(patches, tokens, weights[f"{prefix}pos_embed"], grid, mode, only_by_count)
+    embedded, _, _ = _embed(weights, prefix, "proj", pixel_values, patch_size, grid, mode, only_by_count)
     return timm_layers(weights, prefix, embedded, num_heads, eps)
 
 
@@ -228,19 +247,11 @@ def mmseg_tokens(
     Returns:
         A list of `torch.Tensor` of shape `(batch_size, D, h, w)`.
     """
-    if "backbone.patch_embed.backbone.stem.conv.weight" in weights:
-        projection = weights["backbone.patch_embed.proj.weight"], weights["backbone.patch_embed.proj.bias"]
-        patches = F.conv2d(_timm_stem(weights, "backbone.patch_embed.backbone.", pixel_values), *projection)
-    else:
-        projection = weights["backbone.patch_embed.projection.weight"], weights["backbone.patch_embed.projection.bias"]
-        patches = F.conv2d(pad(pixel_values, patch_size), *projection, stride=patch_size)
-    names = [f"backbone.{name}_token" for name in ("cls", "dist")]
-    prefix = [weights[name] for name in names if name in weights]
-    table = weights["backbone.pos_embed"]
-    tokens = add_positions(patches, prefix, table, grid, mode, only_by_count)
-    rows, columns = patches.shape[-2:]
+    tokens, num_prefix_tokens, (rows, columns) = _embed(
+        weights, "backbone.", "projection", pixel_values, patch_size, grid, mode, only_by_count
+    )
     # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
-    outputs = [tokens[:, len(prefix) :].mT.unflatten(2, (rows, columns))]
+    outputs = [tokens[:, num_prefix_tokens:].mT.unflatten(2, (rows, columns))]
     while f"backbone.layers.{len(outputs) - 1}.ln1.weight" in weights:
         layer = f"backbone.layers.{len(outputs) - 1}"
         attention = f"{layer}.attn.attn"
@@ -251,12 +262,12 @@ def mmseg_tokens(
         if len(outputs) - 1 == halving_layer:
             number = torch.arange(rows * columns).view(rows, columns)[::2, ::2]
             rows, columns = number.shape
-            kept = torch.cat([torch.arange(len(prefix)), len(prefix) + number.flatten()])
+            kept = torch.cat([torch.arange(num_prefix_tokens), num_prefix_tokens + number.flatten()])
             query, tokens = query[:, kept], tokens[:, kept]
         tokens = tokens + linear(weights, f"{attention}.out_proj", attend(query, key, value).flatten(2))
         hidden = F.gelu(linear(weights, f"{layer}.ffn.layers.0.0", norm(weights, f"{layer}.ln2", tokens, eps)))
         tokens = tokens + linear(weights, f"{layer}.ffn.layers.1", hidden)
-        outputs.append(tokens[:, len(prefix) :].mT.unflatten(2, (rows, columns)))
+        outputs.append(tokens[:, num_prefix_tokens:].mT.unflatten(2, (rows, columns)))
     return outputs
 
 
