@@ -164,7 +164,7 @@ def _read_vit(source: str | Path, config: PlainViTConfig) -> MappedWeights:
         pretrained = _read_folder(source, PlainViTBackbone, "`hf-segmodels convert --method backbone`")
         return MappedWeights(pretrained.config, pretrained.state_dict(), key_map={}, dropped_keys=[], originals={})
     checkpoint = read_checkpoint(path)
-    # AugReg's arrays tell the number of heads
+    # AugReg's arrays have the heads in a dimension of their own
     fields = {} if path.suffix == ".npz" else {"num_attention_heads": config.num_attention_heads}
     with raise_as_conversion_error(path):
         return find_format(checkpoint, "backbone").map_weights(checkpoint.weights, fields)

@@ -13,7 +13,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from .checkpoint_files import OriginalCheckpoint
-from .key_mapping import RenameTable, rename
+from .key_mapping import KeyMap, rename
 
 
 Weights = Mapping[str, torch.Tensor]
@@ -27,14 +27,14 @@ class MappedWeights:
     Args:
         config (`PreTrainedConfig`): Configuration of the model that the weights belong to.
         tensors (`dict[str, torch.Tensor]`): Tensors by this package's names.
-        key_map (`RenameTable`): Original names -> this package's names.
+        key_map (`KeyMap`): Original names -> this package's names.
         dropped_keys (`list[str]`): Original names without a counterpart in the model.
         originals (`dict[str, torch.Tensor]`): Tensors by their original names, without those that no layer uses.
     """
 
     config: Any
     tensors: dict[str, torch.Tensor]
-    key_map: RenameTable
+    key_map: KeyMap
     dropped_keys: list[str]
     originals: dict[str, torch.Tensor]
 
@@ -65,11 +65,11 @@ class CheckpointFormat(ABC):
             The values, and notes for the user.
 
         Raises:
-            ConversionError: if there is no configuration, or it cannot be read.
+            ConversionError: if there is no readable configuration.
         """
 
     @abstractmethod
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         """Key map for these weights."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class CheckpointFormat(ABC):
 
     @abstractmethod
     def reference(self, weights: Weights, config: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The original's forward pass over the original weights; gives what [`model_scores`] gives."""
+        """The original's forward pass over the original weights; the result is compared with [`model_scores`]."""
 
     def drop_unused(self, weights: Weights, values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Return the weights that a layer uses, and the names of the others."""

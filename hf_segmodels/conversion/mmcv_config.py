@@ -119,7 +119,7 @@ def label_fields(num_labels: int, class_names: Iterable[str], config: Mapping[st
     """
     `id2label` and `label2id` from the checkpoint's own class names, or those of the configuration's `dataset_type`.
 
-    Only `num_labels` if neither fits the number of classes: the number alone does not tell what the classes are.
+    Only `num_labels` if neither fits the number of classes: the number alone does not identify the classes.
     """
     names = list(class_names)
     if len(names) != num_labels:

@@ -276,7 +276,7 @@ def test_resnet_weights_go_into_a_model(kind: str, tmp_path: Path):
 def test_other_weights_do_not_go_into_a_resnet(timm_model: torch.nn.Module, tmp_path: Path):
     model = UNEPTForSemanticSegmentation(UNEPTConfig(backbone_config=ResNetV1cConfig(**RESNET), num_labels=3))
     torch.save(timm_model.state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(ConversionError, match="have no place in the model: cls_token"):
+    with pytest.raises(ConversionError, match="have no counterpart in the model: cls_token"):
         load_backbone_weights(model, tmp_path / "vit.pth")
     small_segmenter().backbone.save_pretrained(tmp_path / "folder")
     with pytest.raises(ConversionError, match="type 'plain_vit'; expected a ResNetV1cBackbone"):
@@ -328,7 +328,7 @@ def test_other_encoders_and_folders_are_refused(tmp_path: Path):
         (lambda weights: weights.pop("patch_embed.proj.weight"), "patch_embeddings.projection.weight' is missing"),
         (
             lambda weights: weights.update({"blocks.0.ls1.gamma": torch.ones(128)}),
-            "no place in the model: blocks.0.ls1.gamma",
+            "no counterpart in the model: blocks.0.ls1.gamma",
         ),
         (lambda weights: weights.update({"norm.weight": torch.ones(3)}), r"norm.weight (3,) instead of (128,)"),
         (

@@ -123,7 +123,7 @@ def test_configurations_of_other_models_are_refused(changes, message, tmp_path):
     ("change", "message"),
     [
         (lambda weights: weights.pop("mask_head.1.running_var"), "missing: mask_head.1.running_var"),
-        (lambda weights: weights.update({"extra.weight": torch.zeros(1)}), "no place in the model: extra.weight"),
+        (lambda weights: weights.update({"extra.weight": torch.zeros(1)}), "no counterpart in the model: extra.weight"),
         (
             lambda weights: weights.update({"dir_head.3.weight": torch.zeros(4, 256, 1, 1)}),
             r"dir_head.3.weight \(4, 256, 1, 1\) instead of \(8, 256, 1, 1\)",

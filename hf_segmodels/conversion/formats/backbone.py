@@ -21,7 +21,7 @@ from ...plain_vit.modeling_plain_vit import PlainViTBackbone
 from ...segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
-from ..key_mapping import RenameTable
+from ..key_mapping import KeyMap
 from ..reference.vit import augreg_tokens, timm_tokens
 from .vit_config import infer_config, reference_fields
 from .vit_keys import AUGREG, AUGREG_DROPPED, TIMM_DROPPED, TIMM_VIT
@@ -123,7 +123,7 @@ class BackboneFormat(CheckpointFormat):
             )
         return {key.removeprefix(_OPTIMIZER_PREFIX): tensor for key, tensor in weights.items()}, []
 
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         return AUGREG if _is_augreg(weights) else TIMM_VIT
 
     def map_tensors(self, weights: Weights, renamed: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Base of the formats that mmcv writes: weights, and beside them the configuration's text."""
+"""Base of the formats that mmcv writes: weights and the text of the configuration."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

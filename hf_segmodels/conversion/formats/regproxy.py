@@ -10,7 +10,7 @@ from ...regproxy.configuration_regproxy import RegProxyConfig
 from ...regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
 from ...regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
 from ..checkpoint_format import Weights
-from ..key_mapping import RenameTable, add_prefix, count_parts
+from ..key_mapping import KeyMap, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, norm_eps, window_fields
 from ..reference.regproxy import regproxy_forward
 from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
@@ -33,7 +33,7 @@ REGPROXY = {
 
 
 class Release(NamedTuple):
-    """A released checkpoint: what tells it from the others by keys and shapes, and what its weights do not hold."""
+    """A released checkpoint: properties by which it is recognized, and properties that its weights do not hold."""
 
     hidden_size: int
     num_layers: int  # of the encoder
@@ -92,7 +92,7 @@ class RegProxyFormat(MMCVFormat):
     model_class = RegProxyForSemanticSegmentation
     image_processor_class = RegProxyImageProcessorPil
 
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         return REGPROXY
 
     def recognize(self, weights: Weights) -> tuple[str, dict[str, Any]] | None:

@@ -16,7 +16,7 @@ from ...segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
 from ...utils.errors import first_line
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
-from ..key_mapping import RenameTable, add_prefix, count_parts
+from ..key_mapping import KeyMap, add_prefix, count_parts
 from ..reference.segmenter import segmenter_forward
 from .backbone import NORMALIZATIONS
 from .vit_keys import TIMM_VIT, TRANSFORMER_LAYER
@@ -124,7 +124,7 @@ class SegmenterFormat(CheckpointFormat):
     def read_config(self, checkpoint: OriginalCheckpoint, path: Path | None) -> tuple[dict[str, Any], list[str]]:
         return read_variant(path or checkpoint.path.with_name("variant.yml")), []
 
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         return SEGMENTER
 
     def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> SegmenterConfig:

@@ -11,7 +11,7 @@ from ...segvit.configuration_segvit import SegViTConfig
 from ...segvit.image_processing_pil_segvit import SegViTImageProcessorPil
 from ...segvit.modeling_segvit import SegViTForSemanticSegmentation
 from ..checkpoint_format import MappedWeights, Weights
-from ..key_mapping import RenameTable, add_prefix, count_parts
+from ..key_mapping import KeyMap, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, min_size, window_fields
 from ..reference.segvit import segvit_forward
 from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
@@ -64,8 +64,8 @@ _POSITIONS = "backbone.pos_embed"
 
 class Release(NamedTuple):
     """
-    A released checkpoint, or one of the paper's that was not released: what tells it from the others by keys and shapes,
-    and what its weights do not hold.
+    A released checkpoint, or one of the paper's that was not released: properties by which it is recognized, and
+    properties that its weights do not hold.
     """
 
     num_layers: int  # of the encoder
@@ -185,7 +185,7 @@ class SegViTFormat(MMCVFormat):
         "decode_head.atm.loss_decode.criterion.empty_weight",
     )
 
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         return SEGVIT_SHRUNK if _is_shrunk(weights) else SEGVIT
 
     def map_tensors(self, weights: Weights, renamed: Mapping[str, str]) -> dict[str, torch.Tensor]:

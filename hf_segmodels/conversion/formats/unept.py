@@ -16,7 +16,7 @@ from ...unept.image_processing_pil_unept import UNEPTImageProcessorPil
 from ...unept.modeling_unept import UNEPTForSemanticSegmentation
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import MappedWeights, Weights
-from ..key_mapping import RenameTable, add_prefix, count_parts
+from ..key_mapping import KeyMap, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, window_fields
 from ..reference.unept import unept_forward
 from .mmcv import MMCVFormat
@@ -145,7 +145,7 @@ class UNEPTFormat(MMCVFormat):
     model_class = UNEPTForSemanticSegmentation
     image_processor_class = UNEPTImageProcessorPil
 
-    def key_map(self, weights: Weights) -> RenameTable:
+    def key_map(self, weights: Weights) -> KeyMap:
         return UNEPT
 
     def recognize(self, weights: Weights) -> tuple[str, dict[str, Any]] | None:

@@ -39,7 +39,7 @@ def _mask_attention(
 def _segvit_stage(
     weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Queries after all layers of a stage, and the last layer's masks where its attention gives any."""
+    """Queries after all layers of a stage, and the masks of the last layer if its attention has any."""
     number, masks = 0, None
     while f"{name}.layers.{number}.norm1.weight" in weights:
         layer = f"{name}.layers.{number}"

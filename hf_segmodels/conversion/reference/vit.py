@@ -20,38 +20,34 @@ def _pad_same(image: torch.Tensor, kernel: int, stride: int, value: float = 0.0)
     return F.pad(image, (left, width - left, top, height - top), value=value)
 
 
-def _resnetv2(
-    image: torch.Tensor,
-    conv_weight: Callable[[tuple], torch.Tensor | None],
-    norm_weights: Callable[[tuple], tuple[torch.Tensor, torch.Tensor]],
-) -> torch.Tensor:
+def _resnetv2(image: torch.Tensor, layer: Callable[..., Any]) -> torch.Tensor:
     """
     `(batch_size, num_channels, height, width)` -> `(batch_size, D, height / stride, width / stride)`.
 
-    Layers are asked for by `("stem",)` and `(stage, block, layer)` with layer 1 to 3, or `"shortcut"`, all from 0 but the
-    layer; `conv_weight` gives `None` for those that do not exist.
+    `layer("stem")` and `layer(stage, block, part)` return the weight of a convolution and the weight and bias of its norm,
+    or `None` for a layer that does not exist. Stages and blocks count from 0; `part` is 1, 2, 3 or `"shortcut"`.
     """
 
-    def conv_norm(features: torch.Tensor, *layer: int | str, stride: int = 1) -> torch.Tensor:
-        weight = conv_weight(layer)
+    def conv_norm(features: torch.Tensor, parameters: tuple[torch.Tensor, ...], stride: int = 1) -> torch.Tensor:
+        weight, scale, shift = parameters
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         features = _pad_same(features, weight.shape[-1], stride)
         features = F.conv2d(features, (weight - mean) / (variance + 1e-8).sqrt(), stride=stride)
-        return F.group_norm(features, 32, *norm_weights(layer), eps=1e-5)
+        return F.group_norm(features, 32, scale, shift, eps=1e-5)
 
-    features = conv_norm(image, "stem", stride=2).relu()
+    features = conv_norm(image, layer("stem"), stride=2).relu()
     features = F.max_pool2d(_pad_same(features, 3, 2, value=-torch.inf), 3, 2)
     stage = 0
-    while conv_weight((stage, 0, 1)) is not None:
+    while layer(stage, 0, 1) is not None:
         block = 0
-        while conv_weight((stage, block, 1)) is not None:
+        while (first := layer(stage, block, 1)) is not None:
             stride = 2 if stage > 0 and block == 0 else 1
             shortcut = features
-            if conv_weight((stage, block, "shortcut")) is not None:
-                shortcut = conv_norm(features, stage, block, "shortcut", stride=stride)
-            features = conv_norm(features, stage, block, 1).relu()
-            features = conv_norm(features, stage, block, 2, stride=stride).relu()
-            features = (conv_norm(features, stage, block, 3) + shortcut).relu()
+            if (parameters := layer(stage, block, "shortcut")) is not None:
+                shortcut = conv_norm(features, parameters, stride=stride)
+            features = conv_norm(features, first).relu()
+            features = conv_norm(features, layer(stage, block, 2), stride=stride).relu()
+            features = (conv_norm(features, layer(stage, block, 3)) + shortcut).relu()
             block += 1
         stage += 1
     return features
@@ -76,20 +72,19 @@ def timm_layers(weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: 
 
 
 def _timm_stem(weights: Weights, prefix: str, pixel_values: torch.Tensor) -> torch.Tensor:
-    def name(layer: tuple) -> tuple[str, str]:
-        if layer == ("stem",):
-            return f"{prefix}stem.conv", f"{prefix}stem.norm"
-        stage, block, part = layer
-        block_name = f"{prefix}stages.{stage}.blocks.{block}"
-        if part == "shortcut":
-            return f"{block_name}.downsample.conv", f"{block_name}.downsample.norm"
-        return f"{block_name}.conv{part}", f"{block_name}.norm{part}"
+    def layer(*index: int | str) -> tuple[torch.Tensor, ...] | None:
+        if index == ("stem",):
+            conv, norm_name = "stem.conv", "stem.norm"
+        else:
+            stage, block, part = index
+            name, suffix = f"stages.{stage}.blocks.{block}", "" if part == "shortcut" else part
+            name = f"{name}.downsample" if part == "shortcut" else name
+            conv, norm_name = f"{name}.conv{suffix}", f"{name}.norm{suffix}"
+        if f"{prefix}{conv}.weight" not in weights:
+            return None
+        return tuple(weights[prefix + key] for key in (f"{conv}.weight", f"{norm_name}.weight", f"{norm_name}.bias"))
 
-    return _resnetv2(
-        pixel_values,
-        lambda layer: weights.get(f"{name(layer)[0]}.weight"),
-        lambda layer: (weights[f"{name(layer)[1]}.weight"], weights[f"{name(layer)[1]}.bias"]),
-    )
+    return _resnetv2(pixel_values, layer)
 
 
 def _embed(
@@ -141,7 +136,7 @@ def timm_hidden_states(
         eps (`float`): Epsilon of the layer norms.
         mode (`str`): How the position table is resized.
         only_by_count (`bool`): Whether it is only resized when the number of patches differs.
-        prefix (`str`): What stands before all names.
+        prefix (`str`): Beginning of all names.
 
     Returns:
         A list of `torch.Tensor` of shape `(batch_size, num_prefix_tokens + h * w, D)`.
@@ -162,23 +157,19 @@ def timm_tokens(
 
 
 def _augreg_stem(weights: Weights, pixel_values: torch.Tensor) -> torch.Tensor:
-    def name(layer: tuple) -> tuple[str, str]:
-        if layer == ("stem",):
-            return "conv_root", "gn_root"
-        stage, block, part = layer
-        part = "_proj" if part == "shortcut" else part
-        return f"block{stage + 1}/unit{block + 1}/conv{part}", f"block{stage + 1}/unit{block + 1}/gn{part}"
-
-    def conv_weight(layer: tuple) -> torch.Tensor | None:
-        kernel = weights.get(f"{name(layer)[0]}/kernel")
+    def layer(*index: Any) -> tuple[torch.Tensor, ...] | None:
+        if index == ("stem",):
+            block, suffix = "", "_root"
+        else:
+            block = f"block{index[0] + 1}/unit{index[1] + 1}/"
+            suffix = "_proj" if index[2] == "shortcut" else index[2]
+        if f"{block}conv{suffix}/kernel" not in weights:
+            return None
         # (height, width, inputs, outputs) -> (outputs, inputs, height, width)
-        return None if kernel is None else kernel.permute(3, 2, 0, 1)
+        weight = weights[f"{block}conv{suffix}/kernel"].permute(3, 2, 0, 1)
+        return weight, *(weights[f"{block}gn{suffix}/{part}"].flatten() for part in ("scale", "bias"))
 
-    return _resnetv2(
-        pixel_values,
-        conv_weight,
-        lambda layer: (weights[f"{name(layer)[1]}/scale"].flatten(), weights[f"{name(layer)[1]}/bias"].flatten()),
-    )
+    return _resnetv2(pixel_values, layer)
 
 
 def augreg_tokens(
