@@ -83,7 +83,8 @@ def mmseg_vit_config(tensors: Weights, encoder: Mapping[str, Any], **fields: Any
         ConversionError: if a value contradicts the weights.
     """
     config = infer_config(
-        {name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")},
+        tensors,
+        prefix="backbone.",
         num_attention_heads=encoder.get("num_heads"),
         position_grid=position_grid(encoder["img_size"], encoder["patch_size"]),
         layer_norm_eps=norm_eps(encoder.get("norm_cfg")),

@@ -157,14 +157,11 @@ def _split_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     """`{...}.fused.{weight,bias}`, with rows of queries, keys and values, -> one parameter for each."""
     split: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        attention, fused, part = name.rpartition(".fused.")
-        if fused:
-            split |= {
-                f"{attention}.{projection}_proj.{part}": rows
-                for projection, rows in zip("qkv", tensor.chunk(3), strict=True)
-            }
-        else:
+        if ".fused." not in name:
             split[name] = tensor
+            continue
+        for projection, rows in zip("qkv", tensor.chunk(3), strict=True):
+            split[name.replace(".fused.", f".{projection}_proj.")] = rows
     return split
 
 

@@ -64,8 +64,7 @@ UNEPT = {
 }
 
 
-# The original's data sets: number of classes -> class of the data set, size of the resized images, and whether 0 means
-# "unlabeled" in label maps.
+# The original's data sets: number of classes -> class of the data set, and fields of the image processor.
 _DATASET_TYPES = {150: "ADE20KDataset", 60: "PascalContextDataset"}
 _PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
     150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
@@ -94,7 +93,8 @@ def _deit_config(weights: Weights, tensors: Weights, encoder: Mapping[str, Any])
     step = num_layers // count_parts(weights, r"layers\.(\d+)\.")
     patch_size = weights["backbone.patch_embed.proj.weight"].shape[-1]
     return infer_config(
-        {name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")},
+        tensors,
+        prefix="backbone.",
         num_attention_heads=encoder["num_heads"],
         position_grid=position_grid(encoder["img_size"], patch_size),
         image_size=encoder["img_size"],

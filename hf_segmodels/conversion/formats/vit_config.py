@@ -29,6 +29,7 @@ def infer_config(
     num_attention_heads: int | None = None,
     position_grid: Sequence[int] | None = None,
     layer_norm_eps: float = 1e-6,
+    prefix: str = "",
     **fields: Any,
 ) -> PlainViTConfig:
     """
@@ -39,12 +40,14 @@ def infer_config(
         num_attention_heads (`int`, *optional*): Number of heads; defaults to one for every 64 channels (ViT-H: 16).
         position_grid (`Sequence[int]`, *optional*): Rows and columns of the position embeddings; defaults to a square.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
+        prefix (`str`, *optional*, defaults to `""`): Beginning of the encoder's names; other names are ignored.
         fields: Other fields of the configuration; they replace the derived ones.
 
     Raises:
         ConversionError: if the position embeddings have another number of patches than `position_grid`.
         KeyError: if a tensor is missing.
     """
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     projection = tensors["embeddings.patch_embeddings.projection.weight"]
     positions = tensors["embeddings.position_embeddings"]
     hidden_size = projection.shape[0]

@@ -51,7 +51,7 @@ def regproxy_forward(
     # (batch_size, H, W, K) -> (batch_size, K, H, W)
     token_logits = linear(weights, "decode_head.mlp.0.0", tokens).permute(0, 3, 1, 2)
 
-    # each pixel's token is `(row, column)`; neighbors that do not exist take no part
+    # each pixel is in the token `(row, column)`; neighbors outside the grid have no weight
     row = torch.arange(rows * cell_height)[:, None] // cell_height
     column = torch.arange(columns * cell_width)[None] // cell_width
     total, weight_sum = torch.zeros(()), torch.zeros(())

@@ -69,10 +69,10 @@ def segvit_forward(
     **encoder: Any,
 ) -> torch.Tensor:
     """
-    The released SegViT in eval mode. The original takes squares only; here rows and columns are kept apart.
+    The released SegViT in eval mode. The original takes squares only; here height and width may differ.
 
     Args:
-        feature_layers (`list[int]`): Numbers of the layers, from 1, that the decoder sees.
+        feature_layers (`list[int]`): Layers, counted from 1, whose outputs the decoder attends to.
         decoder_heads (`int`): Heads of the decoder's attention.
         image_size (`int`): Side at which masks become probabilities: the training crop.
         halving_layer (`int`, *optional*): Index of the layer that down-samples.
@@ -88,8 +88,8 @@ def segvit_forward(
     )
     head = "decode_head"
 
-    def lateral(stage: int, tap: int) -> torch.Tensor:
-        tokens = linear(weights, f"{head}.input_proj_{stage}", features[tap].flatten(2).mT)
+    def lateral(stage: int, layer: int) -> torch.Tensor:
+        tokens = linear(weights, f"{head}.input_proj_{stage}", features[layer].flatten(2).mT)
         return norm(weights, f"{head}.proj_norm_{stage}", tokens, 1e-5)
 
     def start(name: str) -> torch.Tensor:
@@ -100,13 +100,13 @@ def segvit_forward(
     if f"{head}.atm.q.weight" in weights:
         side = math.isqrt(query.shape[1])
         grid = (side, side)
-        for stage, tap in enumerate(feature_layers, start=1):
-            query, _ = _segvit_stage(weights, f"{head}.decoder_{stage}", query, lateral(stage, tap), decoder_heads)
+        for stage, layer in enumerate(feature_layers, start=1):
+            query, _ = _segvit_stage(weights, f"{head}.decoder_{stage}", query, lateral(stage, layer), decoder_heads)
         head = f"{head}.atm"
         query, masks = _segvit_stage(weights, f"{head}.decoder_1", start(head), query, decoder_heads)
     else:
-        for stage, tap in enumerate(reversed(feature_layers), start=1):
-            memory = lateral(stage, tap)
+        for stage, layer in enumerate(reversed(feature_layers), start=1):
+            memory = lateral(stage, layer)
             query, scores = _segvit_stage(weights, f"{head}.decoder_{stage}", query, memory, decoder_heads)
             masks = masks + scores
     # (batch_size, num_queries, h * w) -> (batch_size, num_queries, image_size, image_size)

@@ -84,7 +84,7 @@ def _sampled_attention(
     offsets = linear(weights, f"{name}.sampling_offsets", queries)
     offsets = offsets.view(batch_size, num_queries, num_heads, len(shapes), -1, 2)
     scores = linear(weights, f"{name}.attention_weights", queries).view(batch_size, num_queries, num_heads, -1)
-    shares = scores.softmax(-1).view(offsets.shape[:-1])
+    attention = scores.softmax(-1).view(offsets.shape[:-1])
     values = linear(weights, f"{name}.value_proj", values)
     attended = torch.zeros(batch_size, num_heads, width // num_heads, num_queries)
     start = 0
@@ -92,17 +92,17 @@ def _sampled_attention(
         # (B, h * w, D) -> (B * M, D / M, h, w)
         maps = values[:, start : start + h * w].mT.reshape(batch_size * num_heads, -1, h, w)
         start += h * w
-        places = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
+        points = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
         # (B, Q, M, P, 2) -> (B * M, Q, P, 2)
-        places = places.transpose(1, 2).flatten(0, 1) * 2 - 1
-        sampled = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        attended += torch.einsum("bmdqp,bqmp->bmdq", sampled.unflatten(0, (batch_size, -1)), shares[:, :, :, level])
+        points = points.transpose(1, 2).flatten(0, 1) * 2 - 1
+        sampled = F.grid_sample(maps, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+        attended += torch.einsum("bmdqp,bqmp->bmdq", sampled.unflatten(0, (batch_size, -1)), attention[:, :, :, level])
     # (B, M, D / M, Q) -> (B, Q, D)
     return linear(weights, f"{name}.output_proj", attended.flatten(1, 2).mT)
 
 
 def _across_images(weights: Weights, name: str, queries: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The released decoder's self-attention: each query attends to those at its place in the other images."""
+    """The released decoder's self-attention: each query attends to the queries at the same position of the other images."""
     qkv = F.linear(queries, weights[f"{name}.in_proj_weight"], weights[f"{name}.in_proj_bias"])
     # (B, Q, 3 * D) -> 3 x (Q, B, M, D / M)
     attended = attend(*qkv.transpose(0, 1).unflatten(2, (3, num_heads, -1)).unbind(2))

@@ -57,7 +57,7 @@ def _resnetv2(image: torch.Tensor, layer: Callable[..., Any]) -> torch.Tensor:
 
 
 def timm_layers(weights: Weights, prefix: str, tokens: torch.Tensor, num_heads: int, eps: float) -> list[torch.Tensor]:
-    """The tokens, and what each layer makes of them."""
+    """The tokens, and the output of each layer."""
     outputs = [tokens]
     while f"{prefix}blocks.{len(outputs) - 1}.norm1.weight" in weights:
         name = f"{prefix}blocks.{len(outputs) - 1}"
@@ -128,14 +128,14 @@ def timm_hidden_states(
     Tokens before the first layer and after each one, without a final norm.
 
     Args:
-        weights (`Weights`): Parameters by timm's names, each with `prefix` before it.
+        weights (`Weights`): Parameters by timm's names after `prefix`.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
         num_heads (`int`): Attention heads.
         patch_size (`int`): Pixels per token side.
-        grid (`tuple[int, int]`): Rows and columns of the position table.
+        grid (`tuple[int, int]`): Rows and columns of the position embeddings.
         eps (`float`): Epsilon of the layer norms.
-        mode (`str`): How the position table is resized.
-        only_by_count (`bool`): Whether it is only resized when the number of patches differs.
+        mode (`str`): Interpolation of the position embeddings.
+        only_by_count (`bool`): Whether position embeddings are resized only if the number of patches differs.
         prefix (`str`): Beginning of all names.
 
     Returns:
@@ -148,7 +148,7 @@ def timm_hidden_states(
 def timm_tokens(
     weights: Weights, pixel_values: torch.Tensor, *, eps: float, prefix: str = "", **fields: Any
 ) -> torch.Tensor:
-    """Tokens after the last layer and the final norm, where there is one; see [`timm_hidden_states`]."""
+    """Tokens after the last layer and, if there is one, the final norm; see [`timm_hidden_states`]."""
     tokens = timm_hidden_states(weights, pixel_values, eps=eps, prefix=prefix, **fields)[-1]
     return norm(weights, f"{prefix}norm", tokens, eps) if f"{prefix}norm.weight" in weights else tokens
 
@@ -230,8 +230,8 @@ def mmseg_tokens(
 
     Args:
         weights (`Weights`): Parameters of an mmsegmentation model whose encoder is a plain or hybrid ViT.
-        grid (`tuple[int, int]`): Rows and columns of the position table; it is resized when the number of patches differs.
-        only_by_count (`bool`): Whether only then, or whenever the grid differs.
+        grid (`tuple[int, int]`): Rows and columns of the position embeddings.
+        only_by_count (`bool`): See [`timm_hidden_states`].
         halving_layer (`int`, *optional*): Index of a layer whose queries are every second patch of every second row.
         pixel_values, num_heads, patch_size, eps, mode: See [`timm_tokens`].
 
