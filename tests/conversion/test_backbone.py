@@ -54,7 +54,7 @@ def _small_hybrid() -> torch.nn.Module:
 
 @pytest.fixture(params=TIMM_MODELS)
 def timm_model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    """A small model of timm with weights that no part of it ignores."""
+    """A small timm model with random weights, so that each of them has an effect."""
     torch.manual_seed(0)
     model = TIMM_MODELS[request.param]().eval()
     for name, parameter in model.named_parameters():
@@ -349,7 +349,7 @@ def test_incomplete_weights_are_refused(change: Callable, message: str, tmp_path
     assert not folder.exists()
 
 
-def test_config_gives_what_weights_do_not_tell(tmp_path: Path, convert):
+def test_config_sets_what_weights_do_not_hold(tmp_path: Path, convert):
     torch.manual_seed(0)
     model = timm.models.vision_transformer.VisionTransformer(
         img_size=(32, 128), patch_size=16, embed_dim=128, depth=1, num_heads=4, num_classes=0

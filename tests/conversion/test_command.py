@@ -88,7 +88,7 @@ def test_stored_outputs_beside_the_checkpoint_are_compared(checkpoint: Path, tmp
 
 @pytest.mark.parametrize("mistake", ["layer_norm_eps", "position_embedding_interpolation", "weights"])
 def test_verification_finds_mistakes(mistake: str, checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    """A converter that got something wrong would not get past its own check."""
+    """A wrong conversion does not pass its own parity check."""
     convert = converter.convert
 
     def convert_wrongly(*arguments):
@@ -142,7 +142,7 @@ def test_full_folders_are_kept(checkpoint: Path, tmp_path: Path, capsys):
     assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.num_labels == 9
 
 
-def test_a_file_is_no_output_folder(checkpoint: Path, tmp_path: Path, capsys):
+def test_a_file_is_refused_as_output_folder(checkpoint: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("mine")
     assert run(checkpoint, tmp_path / "file", "--overwrite") == 2
     assert "is a file" in capsys.readouterr().err

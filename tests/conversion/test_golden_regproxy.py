@@ -85,7 +85,7 @@ def assert_same_training(model: RegProxyForSemanticSegmentation, arrays: Arrays,
 def assert_same_scores(
     model, inputs: list[torch.Tensor], flips: list[bool], expected: torch.Tensor, atol: float
 ) -> None:
-    """Scores are the original's; labels are those of its scores, but for ties of rounding."""
+    """Scores equal the original's, and labels their argmax, except for ties within rounding."""
     sizes = [tuple(expected.shape[-2:])]
     with torch.no_grad():
         (scores,) = dense_prediction(model, inputs, flips, sizes, return_scores=True)

@@ -57,7 +57,7 @@ def assert_same_outputs(model: SegViTForSemanticSegmentation, arrays: Arrays, st
     if "aux_masks" in arrays:
         torch.testing.assert_close(masks[:-1], arrays["aux_masks"], **close)
     for index, ours in enumerate(features):
-        # what vit_shrink taps are sequences (batch_size, h * w, D)
+        # vit_shrink's features are sequences (batch_size, h * w, D)
         expected = arrays[f"feat_{index}"]
         ours = ours if expected.ndim == 4 else ours.flatten(2).transpose(1, 2)
         torch.testing.assert_close(ours, expected, **close)

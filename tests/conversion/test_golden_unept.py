@@ -161,7 +161,7 @@ def test_golden_gradients(name: str, golden: Path, convert):
     pixel_values = load(case / "input.npy")
     if len(pixel_values) == 1:
         # For one image the original's gradient reaches the spatial branch in a layout that torch's batch norm on CPUs
-        # mistakes for another: what is stored of that branch is wrong. Ours avoids it; given the same layout it agrees.
+        # mistakes for another: the stored gradients of that branch are wrong. Our model avoids it; in the same layout it agrees.
         model.spatial_branch.register_forward_hook(
             lambda module, inputs, output: output.register_hook(in_the_layout_of_the_original) and None
         )

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What RegProxy's converter reads, and what it refuses."""
+"""Conversion of RegProxy: configurations, image processors, errors."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_tiny_checkpoint_verifies(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".py"])
-def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tmp_path: Path):
+def test_configuration_file_overrides_the_checkpoints_own(suffix: str, tmp_path: Path):
     text = TINY_CONFIG.replace("out_indices=(0, 2)", "out_indices=(-1, 2)").replace("eps=1e-06", "eps=1e-05")
     path = tmp_path / f"config{suffix}"
     path.write_text(text if suffix == ".py" else json.dumps(parse_mmcv_config(text, "here")))

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a converted Segmenter is like, and what is refused."""
+"""Conversion of Segmenter: configurations, image processors, errors."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_normalization(normalization: str, mean: float, std: float, tmp_path: Pa
     assert (processor.image_mean[0], processor.image_std[0]) == (mean, std)
 
 
-def test_quirks_of_the_original_stand_in_the_config(checkpoint: Path):
+def test_config_has_the_originals_quirks(checkpoint: Path):
     config = convert(checkpoint).model.config
     backbone = config.backbone_config
     assert backbone.layer_norm_eps == config.decoder_layer_norm_eps == 1e-5
@@ -83,7 +83,7 @@ def test_decoder_heads_follow_the_width(width: int, heads: int, tmp_path: Path):
 
 
 def test_decoder_layers_are_counted(checkpoint: Path):
-    """The released Cityscapes model has one, where the defaults say two."""
+    """The released Cityscapes model has one layer, the original's defaults two."""
     network = tiny_network()
     torch.save({"model": procedural_state_dict(segmenter_shapes(network, num_decoder_layers=1))}, checkpoint)
     model = convert(checkpoint).model
@@ -198,13 +198,13 @@ def test_variants_never_run_code(text: str, checkpoint: Path, tmp_path: Path):
     assert not marker.exists()
 
 
-def test_text_that_is_no_yaml_is_refused(checkpoint: Path):
+def test_invalid_yaml_is_refused(checkpoint: Path):
     checkpoint.with_name("variant.yml").write_text("net_kwargs: [1, 2")
     with pytest.raises(ConversionError, match="is not valid YAML"):
         convert(checkpoint)
 
 
 def test_variant_text_has_the_tuple_tag():
-    """What makes `yaml.safe_load` fail on the original's files is in these tests' as well."""
+    """`yaml.safe_load` fails on the tests' files as it does on the original's."""
     with pytest.raises(yaml.constructor.ConstructorError):
         yaml.safe_load(variant_yml(tiny_network()))

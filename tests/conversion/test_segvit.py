@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What SegViT's converter reads, what it leaves out, and what it refuses."""
+"""Conversion of SegViT: configurations, image processors, unused weights, errors."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_configuration_in_the_checkpoint(tmp_path: Path):
     assert (backbone.position_grid, backbone.drop_path_rate, backbone.layer_norm_eps) == ((4, 4), 0.3, 1e-6)
     assert (backbone.use_cls_token, backbone.final_norm, backbone.query_downsampling_layer) == (False, "none", None)
     assert backbone.out_features == ["stage1", "stage3"]
-    # squares only in the original, so that nothing is lost by comparing grids
+    # the original takes squares only, so both rules agree
     assert backbone.position_embedding_resize_rule == "grid"
     processor = conversion.image_processor
     assert dict(processor.size) == {"shortest_edge": 64}  # min_size: the original looks at the shorter edge only
@@ -65,7 +65,7 @@ def test_tiny_checkpoint_verifies(shrunk: bool, tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".py"])
-def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tmp_path: Path):
+def test_configuration_file_overrides_the_checkpoints_own(suffix: str, tmp_path: Path):
     text = TINY_CONFIG.replace("out_indices=[0, 2]", "out_indices=(1, -1)").replace("eps=1e-06", "eps=1e-05")
     text = text.replace("min_size=64", "ratio_range=None").replace(
         "loss_weight=1.0", "loss_weight=2.0, mask_weight=5.0"
@@ -82,7 +82,7 @@ def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tm
 
 
 def test_configuration_without_pipelines(tmp_path: Path):
-    """The network from the file, images as the text inside the checkpoint says."""
+    """The network comes from the file, the pipelines from the text inside the checkpoint."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model": parse_mmcv_config(TINY_CONFIG, "here")["model"]}))
     conversion = convert(write_checkpoint(tmp_path), path)
@@ -104,7 +104,7 @@ def test_encoder_that_keeps_its_class_token(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("num_classes", "reduces", "name"), [(59, True, "aeroplane"), (60, False, "background")])
-def test_number_of_classes_is_that_of_the_weights(num_classes: int, reduces: bool, name: str, tmp_path: Path):
+def test_weights_decide_the_number_of_classes(num_classes: int, reduces: bool, name: str, tmp_path: Path):
     """The released Pascal Context checkpoints are named after 59 classes; the configuration has 60."""
     text = TINY_CONFIG.replace("num_classes=5", "num_classes=60").replace("reduce_zero_label=True", "")
     text = text.replace("dict(type='LoadAnnotations', )", "dict(type='LoadAnnotations')")

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a converted UN-EPT is like, and what is refused."""
+"""Conversion of UN-EPT: configurations, image processors, errors."""
 
 import json
 from pathlib import Path
