@@ -1,6 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Converts a checkpoint of an original repository; the same as `hf-segmodels convert`.
+Convert a checkpoint of an original repository; the same as `hf-segmodels convert`.
 
     python -m conversion.convert --method segmenter --checkpoint checkpoint.pth --output_dir converted --verify
 """

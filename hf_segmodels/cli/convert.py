@@ -1,12 +1,10 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-The command `hf-segmodels convert`.
+`hf-segmodels convert`.
 
-    hf-segmodels convert --method segmenter --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
-    hf-segmodels convert --method regproxy --checkpoint regproxy-s16.pth --output_dir regproxy-small --verify
-    hf-segmodels convert --method segvit --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base
-    hf-segmodels convert --method unept --checkpoint iter_160000.pth --output_dir unept-deit --verify
-    hf-segmodels convert --method backbone --checkpoint S_16-i21k.npz --output_dir vit-small --verify
+    hf-segmodels convert --checkpoint seg_small_mask/checkpoint.pth --output_dir seg-small --verify
+    hf-segmodels convert --checkpoint Akide/SegViTv1 --filename ade_51.3.pth --output_dir segvit-base --verify
+    hf-segmodels convert --checkpoint S_16-i21k.npz --output_dir vit-small --verify
 """
 
 import argparse
@@ -36,10 +34,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--method",
-        required=True,
         choices=METHODS,
-        help="segmenter: checkpoint.pth of the original. segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT "
-        ".pth, or timm's .pth or .safetensors",
+        help="the checkpoint's method (default: recognized from its keys). segmenter: checkpoint.pth of the original. "
+        "segvit, unept, regproxy: .pth of the original. backbone: AugReg .npz, DeiT .pth, or timm .pth or .safetensors",
     )
     parser.add_argument(
         "--checkpoint",
@@ -71,7 +68,7 @@ def add_parser(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run The command `hf-segmodels convert`.
+    Run `hf-segmodels convert`.
 
     Args:
         argv (`Sequence[str]`, *optional*): Arguments after `convert`. Defaults to those of the process.
@@ -98,32 +95,21 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     # wrong arguments are reported before torch and the models are imported
     from ..conversion.checkpoint_files import find_checkpoint
-    from ..conversion.converter import atomic_directory
-    from ..conversion.formats.backbone import convert_backbone
-    from ..conversion.formats.regproxy import convert_regproxy
-    from ..conversion.formats.segmenter import convert_segmenter
-    from ..conversion.formats.segvit import convert_segvit
-    from ..conversion.formats.unept import convert_unept
+    from ..conversion.converter import convert, output_directory
     from ..conversion.parity import format_report, verify
 
-    convert = {
-        "segmenter": convert_segmenter,
-        "segvit": convert_segvit,
-        "unept": convert_unept,
-        "regproxy": convert_regproxy,
-        "backbone": convert_backbone,
-    }[arguments.method]
-    with atomic_directory(arguments.output_dir, arguments.overwrite) as folder:
+    with output_directory(arguments.output_dir, arguments.overwrite) as folder:
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
-        conversion = convert(checkpoint, arguments.config)
+        conversion = convert(checkpoint, arguments.config, arguments.method)
+        if arguments.method is None:
+            print(f"recognized {conversion.format.title}: --method {conversion.format.method}")
         if conversion.dropped_keys:
             print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
         for note in conversion.notes:
             print(f"note: {note}")
-        conversion.model.save_pretrained(folder)
-        conversion.image_processor.save_pretrained(folder)
+        conversion.save_pretrained(folder)
         if arguments.verify:
-            report = verify(conversion, folder, checkpoint)
+            report = verify(conversion, folder)
             print(format_report(report))
             if not report["passed"]:
                 raise ParityError(

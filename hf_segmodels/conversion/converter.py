@@ -1,18 +1,21 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a conversion gives, and writing it in one piece or not at all."""
+"""Conversion of an original repository's checkpoint into a model and an image processor."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..utils import files as folders
-from .checkpoint_files import ConversionError
+from ..utils import files
+from .checkpoint_files import ConversionError, OriginalCheckpoint, read_checkpoint
+from .checkpoint_format import CheckpointFormat
+from .formats import FORMATS
+from .key_mapping import load_strictly
+from .mmcv_config import raise_as_conversion_error
 
 
 @dataclass(frozen=True)
@@ -21,34 +24,119 @@ class Conversion:
     A converted checkpoint.
 
     Args:
-        method (`str`): `"segmenter"`, `"segvit"`, `"regproxy"` or `"backbone"`.
+        checkpoint (`Path`): The file that was converted.
+        format (`CheckpointFormat`): The format that it was read with.
         model (`PreTrainedModel`): The model, in eval mode.
-        image_processor (`ImageProcessingMixin`): Its image processor.
-        dropped_keys (`list[str]`): Original parameters that the model has no use for.
-        image_size (`tuple[int, int]`): Height and width that it was trained at.
-        reference (`Callable`): The original's forward pass over the original weights: `pixel_values` -> what
-            `model_scores` gives.
-        model_scores (`Callable`): A model of this class and `pixel_values` -> the tensor that is compared.
-        notes (`list[str]`): What a user should know of choices that were made.
+        image_processor (`ImageProcessingMixin`): The model's image processor.
+        originals (`dict[str, torch.Tensor]`): The original weights in float32.
+        dropped_keys (`list[str]`): Original keys without a counterpart in the model.
+        notes (`list[str]`): Choices of the conversion that a user should know.
     """
 
-    method: str
+    checkpoint: Path
+    format: CheckpointFormat
     model: PreTrainedModel
     image_processor: ImageProcessingMixin
+    originals: dict[str, torch.Tensor]
     dropped_keys: list[str]
-    image_size: tuple[int, int]
-    reference: Callable[[torch.Tensor], torch.Tensor]
-    model_scores: Callable[[Any, torch.Tensor], torch.Tensor]
     notes: list[str] = field(default_factory=list)
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model and image processor to a folder for `from_pretrained`."""
+        self.model.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
-def full_size_logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """A model's logits at the size of its input: `model_scores` of a [`Conversion`]."""
-    logits = model(pixel_values).logits
-    return torch.nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+
+# Kinds of files that people try to convert: (beginning of a key, name).
+_UNSUPPORTED = (
+    ("decode_head.", "an mmsegmentation model"),
+    ("backbone.embeddings.", "a checkpoint that is converted already"),
+    ("embeddings.", "a transformers model"),
+)
 
 
-# What a conversion, an earlier one too, may have left in a folder.
+def find_format(checkpoint: OriginalCheckpoint, method: str | None = None) -> CheckpointFormat:
+    """
+    Recognize the format of a checkpoint by its keys.
+
+    Args:
+        checkpoint (`OriginalCheckpoint`): The checkpoint.
+        method (`str`, *optional*): The method that the checkpoint has to be of; defaults to the recognized one.
+
+    Raises:
+        ConversionError: if the keys are of another method, or of none that can be converted.
+    """
+    found = next((known for known in FORMATS if _has_key(checkpoint, known.signature)), None)
+    if found is not None and method in (None, found.method):
+        return found
+    if found is not None:
+        kind, advice = found.title, f"use `--method {found.method}`, or leave --method out"
+    else:
+        kind = next((kind for key, kind in _UNSUPPORTED if _has_key(checkpoint, key)), "nothing that is known here")
+        advice = f"only checkpoints of {', '.join(known.method for known in FORMATS)} can be converted"
+    target = "a checkpoint that can be converted" if method is None else f"a checkpoint for `--method {method}`"
+    keys = ", ".join(list(checkpoint.weights)[:3])
+    raise ConversionError(f"{checkpoint.path} is not {target}: it looks like {kind}; {advice}. Its first keys: {keys}.")
+
+
+def _has_key(checkpoint: OriginalCheckpoint, beginning: str | tuple[str, ...]) -> bool:
+    return any(key.startswith(beginning) for key in checkpoint.weights)
+
+
+def convert(checkpoint: str | Path, config: str | Path | None = None, method: str | None = None) -> Conversion:
+    """
+    Convert a checkpoint of an original repository. The model then behaves as the code that trained it.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The file: `checkpoint.pth` of Segmenter; a `.pth` of SegViT, UN-EPT or RegProxy; or an encoder pre-trained on
+            ImageNet: AugReg's `.npz`, DeiT's `.pth`, or a timm state dict (`.pth` or `.safetensors`).
+        config (`str` or `Path`, *optional*):
+            The original's configuration. Segmenter: `variant.yml`; defaults to the one beside the checkpoint. SegViT,
+            UN-EPT, RegProxy: JSON or self-contained Python; defaults to the text inside the checkpoint, or to the
+            configuration of the released checkpoint with the same keys and shapes. Encoders: a JSON file with any of
+            `num_attention_heads`, `position_grid`, `layer_norm_eps` and `normalization` (`"vit"` or `"deit"`).
+        method (`str`, *optional*):
+            `"segmenter"`, `"segvit"`, `"unept"`, `"regproxy"` or `"backbone"`; defaults to the method that the keys
+            belong to.
+
+    Returns:
+        [`Conversion`]: model in eval mode, image processor, and what a parity check needs.
+
+    Raises:
+        ConversionError: if a file is missing, damaged or of another method, if a weight is missing, left over or of
+            another shape, or if the configuration does not describe the checkpoint.
+
+    Example:
+
+    ```python
+    >>> from hf_segmodels.conversion import convert
+
+    >>> conversion = convert("seg_small_mask/checkpoint.pth")  # doctest: +SKIP
+    >>> conversion.save_pretrained("seg-small")  # doctest: +SKIP
+    ```
+    """
+    original = read_checkpoint(Path(checkpoint))
+    checkpoint_format = find_format(original, method)
+    values, notes = checkpoint_format.read_config(original, None if config is None else Path(config))
+    with raise_as_conversion_error(original.path):
+        mapped = checkpoint_format.map_weights(original.weights, values)
+        image_processor = checkpoint_format.image_processor(mapped.config, values)
+    with torch.device("meta"):
+        model = checkpoint_format.model_class(mapped.config)
+    load_strictly(model, mapped.tensors, mapped.key_map)
+    return Conversion(
+        checkpoint=original.path,
+        format=checkpoint_format,
+        model=model.eval(),
+        image_processor=image_processor,
+        originals={key: tensor.float() for key, tensor in mapped.originals.items()},
+        dropped_keys=mapped.dropped_keys,
+        notes=notes + checkpoint_format.notes(mapped, values),
+    )
+
+
+# Files that an earlier conversion may have left in a folder.
 _ARTIFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
 
 
@@ -57,26 +145,23 @@ def _artifacts(folder: Path) -> Iterator[Path]:
         yield from folder.glob(pattern)
 
 
-@contextmanager
-def atomic_directory(folder: Path, overwrite: bool) -> Iterator[Path]:
+def output_directory(folder: Path, overwrite: bool) -> AbstractContextManager[Path]:
     """
-    Gives a new folder beside `folder` to write to. When the block ends it becomes `folder`; when it fails it is removed
-    and nothing has changed.
+    Context manager that writes the output folder of a conversion as a whole or not at all; see
+    [`~utils.files.atomic_directory`].
 
     Args:
-        folder (`Path`): The folder that is to hold the results.
-        overwrite (`bool`): Whether it may hold something: files of an earlier conversion are replaced, others kept.
+        folder (`Path`): The output folder.
+        overwrite (`bool`): Whether `folder` may have contents: an earlier conversion is replaced, other files are kept.
 
     Raises:
-        ConversionError: if it holds something and `overwrite` is not set.
+        ConversionError: if `folder` is a file, or has contents and `overwrite` is not set.
     """
-    if folders.is_non_empty(folder) and (not overwrite or not folder.is_dir()):
-        advice = (
-            "choose another --output_dir, or pass --overwrite" if folder.is_dir() else "choose another --output_dir"
-        )
-        raise ConversionError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: {advice}.")
-    with folders.atomic_directory(folder, _artifacts) as partial:
-        yield partial
+    if folder.exists() and not folder.is_dir():
+        raise ConversionError(f"{folder} is a file: choose another --output_dir.")
+    if files.is_non_empty(folder) and not overwrite:
+        raise ConversionError(f"{folder} is not empty: choose another --output_dir, or pass --overwrite.")
+    return files.atomic_directory(folder, _artifacts)
 
 
-__all__ = ["Conversion", "atomic_directory", "full_size_logits"]
+__all__ = ["CheckpointFormat", "Conversion", "convert", "find_format", "output_directory"]

@@ -1,9 +1,9 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Tables of renamed parameters, and loading through them that tolerates nothing missing and nothing left over.
+Key maps, and strict loading through them: no key may be missing or left over.
 
-A table maps original names to ours. `{x}` stands for one dot-free, slash-free part of a name and is copied; `{x-1}` on
-our side is that number less one:
+A key map gives this package's name for each original name. `{x}` stands for one part of a name without dots and slashes
+and is copied; `{x-1}` in the new name is that number less one:
 
     {"blocks.{i}.norm1.{p}": "encoder.layers.{i}.layernorm_before.{p}"}
 """
@@ -17,12 +17,12 @@ from torch import nn
 from .checkpoint_files import ConversionError
 
 
-RenameTable = Mapping[str, str]
+KeyMap = Mapping[str, str]
 
 
-def add_prefix(table: RenameTable, original: str, ours: str) -> dict[str, str]:
-    """The same table one level up: `original` and `ours` stand before the names on either side."""
-    return {original + source: ours + target for source, target in table.items()}
+def add_prefix(key_map: KeyMap, original: str, ours: str) -> dict[str, str]:
+    """The key map with the prefix `original` before each original name and `ours` before each new one."""
+    return {original + source: ours + target for source, target in key_map.items()}
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -40,26 +40,26 @@ def _fill(template: str, parts: Mapping[str, str]) -> str:
 
 
 def count_parts(keys: Iterable[str], pattern: str) -> int:
-    """How many different texts stand at the group of a regular expression, such as numbers of layers."""
+    """Number of different texts that the group of `pattern` matches at the beginning of a key, such as layer numbers."""
     return len({match[1] for key in keys if (match := re.match(pattern, key))})
 
 
-def rename(keys: list[str], table: RenameTable, drop: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
+def rename(keys: list[str], key_map: KeyMap, drop: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
     """
-    Gives each original name ours.
+    Map original names to this package's names.
 
     Args:
         keys (`list[str]`): Original names.
-        table (`RenameTable`): The renames.
-        drop (`tuple[str, ...]`): Patterns of names that have no counterpart and are left out on purpose.
+        key_map (`KeyMap`): The key map.
+        drop (`tuple[str, ...]`): Patterns of names without a counterpart, which are left out on purpose.
 
     Returns:
-        Our names by the original ones, and the names that were left out.
+        The new names by the original ones, and the names that were left out.
 
     Raises:
-        ConversionError: if there are other names; names them.
+        ConversionError: if another name has no counterpart; lists all such names.
     """
-    renames = [(_compile(pattern), template) for pattern, template in table.items()]
+    renames = [(_compile(pattern), template) for pattern, template in key_map.items()]
     drops = [_compile(pattern) for pattern in drop]
     renamed, dropped, unknown = {}, [], []
     for key in keys:
@@ -73,32 +73,33 @@ def rename(keys: list[str], table: RenameTable, drop: tuple[str, ...] = ()) -> t
             unknown.append(key)
     if unknown:
         raise ConversionError(
-            f"{len(unknown)} keys of the checkpoint have no place in the model: {', '.join(unknown)}. It comes from another "
-            "model or a changed version of the code; nothing is left out silently."
+            f"{len(unknown)} keys of the checkpoint have no counterpart in the model: {', '.join(unknown)}. The checkpoint "
+            "comes from another model or a changed version of the code; nothing is left out silently."
         )
     return renamed, dropped
 
 
-def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], table: RenameTable) -> None:
+def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], key_map: KeyMap) -> None:
     """
-    Loads tensors into a model: into its own memory, or, if it is on the meta device, as they are, floats in float32.
+    Load tensors into a model. Floating-point tensors become float32. A model on the meta device takes over the tensors'
+    memory; any other model keeps its own.
 
     Args:
         model (`nn.Module`): The model.
-        tensors (`Mapping[str, torch.Tensor]`): Tensors by our names.
-        table (`RenameTable`): What they were renamed with, so that errors name the originals.
+        tensors (`Mapping[str, torch.Tensor]`): Tensors by this package's names.
+        key_map (`KeyMap`): The key map that they were renamed with, so that errors have the original names.
 
     Raises:
-        ConversionError: if a parameter is missing, a tensor is left over or a shape differs; names all of them.
+        ConversionError: if a tensor is missing, left over or of another shape; lists all of them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing: {', '.join(_original_name(name, table) for name in missing)}")
+        problems.append(f"missing: {', '.join(_original_name(name, key_map) for name in missing)}")
     if unexpected := [name for name in tensors if name not in expected]:
-        problems.append(f"left over: {', '.join(_original_name(name, table) for name in unexpected)}")
+        problems.append(f"left over: {', '.join(_original_name(name, key_map) for name in unexpected)}")
     different = [
-        f"{_original_name(name, table)} {tuple(tensor.shape)} instead of {expected[name]}"
+        f"{_original_name(name, key_map)} {tuple(tensor.shape)} instead of {expected[name]}"
         for name, tensor in tensors.items()
         if name in expected and tuple(tensor.shape) != expected[name]
     ]
@@ -106,16 +107,16 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], table: 
         problems.append(f"of another shape: {', '.join(different)}")
     if problems:
         raise ConversionError(
-            f"The checkpoint does not fit its configuration; {'; '.join(problems)}. Give the configuration that belongs to "
-            "this checkpoint with --config."
+            f"The checkpoint does not fit its configuration; {'; '.join(problems)}. Give the configuration that the "
+            "checkpoint was trained with, with --config."
         )
     is_meta = next(model.parameters()).is_meta
     state_dict = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(state_dict, strict=True, assign=is_meta)
 
 
-def _original_name(name: str, table: RenameTable) -> str:
-    for original, ours in table.items():
+def _original_name(name: str, key_map: KeyMap) -> str:
+    for original, ours in key_map.items():
         if match := _compile(ours.replace("-1}", "}")).fullmatch(name):
             parts = match.groupdict()
             for part in re.findall(r"\{(\w+)-1\}", ours):
@@ -127,4 +128,4 @@ def _original_name(name: str, table: RenameTable) -> str:
     return name
 
 
-__all__ = ["RenameTable", "add_prefix", "count_parts", "load_strictly", "rename"]
+__all__ = ["KeyMap", "add_prefix", "count_parts", "load_strictly", "rename"]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A proof that a converted model gives what the original gives."""
+"""Parity check: a converted model gives the same scores as the original."""
 
 import hashlib
 import json
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import AutoModelForSemanticSegmentation
-from transformers.modeling_utils import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 
-from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .checkpoint_files import ConversionError
 from .converter import Conversion
 
@@ -23,15 +22,20 @@ REPORT_NAME = "parity_report.json"
 
 def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
     """
-    Compares scores `(batch_size, num_channels, height, width)` with a reference.
+    Compare scores `(batch_size, num_channels, height, width)` with a reference.
 
     Returns:
-        `max_abs_difference`, `max_relative_difference` (to the largest reference score), `labels_equal_percent` (of the
-        channels with the largest scores) and `passed`: whether the difference is at most 1e-4, or 1e-4 of the largest
-        score where that is above 1 (float32 has no more digits there).
+        `dict[str, Any]`: `shape`, `max_abs_difference`, `max_relative_difference` (to the largest reference score),
+        `labels_equal_percent` (of the channels with the largest scores) and `passed`: whether the difference is at most
+        1e-4, or 1e-4 of the largest score if that is above 1 (float32 has no more digits there).
+
+    Raises:
+        ConversionError: if the shapes differ.
     """
     if scores.shape != reference.shape:
-        raise ConversionError(f"The model gives shape {tuple(scores.shape)}, the original {tuple(reference.shape)}.")
+        raise ConversionError(
+            f"The model's scores have shape {tuple(scores.shape)}, the original's {tuple(reference.shape)}."
+        )
     difference = (scores - reference).abs().max().item()
     largest = reference.abs().max().item()
     equal = (scores.argmax(dim=1) == reference.argmax(dim=1)).double().mean().item()
@@ -46,52 +50,63 @@ def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def verify(conversion: Conversion, folder: Path, checkpoint: Path) -> dict[str, Any]:
+def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
     """
-    Loads a saved model (through the Auto class, unless it is a backbone) and compares it with the original's forward pass: on noise at the
-    training size, on noise at an odd size, and on `input.npy` and `logits.npy` where these lie beside the checkpoint.
+    Load a saved model and compare it with the original's forward pass: on noise at the training size, on noise at an odd
+    size, and on `input.npy` and `logits.npy` if these files are beside the checkpoint.
 
     Args:
-        conversion (`Conversion`): What was saved.
-        folder (`Path`): Where; the report is written there too.
-        checkpoint (`Path`): The file that was converted.
+        conversion (`Conversion`): The conversion that was saved.
+        folder (`Path`): Folder with the saved model; the report is written there, too.
 
     Returns:
-        The report; `report["passed"]` tells whether all comparisons did.
+        `dict[str, Any]`: The report; `report["passed"]` is whether all comparisons passed.
+
+    Raises:
+        ConversionError: if shapes of scores differ.
     """
-    if conversion.method == "backbone":
+    checkpoint, checkpoint_format, config = conversion.checkpoint, conversion.format, conversion.model.config
+    model_class = type(conversion.model)
+    if issubclass(model_class, BackboneMixin):
         # AutoBackbone.from_pretrained takes repositories of the Hub only
-        model = PlainViTBackbone.from_pretrained(folder)
+        model = model_class.from_pretrained(folder)
     else:
         # whole images: the original's network is compared, not its merging of windows
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, window_size=None, window_stride=None)
     model.eval()
-    height, width = conversion.image_size
+    height, width = checkpoint_format.image_size(config)
     generator = torch.Generator().manual_seed(0)
-    num_channels = _num_channels(model)
+    num_channels = getattr(config, "backbone_config", config).num_channels
     inputs = {
         "noise at the training size": torch.randn(1, num_channels, height, width, generator=generator),
-        # no multiple of a patch size, another grid in both directions
+        # not a multiple of the patch size, and another grid in both directions
         "noise at an odd size": torch.randn(2, num_channels, height - 5, width // 2 + 3, generator=generator),
     }
-    cases = {name: compare(conversion.model_scores(model, x), conversion.reference(x)) for name, x in inputs.items()}
+    cases = {
+        name: compare(
+            checkpoint_format.model_scores(model, x), checkpoint_format.reference(conversion.originals, config, x)
+        )
+        for name, x in inputs.items()
+    }
     stored_input, stored_logits = checkpoint.with_name("input.npy"), checkpoint.with_name("logits.npy")
     if stored_input.is_file() and stored_logits.is_file():
         stored_images, expected = (torch.from_numpy(np.load(file)) for file in (stored_input, stored_logits))
-        stored = compare(conversion.model_scores(model, stored_images), expected)
-        windows = {name: getattr(conversion.model.config, name, None) for name in ("window_size", "window_stride")}
+        stored = compare(checkpoint_format.model_scores(model, stored_images), expected)
+        windows = {name: getattr(config, name, None) for name in ("window_size", "window_stride")}
         if not stored["passed"] and windows["window_size"] is not None:
-            # what was stored may be the original's whole inference
+            # the stored logits may be of the original's whole inference
             predict: Any = model.predict
             scores = torch.stack(predict(stored_images, return_scores=True, **windows))
             cases["stored logits of the original, in windows"] = compare(scores, expected)
         else:
             cases["stored logits of the original"] = stored
 
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
     report = {
-        "method": conversion.method,
+        "method": checkpoint_format.method,
         "checkpoint": checkpoint.name,
-        "checkpoint_sha256": _sha256(checkpoint),
+        "checkpoint_sha256": digest.hexdigest(),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dropped_keys": conversion.dropped_keys,
         "tolerance": TOLERANCE,
@@ -105,7 +120,7 @@ def verify(conversion: Conversion, folder: Path, checkpoint: Path) -> dict[str, 
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as lines for people."""
+    """The report as text."""
     lines = [f"parity with the original, {report['num_parameters']:,} parameters, float32:"]
     for name, case in report["cases"].items():
         lines.append(
@@ -114,15 +129,6 @@ def format_report(report: dict[str, Any]) -> str:
             f"labels equal {case['labels_equal_percent']:g} %"
         )
     return "\n".join(lines)
-
-
-def _num_channels(model: PreTrainedModel) -> int:
-    return getattr(model.config, "backbone_config", model.config).num_channels
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["REPORT_NAME", "TOLERANCE", "compare", "format_report", "verify"]

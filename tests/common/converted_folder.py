@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What holds for a folder that a checkpoint was converted to: the pipeline, the command `segment`, sliding windows."""
+"""Tests of a converted folder: the pipeline, the command `segment`, sliding windows."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -32,7 +32,7 @@ class ConvertedFolderSuite:
 
     @pytest.fixture
     def labels(self, folder: Path, image: Image.Image) -> np.ndarray:
-        """What `predict` gives: windows of 64x64, and the checkpoint's own normalization."""
+        """Label map from `predict`, with windows of 64x64 and the checkpoint's own normalization."""
         model = AutoModelForSemanticSegmentation.from_pretrained(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
         assert type(model) is self.model_class

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.original_shapes import Shapes, batch_norm, mmseg_layers, pair
+
 
 STEMS = {"R26": (2, 2, 2, 2), "R50": (3, 4, 6, 3)}
 
@@ -20,16 +22,8 @@ def regproxy_shapes(
     distilled: bool = False,
     stem: str | None = None,
     stem_channels: tuple[int, tuple[int, ...]] = (64, (256, 512, 1024, 2048)),
-) -> dict[str, tuple[int, ...]]:
+) -> Shapes:
     """Names and shapes of a checkpoint."""
-
-    def pair(name: str, outputs: int, *inputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, *inputs), f"{name}.bias": (outputs,)}
-
-    def batch_norm(name: str) -> dict[str, tuple[int, ...]]:
-        statistics = {f"{name}.{part}": (width,) for part in ("running_mean", "running_var")}
-        return pair(name, width) | statistics | {f"{name}.num_batches_tracked": ()}
-
     shapes = {
         "backbone.cls_token": (1, 1, width),
         "backbone.pos_embed": (1, 1 + distilled + grid[0] * grid[1], width),
@@ -57,23 +51,16 @@ def regproxy_shapes(
                     shapes |= pair(f"{block}.norm{number}", shape[0])
                 inputs = outputs
         shapes |= pair("backbone.patch_embed.proj", width, inputs, 1, 1)
-    for layer in (f"backbone.layers.{number}" for number in range(num_layers)):
-        shapes |= pair(f"{layer}.ln1", width) | pair(f"{layer}.ln2", width)
-        shapes |= {
-            f"{layer}.attn.attn.in_proj_weight": (3 * width, width),
-            f"{layer}.attn.attn.in_proj_bias": (3 * width,),
-        }
-        shapes |= pair(f"{layer}.attn.attn.out_proj", width, width)
-        shapes |= pair(f"{layer}.ffn.layers.0.0", 4 * width, width) | pair(f"{layer}.ffn.layers.1", width, 4 * width)
+    shapes |= mmseg_layers("backbone.layers", num_layers, width)
     head = "decode_head.affinity_head"
     return {
         **shapes,
         **pair("backbone.ln1", width),
         **pair("decode_head.mlp.0.0", num_classes, width),
         f"{head}.0.depthwise_conv.conv.weight": (width, 1, 3, 3),
-        **batch_norm(f"{head}.0.depthwise_conv.bn"),
+        **batch_norm(f"{head}.0.depthwise_conv.bn", width),
         f"{head}.0.pointwise_conv.conv.weight": (width, width, 1, 1),
-        **batch_norm(f"{head}.0.pointwise_conv.bn"),
+        **batch_norm(f"{head}.0.pointwise_conv.bn", width),
         **pair(f"{head}.1.conv", 9 * region_res[0] * region_res[1], width, 1, 1),
     }
 

@@ -7,49 +7,36 @@ from typing import Any
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.original_shapes import Shapes, pair, timm_layers
 
-def segmenter_shapes(network: dict[str, Any], num_decoder_layers: int | None = None) -> dict[str, tuple[int, ...]]:
+
+def segmenter_shapes(network: dict[str, Any], num_decoder_layers: int | None = None) -> Shapes:
     """Names and shapes of a checkpoint, from the `net_kwargs` of its `variant.yml`."""
     width, patch_size, num_classes = network["d_model"], network["patch_size"], network["n_cls"]
     rows, columns = (size // patch_size for size in network["image_size"])
     distilled = network.get("distilled", False)
-
-    def linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-    def norm(name: str, size: int = width) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-    def layers(name: str, count: int) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in (f"{name}.{number}" for number in range(count)):
-            shapes |= norm(f"{layer}.norm1") | norm(f"{layer}.norm2")
-            shapes |= linear(f"{layer}.attn.qkv", 3 * width, width) | linear(f"{layer}.attn.proj", width, width)
-            shapes |= linear(f"{layer}.mlp.fc1", 4 * width, width) | linear(f"{layer}.mlp.fc2", width, 4 * width)
-        return shapes
-
     shapes = {
         "encoder.cls_token": (1, 1, width),
         "encoder.pos_embed": (1, 1 + distilled + rows * columns, width),
         "encoder.patch_embed.proj.weight": (width, 3, patch_size, patch_size),
         "encoder.patch_embed.proj.bias": (width,),
-        **layers("encoder.blocks", network["n_layers"]),
-        **norm("encoder.norm"),
-        **linear("encoder.head", 1000, width),
+        **timm_layers("encoder.blocks", network["n_layers"], width),
+        **pair("encoder.norm", width),
+        **pair("encoder.head", 1000, width),
     }
     if distilled:
-        shapes |= {"encoder.dist_token": (1, 1, width), **linear("encoder.head_dist", 1000, width)}
+        shapes |= {"encoder.dist_token": (1, 1, width), **pair("encoder.head_dist", 1000, width)}
     if "linear" in network["decoder"]["name"]:
-        return shapes | linear("decoder.head", num_classes, width)
+        return shapes | pair("decoder.head", num_classes, width)
     return {
         **shapes,
         "decoder.cls_emb": (1, num_classes, width),
         "decoder.proj_patch": (width, width),
         "decoder.proj_classes": (width, width),
-        **layers("decoder.blocks", num_decoder_layers or network["decoder"]["n_layers"]),
-        **linear("decoder.proj_dec", width, width),
-        **norm("decoder.decoder_norm"),
-        **norm("decoder.mask_norm", num_classes),
+        **timm_layers("decoder.blocks", num_decoder_layers or network["decoder"]["n_layers"], width),
+        **pair("decoder.proj_dec", width, width),
+        **pair("decoder.decoder_norm", width),
+        **pair("decoder.mask_norm", num_classes),
     }
 
 

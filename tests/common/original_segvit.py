@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.original_shapes import Shapes, mmseg_layers, pair, torch_attention
+
 
 def segvit_shapes(
     width: int,
@@ -17,18 +19,11 @@ def segvit_shapes(
     num_stages: int,
     shrunk: bool = False,
     decoder_layers: int = 3,
-) -> dict[str, tuple[int, ...]]:
+) -> Shapes:
     """Names and shapes of a checkpoint."""
 
-    def pair(name: str, outputs: int, *inputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, *inputs), f"{name}.bias": (outputs,)}
-
-    def torch_attention(name: str, size: int) -> dict[str, tuple[int, ...]]:
-        fused = {f"{name}.in_proj_weight": (3 * size, size), f"{name}.in_proj_bias": (3 * size,)}
-        return fused | pair(f"{name}.out_proj", size, size)
-
-    def decoder(name: str, gives_masks: bool) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
+    def decoder(name: str, gives_masks: bool) -> Shapes:
+        shapes: Shapes = {}
         for layer in (f"{name}.layers.{number}" for number in range(decoder_layers)):
             shapes |= torch_attention(f"{layer}.self_attn", decoder_width)
             if gives_masks:
@@ -47,10 +42,7 @@ def segvit_shapes(
         "backbone.pos_embed": (1, 1 + grid[0] * grid[1], width),
         **pair("backbone.patch_embed.projection", width, 3, 16, 16),
     }
-    for layer in (f"backbone.layers.{number}" for number in range(num_layers)):
-        shapes |= pair(f"{layer}.ln1", width) | pair(f"{layer}.ln2", width)
-        shapes |= torch_attention(f"{layer}.attn.attn", width)
-        shapes |= pair(f"{layer}.ffn.layers.0.0", 4 * width, width) | pair(f"{layer}.ffn.layers.1", width, 4 * width)
+    shapes |= mmseg_layers("backbone.layers", num_layers, width)
     head = "decode_head"
     for stage in range(1, num_stages + 1):
         shapes |= pair(f"{head}.input_proj_{stage}", decoder_width, width)

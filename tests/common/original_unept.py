@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.original_shapes import Shapes, batch_norm, pair, timm_layers, torch_attention
 
-Shapes = dict[str, tuple[int, ...]]
 
 # The original's three configurations, with their numbers of parameters.
 DEIT = {
@@ -44,21 +44,8 @@ def network(backbone: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"type": "UN_EPT", "pretrained": None, "backbone_cfg": backbone, **sizes, **fields}
 
 
-def _linear(name: str, outputs: int, inputs: int) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _norm(name: str, size: int) -> Shapes:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-
-def _batch_norm(name: str, size: int) -> Shapes:
-    statistics = {f"{name}.running_mean": (size,), f"{name}.running_var": (size,), f"{name}.num_batches_tracked": ()}
-    return _norm(name, size) | statistics
-
-
 def _conv_norm(conv: str, norm: str, outputs: int, inputs: int, kernel: int = 3) -> Shapes:
-    return {f"{conv}.weight": (outputs, inputs, kernel, kernel), **_batch_norm(norm, outputs)}
+    return {f"{conv}.weight": (outputs, inputs, kernel, kernel), **batch_norm(norm, outputs)}
 
 
 def _deit(config: dict[str, Any]) -> tuple[Shapes, list[int]]:
@@ -70,11 +57,7 @@ def _deit(config: dict[str, Any]) -> tuple[Shapes, list[int]]:
         "backbone.patch_embed.proj.weight": (width, 3, patch, patch),
         "backbone.patch_embed.proj.bias": (width,),
     }
-    for layer in (f"backbone.blocks.{number}" for number in range(config["bb_depth"])):
-        hidden = width * config["mlp_ratio"]
-        shapes |= _norm(f"{layer}.norm1", width) | _norm(f"{layer}.norm2", width)
-        shapes |= _linear(f"{layer}.attn.qkv", 3 * width, width) | _linear(f"{layer}.attn.proj", width, width)
-        shapes |= _linear(f"{layer}.mlp.fc1", hidden, width) | _linear(f"{layer}.mlp.fc2", width, hidden)
+    shapes |= timm_layers("backbone.blocks", config["bb_depth"], width)
     return shapes, [width] * 3
 
 
@@ -100,10 +83,10 @@ def _resnet(config: dict[str, Any]) -> tuple[Shapes, list[int]]:
 def _sampled_attention(name: str, width: int, model: dict[str, Any]) -> Shapes:
     points = model["heads"] * model["L"] * model["k"]
     return {
-        **_linear(f"{name}.sampling_offsets", 2 * points, width),
-        **_linear(f"{name}.attention_weights", points, width),
-        **_linear(f"{name}.value_proj", width, width),
-        **_linear(f"{name}.output_proj", width, width),
+        **pair(f"{name}.sampling_offsets", 2 * points, width),
+        **pair(f"{name}.attention_weights", points, width),
+        **pair(f"{name}.value_proj", width, width),
+        **pair(f"{name}.output_proj", width, width),
     }
 
 
@@ -119,13 +102,11 @@ def unept_shapes(model: dict[str, Any], num_classes: int, crop_size: int) -> Sha
         for layer in (f"context_branch.{part}.layers.{number}" for number in range(model["depth"])):
             shapes |= _sampled_attention(f"{layer}.{attention}", width, model)
             if part == "decoder":
-                shapes |= {f"{layer}.self_attn.in_proj_weight": (3 * width, width)}
-                shapes |= {f"{layer}.self_attn.in_proj_bias": (3 * width,)}
-                shapes |= _linear(f"{layer}.self_attn.out_proj", width, width)
+                shapes |= torch_attention(f"{layer}.self_attn", width)
             for number in range(1, 1 + num_norms):
-                shapes |= _norm(f"{layer}.norm{number}", width)
-            shapes |= _linear(f"{layer}.linear1", model["hidden_dim"], width)
-            shapes |= _linear(f"{layer}.linear2", width, model["hidden_dim"])
+                shapes |= pair(f"{layer}.norm{number}", width)
+            shapes |= pair(f"{layer}.linear1", model["hidden_dim"], width)
+            shapes |= pair(f"{layer}.linear2", width, model["hidden_dim"])
     shapes["query_embed.weight"] = ((crop_size // 8) ** 2, width)
     spatial = (3, 64, 128, width)
     for number in (1, 2, 3):

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from transformers import AutoModelForSemanticSegmentation
 
 from common.original_segmenter import tiny_network, write_checkpoint
 from hf_segmodels.cli import main as cli
-from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion.reference.vit import segmenter_forward
+from hf_segmodels.cli.convert import METHODS, main
+from hf_segmodels.conversion import converter
+from hf_segmodels.conversion.formats import FORMATS
+from hf_segmodels.conversion.reference.segmenter import segmenter_forward
 
 
-def run(checkpoint: Path, folder: Path, *options: str, method: str = "segmenter") -> int:
-    return main(["--method", method, "--checkpoint", str(checkpoint), "--output_dir", str(folder), *options])
+def run(checkpoint: Path, folder: Path, *options: str, method: str | None = "segmenter") -> int:
+    chosen = [] if method is None else ["--method", method]
+    return main([*chosen, "--checkpoint", str(checkpoint), "--output_dir", str(folder), *options])
 
 
 def assert_refused(code: int, message: str, folder: Path, capsys) -> None:
@@ -84,10 +88,8 @@ def test_stored_outputs_beside_the_checkpoint_are_compared(checkpoint: Path, tmp
 
 @pytest.mark.parametrize("mistake", ["layer_norm_eps", "position_embedding_interpolation", "weights"])
 def test_verification_finds_mistakes(mistake: str, checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    """A converter that got something wrong would not get past its own check."""
-    from hf_segmodels.conversion.formats import segmenter
-
-    convert = segmenter.convert_segmenter
+    """A wrong conversion does not pass its own parity check."""
+    convert = converter.convert
 
     def convert_wrongly(*arguments):
         conversion = convert(*arguments)
@@ -102,7 +104,7 @@ def test_verification_finds_mistakes(mistake: str, checkpoint: Path, tmp_path: P
             )
         return conversion
 
-    monkeypatch.setattr(segmenter, "convert_segmenter", convert_wrongly)
+    monkeypatch.setattr(converter, "convert", convert_wrongly)
     assert run(checkpoint, tmp_path / "converted", "--verify") == 1
     assert "FAILED noise at an odd size" in capsys.readouterr().out
     assert not (tmp_path / "converted").exists()
@@ -140,7 +142,7 @@ def test_full_folders_are_kept(checkpoint: Path, tmp_path: Path, capsys):
     assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.num_labels == 9
 
 
-def test_a_file_is_no_output_folder(checkpoint: Path, tmp_path: Path, capsys):
+def test_a_file_is_refused_as_output_folder(checkpoint: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("mine")
     assert run(checkpoint, tmp_path / "file", "--overwrite") == 2
     assert "is a file" in capsys.readouterr().err
@@ -172,8 +174,8 @@ def test_truncated_checkpoints_are_refused(kept: int, checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html><html>sign in</html>", "is damaged or no checkpoint"),
-        (pickle.dumps([1, 2, 3]), "is damaged or no checkpoint"),
+        (b"<!DOCTYPE html><html>sign in</html>", "is damaged or not a checkpoint"),
+        (pickle.dumps([1, 2, 3]), "is damaged or not a checkpoint"),
     ],
 )
 def test_other_files_are_refused(content: bytes, message: str, checkpoint: Path, tmp_path: Path, capsys):
@@ -204,9 +206,15 @@ def test_damaged_and_pickled_arrays_are_refused(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["backbone.cls_token", "decode_head.affinity_head.0.weight"], "looks like RegProxy"),
-        (["backbone.cls_token", "decode_head.q.weight", "decode_head.class_embed.bias"], "looks like SegViT"),
-        (["backbone.cls_token", "context_branch.level_embed", "query_embed.weight"], "looks like UN-EPT"),
+        (["backbone.cls_token", "decode_head.affinity_head.0.weight"], "looks like RegProxy; use `--method regproxy`"),
+        (
+            ["backbone.cls_token", "decode_head.q.weight", "decode_head.class_embed.bias"],
+            "looks like SegViT; use `--method segvit`",
+        ),
+        (
+            ["backbone.cls_token", "context_branch.level_embed", "query_embed.weight"],
+            "looks like UN-EPT; use `--method unept`",
+        ),
         (["backbone.conv1.weight", "decode_head.conv_seg.weight"], "looks like an mmsegmentation model"),
         (["cls_token", "patch_embed.proj.weight"], "use `--method backbone`"),
         (["fc.weight"], "looks like nothing that is known here"),
@@ -217,7 +225,33 @@ def test_checkpoints_of_other_methods_are_recognized(keys, message, checkpoint: 
     assert_refused(run(checkpoint, tmp_path / "converted"), message, tmp_path / "converted", capsys)
 
 
-def test_a_segmenter_is_no_backbone(checkpoint: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("method", METHODS)
+def test_method_is_recognized_from_the_keys(method: str, tmp_path: Path, capsys):
+    if method == "backbone":
+        timm = pytest.importorskip("timm", reason="timm makes the state dict")
+        vit = timm.models.vision_transformer.VisionTransformer(
+            img_size=32, patch_size=16, embed_dim=64, depth=1, num_heads=1
+        )
+        checkpoint = tmp_path / "vit.pth"
+        torch.save(vit.state_dict(), checkpoint)
+    else:
+        checkpoint = import_module(f"common.original_{method}").write_checkpoint(tmp_path / "original")
+    assert run(checkpoint, tmp_path / "converted", method=None) == 0
+    assert f"--method {method}" in capsys.readouterr().out
+
+
+def test_every_format_is_a_method():
+    assert tuple(known.method for known in FORMATS) == METHODS
+
+
+def test_unknown_checkpoints_without_a_method_are_refused(checkpoint: Path, tmp_path: Path, capsys):
+    torch.save({"fc.weight": torch.ones(1)}, checkpoint)
+    code = run(checkpoint, tmp_path / "converted", method=None)
+    message = "is not a checkpoint that can be converted: it looks like nothing that is known here"
+    assert_refused(code, message, tmp_path / "converted", capsys)
+
+
+def test_a_segmenter_is_not_a_backbone(checkpoint: Path, tmp_path: Path, capsys):
     folder = tmp_path / "converted"
     assert_refused(run(checkpoint, folder, method="backbone"), "use `--method segmenter`", folder, capsys)
 

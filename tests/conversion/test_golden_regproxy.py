@@ -2,7 +2,7 @@
 """Converted checkpoints give what the original RegProxy gave."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.golden_cases import Arrays, check_architecture, load_folder, load_npz, on_meta, upsample, without_dropout
 from common.original_regproxy import regproxy_shapes
+from hf_segmodels import conversion
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion.formats.regproxy import REGPROXY, RELEASES, convert_regproxy, recognize
+from hf_segmodels.conversion.formats.regproxy import REGPROXY, RELEASES, RegProxyFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.regproxy import RegProxyForSemanticSegmentation, RegProxyImageProcessor, RegProxyImageProcessorPil
@@ -30,32 +32,6 @@ WHOLE_CASES = (
 SLIDING_CASES = ("slide_overlap_msflip", "slide_pad_smaller_than_window")
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "regproxy"
 RELEASED = json.loads((FIXTURES / "released.json").read_text())
-Arrays = Mapping[str, torch.Tensor]
-
-
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "regproxy"
-
-
-@pytest.fixture
-def convert(tmp_path: Path) -> Callable[..., RegProxyForSemanticSegmentation]:
-    """Runs the command on a checkpoint and loads the result."""
-
-    def run(checkpoint: Path, *options: str, **overrides) -> RegProxyForSemanticSegmentation:
-        arguments = ["--method", "regproxy", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "new")]
-        assert main([*arguments, *options]) == 0
-        return RegProxyForSemanticSegmentation.from_pretrained(tmp_path / "new", **overrides).eval()
-
-    return run
-
-
-def load(folder: Path) -> Arrays:
-    return {path.stem: torch.from_numpy(np.load(path)) for path in sorted(folder.glob("*.npy"))}
-
-
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def assert_same_outputs(
@@ -83,9 +59,7 @@ def assert_same_outputs(
 
 def assert_same_training(model: RegProxyForSemanticSegmentation, arrays: Arrays, expected: dict) -> None:
     """Losses and gradient norms with the batch norms' running statistics and with the batch's; drop path is off."""
-    for module in model.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+    without_dropout(model)
     labels = arrays["target"].long()
     for mode, is_training in (("eval_running_stats", False), ("train_batch_stats", True)):
         model.train(is_training).zero_grad()
@@ -111,7 +85,7 @@ def assert_same_training(model: RegProxyForSemanticSegmentation, arrays: Arrays,
 def assert_same_scores(
     model, inputs: list[torch.Tensor], flips: list[bool], expected: torch.Tensor, atol: float
 ) -> None:
-    """Scores are the original's; labels are those of its scores, but for ties of rounding."""
+    """Scores equal the original's, and labels their argmax, except for ties within rounding."""
     sizes = [tuple(expected.shape[-2:])]
     with torch.no_grad():
         (scores,) = dense_prediction(model, inputs, flips, sizes, return_scores=True)
@@ -127,7 +101,7 @@ def assert_same_scores(
 def test_small_model_gives_the_stored_outputs(convert):
     case = FIXTURES / "vit_r2x4_oddsize"
     model = convert(case / "checkpoint.pth", window_size=None, window_stride=None)
-    arrays = {name: torch.from_numpy(array) for name, array in np.load(case / "outputs.npz").items()}
+    arrays = load_npz(case / "outputs.npz")
     assert_same_outputs(model, arrays, tolerance=2e-5, step=4)
     assert_same_training(model, arrays, json.loads((case / "losses.json").read_text()))
 
@@ -136,28 +110,19 @@ def test_small_windows_give_the_stored_outputs(convert):
     case = FIXTURES / "slide_pad_smaller_than_window"
     model = convert(case / "checkpoint.pth")
     assert (model.config.window_size, model.config.window_stride) == ([64, 64], [64, 64])
-    arrays = {name: torch.from_numpy(array) for name, array in np.load(case / "outputs.npz").items()}
+    arrays = load_npz(case / "outputs.npz")
     assert_same_scores(model, [arrays["input"]], [False], arrays["probs"], atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model(arrays["input"]).logits, arrays["logits"], atol=2e-5, rtol=0)
 
 
-def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Every parameter and buffer of the model has one of the checkpoint, of its shape, and the other way round."""
-    from hf_segmodels.conversion.formats.regproxy import _release_as_config, regproxy_config
-
-    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    expected = RELEASED[name]
-    assert recognize(weights) == name
-    config = regproxy_config(_release_as_config(RELEASES[name]), weights, Path(name))
-    with torch.device("meta"):
-        model = RegProxyForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), REGPROXY)
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
-        key: tensor.shape for key, tensor in model.state_dict().items()
-    }
-    assert not dropped
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected["num_parameters"]
+def check_released(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    weights, expected = on_meta(shapes), RELEASED[name]
+    found, values = RegProxyFormat().recognize(weights)
+    assert found == name
+    mapped = check_architecture(RegProxyFormat(), weights, values, expected["num_parameters"])
+    assert not mapped.dropped_keys
+    config = mapped.config
     assert config.token_head_depth == expected["token_head_depth"]
     assert config.backbone_config.num_attention_heads == expected["num_heads"]
     assert (config.window_size, config.window_stride) == (expected["window_size"], expected["window_stride"])
@@ -168,7 +133,7 @@ def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None
 def test_every_released_checkpoint_is_recognized_by_keys_and_shapes(name: str):
     fields = RELEASED[name]
     names = ("width", "num_layers", "num_classes", "grid", "distilled", "stem")
-    check_architecture(regproxy_shapes(**{field: fields[field] for field in names}), name)
+    check_released(regproxy_shapes(**{field: fields[field] for field in names}), name)
 
 
 def test_a_released_checkpoint_without_a_configuration(tmp_path: Path, capsys):
@@ -199,14 +164,11 @@ def test_optimizer_groups_of_the_original(case: str):
 
 
 def model_of(shapes: Mapping[str, tuple[int, ...]], hybrid: bool) -> RegProxyForSemanticSegmentation:
-    from hf_segmodels.conversion.formats.regproxy import regproxy_config
-
     side, patch_size = (128, 32) if hybrid else (64, 16)
     encoder = {"img_size": side, "patch_size": patch_size, "num_heads": 2, "out_indices": [0, 3]}
     config = {"model": {"backbone": encoder, "decode_head": {"region_res": [4, 4]}}}
-    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with torch.device("meta"):
-        return RegProxyForSemanticSegmentation(regproxy_config(config, weights, Path("x")))
+        return RegProxyForSemanticSegmentation(RegProxyFormat().map_weights(on_meta(shapes), config).config)
 
 
 # With the reference data beside the checkout
@@ -217,7 +179,7 @@ def test_every_manifest_maps_completely(golden: Path):
     assert {path.stem for path in manifests} == set(RELEASES)
     for path in manifests:
         manifest = json.loads(path.read_text())
-        check_architecture({key: tuple(shape) for key, (shape, _) in manifest["keys"].items()}, path.stem)
+        check_released({key: tuple(shape) for key, (shape, _) in manifest["keys"].items()}, path.stem)
         assert manifest["num_params"] == RELEASED[path.stem]["num_parameters"]
 
 
@@ -232,17 +194,17 @@ def test_golden_outputs(name: str, source: str, golden: Path, convert):
     case = golden / name
     options = ("--config", str(case / "config.json")) if source == "config.json" else ()
     model = convert(case / "checkpoint.pth", "--verify", *options, window_size=None, window_stride=None)
-    assert_same_outputs(model, load(case), tolerance(name))
+    assert_same_outputs(model, load_folder(case), tolerance(name))
 
 
 @pytest.mark.parametrize("name", WHOLE_CASES)
 def test_golden_training(name: str, golden: Path, convert):
     case = golden / name
     model = convert(case / "checkpoint.pth", window_size=None, window_stride=None)
-    arrays, expected = load(case), json.loads((case / "losses.json").read_text())
+    arrays, expected = load_folder(case), json.loads((case / "losses.json").read_text())
     assert_same_training(model, arrays, expected)
 
-    valid_mean = convert_regproxy(case / "checkpoint.pth").model
+    valid_mean = conversion.convert(case / "checkpoint.pth").model
     valid_mean.config.loss_reduction = "valid_mean"
     with torch.no_grad():
         loss = valid_mean(arrays["input"], labels=arrays["target"]).loss
@@ -252,7 +214,7 @@ def test_golden_training(name: str, golden: Path, convert):
 @pytest.mark.parametrize("name", SLIDING_CASES)
 def test_golden_sliding_window(name: str, golden: Path, convert):
     case = golden / name
-    model, arrays = convert(case / "checkpoint.pth", "--verify"), load(case)
+    model, arrays = convert(case / "checkpoint.pth", "--verify"), load_folder(case)
     with torch.no_grad():
         torch.testing.assert_close(model(arrays["input"]).logits, arrays["logits"], atol=2e-5, rtol=0)
     (scores,) = model.predict(arrays["input"], return_scores=True)
@@ -262,7 +224,7 @@ def test_golden_sliding_window(name: str, golden: Path, convert):
 
 def test_golden_scales_and_flips(golden: Path, convert):
     case = golden / "slide_overlap_msflip"
-    model, arrays = convert(case / "checkpoint.pth"), load(case)
+    model, arrays = convert(case / "checkpoint.pth"), load_folder(case)
     inputs = [arrays[f"aug_input_{index}"] for index in range(6)]
     assert_same_scores(model, inputs, [False, True] * 3, arrays["aug_probs"], atol=1e-5)
     with torch.no_grad():

@@ -10,10 +10,12 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
+from common.golden_cases import check_architecture, load, load_npz, on_meta, upsample, without_dropout
 from common.original_segmenter import segmenter_shapes, variant_yml
+from hf_segmodels import conversion
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import convert_segmenter, load_backbone_weights
-from hf_segmodels.conversion.formats.segmenter import DROPPED, SEGMENTER, segmenter_config
+from hf_segmodels.conversion import load_backbone_weights
+from hf_segmodels.conversion.formats.segmenter import SEGMENTER, SegmenterFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.plain_vit import PlainViTBackbone, PlainViTConfig
 from hf_segmodels.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
@@ -39,47 +41,19 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "segmenter"
 RELEASED = json.loads((FIXTURES / "released.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "segmenter"
-
-
-@pytest.fixture
-def convert(tmp_path: Path):
-    """Runs the command on a checkpoint and loads the result."""
-
-    def run(checkpoint: Path, **overrides) -> SegmenterForSemanticSegmentation:
-        folder = tmp_path / "converted"
-        assert main(["--method", "segmenter", "--checkpoint", str(checkpoint), "--output_dir", str(folder)]) == 0
-        return SegmenterForSemanticSegmentation.from_pretrained(folder, **overrides).eval()
-
-    return run
-
-
-def load(path: Path) -> torch.Tensor:
-    return torch.from_numpy(np.load(path))
-
-
 def encoder_tokens(backbone: PlainViTBackbone, pixel_values: torch.Tensor) -> torch.Tensor:
     """All tokens after the final norm."""
     return backbone.layernorm(backbone(pixel_values, output_hidden_states=True).hidden_states[-1])
 
 
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
 def assert_same_training(model: SegmenterForSemanticSegmentation, pixel_values, labels, expected: dict) -> None:
     """The loss and each parameter's gradient norm, by their original names, with dropout and drop path off."""
-    for module in model.modules():
-        for name in ("p", "drop_prob", "attention_dropout"):
-            if hasattr(module, name):
-                setattr(module, name, 0.0)
+    without_dropout(model)
     model.train()
     loss = model(pixel_values, labels=labels).loss
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
-    renamed, dropped = rename(list(expected["grad_l2_norms"]), SEGMENTER, DROPPED)
+    renamed, dropped = rename(list(expected["grad_l2_norms"]), SEGMENTER)
     norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     assert norms.keys() == set(renamed.values())
     assert dropped == []
@@ -92,7 +66,7 @@ def full_size_model(name: str, folder: Path) -> SegmenterForSemanticSegmentation
     checkpoint = folder / "checkpoint.pth"
     torch.save({"model": procedural_state_dict(segmenter_shapes(network))}, checkpoint)
     checkpoint.with_name("variant.yml").write_text(variant_yml(network))
-    return convert_segmenter(checkpoint).model
+    return conversion.convert(checkpoint).model
 
 
 # In a fresh clone
@@ -101,7 +75,7 @@ def full_size_model(name: str, folder: Path) -> SegmenterForSemanticSegmentation
 def test_small_model_gives_the_stored_outputs(convert):
     case = FIXTURES / "mask_deit16_dist_interp"
     model = convert(case / "checkpoint.pth", window_size=None, window_stride=None)
-    stored = {name: torch.from_numpy(array) for name, array in np.load(case / "outputs.npz").items()}
+    stored = load_npz(case / "outputs.npz")
 
     with torch.no_grad():
         logits = model(stored["pixel_values"]).logits
@@ -126,31 +100,22 @@ def test_full_size_model_gives_the_stored_outputs(name: str, tmp_path: Path):
     torch.testing.assert_close(tokens, torch.from_numpy(stored["encoder_tokens"]), atol=2e-4, rtol=0)
 
 
-def check_architecture(network: dict, shapes: dict[str, tuple[int, ...]], **fields) -> None:
-    """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
-    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+def check_released(network: dict, shapes: dict[str, tuple[int, ...]], **fields) -> None:
     variant = {
         "net_kwargs": network,
         "inference_kwargs": {"window_size": network["image_size"][0], "window_stride": fields["window_stride"]},
         "dataset_kwargs": {"dataset": fields["dataset"]},
     }
-    config = segmenter_config(variant, weights)
-    with torch.device("meta"):
-        model = SegmenterForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), SEGMENTER, DROPPED)
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
-        name: parameter.shape for name, parameter in model.named_parameters()
-    }
-    assert {key.split(".")[1] for key in dropped} <= {"head", "head_dist"}
-    assert sum(parameter.numel() for parameter in model.parameters()) == fields["num_parameters"]
-    assert config.id2label[0] != "LABEL_0"
+    mapped = check_architecture(SegmenterFormat(), on_meta(shapes), variant, fields["num_parameters"])
+    assert {key.split(".")[1] for key in mapped.dropped_keys} <= {"head", "head_dist"}
+    assert mapped.config.id2label[0] != "LABEL_0"
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_every_released_checkpoint_has_its_architecture(name: str):
     fields = dict(RELEASED[name])
     network = fields.pop("net_kwargs")
-    check_architecture(network, segmenter_shapes(network), **fields)
+    check_released(network, segmenter_shapes(network), **fields)
 
 
 # With the reference data beside the checkout
@@ -160,7 +125,7 @@ def test_every_manifest_maps_completely(golden: Path):
     manifests = sorted((golden / "manifests").glob("*.json"))
     assert len(manifests) > 60
     for manifest in (json.loads(path.read_text()) for path in manifests):
-        check_architecture(
+        check_released(
             manifest["net_kwargs"],
             {name: tuple(shape) for name, (shape, _) in manifest["keys"].items()},
             dataset=manifest["dataset"],

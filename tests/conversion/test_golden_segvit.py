@@ -1,10 +1,8 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Converted checkpoints give what the original SegViT gave."""
 
-import gzip
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +10,10 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.golden_cases import Arrays, check_architecture, load_folder, load_npz, on_meta, without_dropout
 from common.original_segvit import segvit_shapes
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion.formats.segvit import (
-    DROPPED,
-    RELEASES,
-    SEGVIT,
-    SEGVIT_SHRUNK,
-    _release_as_config,
-    drop_unused,
-    recognize,
-    segvit_config,
-    split_attention,
-)
+from hf_segmodels.conversion.formats.segvit import RELEASES, SEGVIT, SEGVIT_SHRUNK, SegViTFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.segvit import (
@@ -46,36 +35,6 @@ WHOLE_CASES = (
 )
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "segvit"
 RELEASED = json.loads((FIXTURES / "released.json").read_text())
-Arrays = Mapping[str, torch.Tensor]
-
-
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "segvit"
-
-
-@pytest.fixture
-def convert(tmp_path: Path) -> Callable[..., SegViTForSemanticSegmentation]:
-    """Runs the command on a checkpoint, which may be compressed, and loads the result."""
-
-    def run(checkpoint: Path, *options: str, **overrides) -> SegViTForSemanticSegmentation:
-        if checkpoint.suffix == ".gz":
-            with gzip.open(checkpoint) as compressed, (tmp_path / checkpoint.stem).open("wb") as file:
-                shutil.copyfileobj(compressed, file)
-            checkpoint = tmp_path / checkpoint.stem
-        arguments = ["--method", "segvit", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "new")]
-        assert main([*arguments, *options]) == 0
-        return SegViTForSemanticSegmentation.from_pretrained(tmp_path / "new", **overrides).eval()
-
-    return run
-
-
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    return {path.stem: torch.from_numpy(np.load(path)) for path in sorted(folder.glob("*.npy"))}
-
-
-def load_npz(path: Path) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
 
 
 def assert_same_outputs(model: SegViTForSemanticSegmentation, arrays: Arrays, step: int = 1) -> None:
@@ -98,7 +57,7 @@ def assert_same_outputs(model: SegViTForSemanticSegmentation, arrays: Arrays, st
     if "aux_masks" in arrays:
         torch.testing.assert_close(masks[:-1], arrays["aux_masks"], **close)
     for index, ours in enumerate(features):
-        # what vit_shrink taps are sequences (batch_size, h * w, D)
+        # vit_shrink's features are sequences (batch_size, h * w, D)
         expected = arrays[f"feat_{index}"]
         ours = ours if expected.ndim == 4 else ours.flatten(2).transpose(1, 2)
         torch.testing.assert_close(ours, expected, **close)
@@ -106,10 +65,7 @@ def assert_same_outputs(model: SegViTForSemanticSegmentation, arrays: Arrays, st
 
 def assert_same_loss(model: SegViTForSemanticSegmentation, arrays: Arrays, expected: dict) -> None:
     """Every term and gradient norm, with dropout and drop path off."""
-    for module in model.modules():
-        for name in ("p", "drop_prob", "attention_dropout"):
-            if hasattr(module, name):
-                setattr(module, name, 0.0)
+    without_dropout(model)
     model.train().zero_grad()
     outputs = model(arrays["input"], labels=arrays["target"].long())
     outputs.loss.backward()
@@ -120,7 +76,7 @@ def assert_same_loss(model: SegViTForSemanticSegmentation, arrays: Arrays, expec
     assert ours == pytest.approx(terms, rel=1e-5)
 
     table = SEGVIT_SHRUNK if model.config.decoder_type == "shrunk" else SEGVIT
-    renamed, dropped = rename(list(expected["grad_norms"]), table, DROPPED)
+    renamed, dropped = rename(list(expected["grad_norms"]), table)
     assert not dropped
     for original, name in renamed.items():
         norm = model.get_parameter(name).grad.norm().item()
@@ -167,24 +123,14 @@ def test_loss_of_stored_masks():
             assert term.item() == pytest.approx(stored, rel=1e-5)
 
 
-def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
-    state_dict = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    expected = RELEASED[name]
-    assert recognize(state_dict) == name
-    weights, unused, _ = drop_unused(state_dict, with_cls_token=False)
-    config = segvit_config(_release_as_config(RELEASES[name]), weights, Path(name))
-    with torch.device("meta"):
-        model = SegViTForSemanticSegmentation(config)
-    table = SEGVIT_SHRUNK if expected["shrunk"] else SEGVIT
-    renamed, dropped = rename(list(weights), table, DROPPED)
-    tensors = split_attention({ours: weights[key] for key, ours in renamed.items()})
-    assert {ours: tensor.shape for ours, tensor in tensors.items()} == {
-        key: tensor.shape for key, tensor in model.state_dict().items()
-    }
-    assert unused == ["backbone.cls_token", "backbone.pos_embed[:, :1]"]
-    assert all(key.endswith("criterion.empty_weight") for key in dropped)
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected["num_parameters"]
+def check_released(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    weights, expected = on_meta(shapes), RELEASED[name]
+    found, values = SegViTFormat().recognize(weights)
+    assert found == name
+    mapped = check_architecture(SegViTFormat(), weights, values, expected["num_parameters"])
+    config = mapped.config
+    assert mapped.dropped_keys[:2] == ["backbone.cls_token", "backbone.pos_embed[:, :1]"]
+    assert all(key.endswith("criterion.empty_weight") for key in mapped.dropped_keys[2:])
     backbone = config.backbone_config
     assert [index - 1 for index in backbone.out_indices] == expected["out_indices"]
     assert backbone.query_downsampling_layer == expected["shrink_idx"]
@@ -198,7 +144,7 @@ def check_architecture(shapes: Mapping[str, tuple[int, ...]], name: str) -> None
 def test_every_checkpoint_of_the_paper_is_recognized_by_keys_and_shapes(name: str):
     fields = RELEASED[name]
     names = ("width", "num_layers", "num_classes", "grid", "decoder_width", "num_stages", "shrunk")
-    check_architecture(segvit_shapes(**{field: fields[field] for field in names}), name)
+    check_released(segvit_shapes(**{field: fields[field] for field in names}), name)
 
 
 @pytest.mark.slow  # the encoder is ViT-B, 20 s
@@ -224,15 +170,12 @@ def test_optimizer_groups_of_the_original(case: str):
     else:
         shapes = segvit_shapes(96, 4, 7, (6, 6), 48, 3)
         encoder, head = {"img_size": 96, "out_indices": [0, 2, 3]}, {"img_size": 96, "num_heads": 6}
-    encoder |= {"patch_size": 16, "num_heads": 2}
-    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    weights, unused, _ = drop_unused(weights, with_cls_token=False)
+    encoder |= {"patch_size": 16, "num_heads": 2, "with_cls_token": False}
+    mapped = SegViTFormat().map_weights(on_meta(shapes), {"model": {"backbone": encoder, "decode_head": head}})
     with torch.device("meta"):
-        model = SegViTForSemanticSegmentation(
-            segvit_config({"model": {"backbone": encoder, "decode_head": head}}, weights, Path("x"))
-        )
+        model = SegViTForSemanticSegmentation(mapped.config)
     renamed, dropped = rename(
-        [key for key in expected if key not in unused], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT
+        [key for key in expected if key not in mapped.dropped_keys], SEGVIT_SHRUNK if case == "shrunk" else SEGVIT
     )
     assert not dropped
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -254,7 +197,7 @@ def test_every_manifest_maps_completely(golden: Path):
     assert {path.stem for path in manifests} == set(RELEASES)
     for path in manifests:
         manifest = json.loads(path.read_text())
-        check_architecture({key: tuple(shape) for key, (shape, _) in manifest["keys"].items()}, path.stem)
+        check_released({key: tuple(shape) for key, (shape, _) in manifest["keys"].items()}, path.stem)
         # the class token, and its row in the position table, are learned but not used
         unused = 2 * manifest["model_config"]["backbone"]["embed_dims"]
         assert manifest["num_params"] - unused == RELEASED[path.stem]["num_parameters"]
@@ -266,19 +209,19 @@ def test_golden_outputs(name: str, source: str, golden: Path, convert):
     case = golden / name
     options = ("--config", str(case / "config.json")) if source == "config.json" else ()
     model = convert(case / "checkpoint.pth", "--verify", *options, window_size=None, window_stride=None)
-    assert_same_outputs(model, load(case))
+    assert_same_outputs(model, load_folder(case))
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE_CASES if name != "cascade3_resized_input"])
 def test_golden_training(name: str, golden: Path, convert):
     case = golden / name
     model = convert(case / "checkpoint.pth", window_size=None, window_stride=None)
-    assert_same_loss(model, load(case), json.loads((case / "losses.json").read_text()))
+    assert_same_loss(model, load_folder(case), json.loads((case / "losses.json").read_text()))
 
 
 def test_golden_sliding_window_scales_and_flips(golden: Path, convert):
     case = golden / "slide_msflip"
-    model, arrays = convert(case / "checkpoint.pth", "--verify"), load(case)
+    model, arrays = convert(case / "checkpoint.pth", "--verify"), load_folder(case)
     with torch.no_grad():
         torch.testing.assert_close(model(arrays["input"]).logits, arrays["logits"], atol=2e-5, rtol=0)
     (scores,) = model.predict(arrays["input"], return_scores=True)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
-from torch import nn
 
+from common.golden_cases import check_architecture, load, load_npz, on_meta, upsample, without_dropout
 from common.original_unept import CONFIGURATIONS, config_text, network, unept_shapes
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import load_backbone_weights
-from hf_segmodels.conversion.formats.unept import UNEPT, unept_config
+from hf_segmodels.conversion.formats.unept import UNEPT, UNEPTFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction
 from hf_segmodels.unept import refine, unept_losses
@@ -25,34 +25,8 @@ CASES = ("deit_d1", "deit_d2_batch2_slide", "res50_w8_d1")
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"
 
 
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "unept"
-
-
-@pytest.fixture
-def convert(tmp_path: Path):
-    """Runs the command on a checkpoint and loads the result."""
-
-    def run(checkpoint: Path, **overrides) -> UNEPTForSemanticSegmentation:
-        folder = tmp_path / "converted"
-        if not folder.exists():
-            assert main(["--method", "unept", "--checkpoint", str(checkpoint), "--output_dir", str(folder)]) == 0
-        return UNEPTForSemanticSegmentation.from_pretrained(folder, **overrides).eval()
-
-    return run
-
-
-def load(path: Path) -> torch.Tensor:
-    return torch.from_numpy(np.load(path))
-
-
 def whole_images(convert, checkpoint: Path) -> UNEPTForSemanticSegmentation:
     return convert(checkpoint, window_size=None, window_stride=None)
-
-
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 # In a fresh clone
@@ -63,10 +37,9 @@ def test_full_size_model_gives_the_stored_outputs():
     # about 15 s
     backbone, num_classes, _ = CONFIGURATIONS["deit_unept_ade20k"]
     weights = procedural_state_dict(unept_shapes(network(backbone), num_classes, 480))
-    config = unept_config({"model": network(backbone)}, weights, Path("checkpoint.pth"))
-    model = UNEPTForSemanticSegmentation(config).eval()
-    renamed, _ = rename(list(weights), UNEPT)
-    model.load_state_dict({ours: weights[key] for key, ours in renamed.items()})
+    mapped = UNEPTFormat().map_weights(weights, {"model": network(backbone)})
+    model = UNEPTForSemanticSegmentation(mapped.config).eval()
+    model.load_state_dict(mapped.tensors)
     with torch.no_grad():
         outputs = model(procedural_input(480))
     logits = upsample(outputs.logits, (480, 480))
@@ -78,25 +51,15 @@ def test_full_size_model_gives_the_stored_outputs():
     assert logits.std().item() == pytest.approx(stored["logits_std"], abs=1e-4)
 
 
-def check_architecture(values: dict, shapes: dict[str, tuple[int, ...]], num_parameters: int) -> None:
-    """Every parameter of the model has one of the checkpoint, of its shape, and the other way round."""
-    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    config = unept_config(values, weights, Path("checkpoint.pth"))
-    with torch.device("meta"):
-        model = UNEPTForSemanticSegmentation(config)
-    renamed, dropped = rename(list(weights), UNEPT)
-    assert dropped == []
-    assert {ours: weights[key].shape for key, ours in renamed.items()} == {
-        name: tensor.shape for name, tensor in model.state_dict().items()
-    }
-    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+def check_configuration(values: dict, shapes: dict[str, tuple[int, ...]], num_parameters: int) -> None:
+    assert check_architecture(UNEPTFormat(), on_meta(shapes), values, num_parameters).dropped_keys == []
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_configuration_has_its_architecture(name: str):
     backbone, num_classes, num_parameters = CONFIGURATIONS[name]
     shapes = unept_shapes(network(backbone), num_classes, 480)
-    check_architecture({"model": network(backbone)}, shapes, num_parameters)
+    check_configuration({"model": network(backbone)}, shapes, num_parameters)
 
 
 # With the reference data beside the checkout
@@ -110,7 +73,7 @@ def test_every_manifest_maps_completely(golden: Path):
         shapes = {name: tuple(shape) for name, (shape, _) in manifest["keys"].items()}
         assert shapes == unept_shapes(manifest["model"], manifest["num_classes"], 480)
         test_cfg = {"mode": "slide", "crop_size": manifest["window_size"], "stride": manifest["window_stride"]}
-        check_architecture({"model": manifest["model"], "test_cfg": test_cfg}, shapes, manifest["num_params"])
+        check_configuration({"model": manifest["model"], "test_cfg": test_cfg}, shapes, manifest["num_params"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -141,7 +104,7 @@ def test_golden_outputs(name: str, golden: Path, convert):
 def test_golden_intermediate_features(name: str, golden: Path, convert):
     case = golden / name
     model = whole_images(convert, case / "checkpoint.pth")
-    stored = {key: torch.from_numpy(array) for key, array in np.load(case / "intermediates.npz").items()}
+    stored = load_npz(case / "intermediates.npz")
     pixel_values = load(case / "input.npy")
     with torch.no_grad():
         context = model.spatial_branch(pixel_values)
@@ -191,14 +154,6 @@ def test_golden_loss_terms(name: str, mode: str, golden: Path, convert):
         assert getattr(terms, ours).item() == pytest.approx(expected[original], rel=1e-5), ours
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        for name in ("p", "attention_dropout"):
-            if hasattr(module, name):
-                setattr(module, name, 0.0)
-    return model
-
-
 def in_the_layout_of_the_original(gradient: torch.Tensor) -> torch.Tensor:
     """The same values, channels last, with the strides that `flatten(2).permute(2, 0, 1)` leaves for one image."""
     channels, _, width = gradient.shape[1:]
@@ -213,7 +168,7 @@ def test_golden_gradients(name: str, golden: Path, convert):
     pixel_values = load(case / "input.npy")
     if len(pixel_values) == 1:
         # For one image the original's gradient reaches the spatial branch in a layout that torch's batch norm on CPUs
-        # mistakes for another: what is stored of that branch is wrong. Ours avoids it; given the same layout it agrees.
+        # mistakes for another: the stored gradients of that branch are wrong. Our model avoids it; in the same layout it agrees.
         model.spatial_branch.register_forward_hook(
             lambda module, inputs, output: output.register_hook(in_the_layout_of_the_original) and None
         )

@@ -34,7 +34,7 @@ def test_file_in_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "one").config.model_type == "segvit"
 
 
-def test_what_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_an_unreachable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     def download(*args, **kwargs):
         raise LocalEntryNotFoundError("no such thing")
 

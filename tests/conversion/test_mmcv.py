@@ -54,8 +54,8 @@ def test_code_is_refused(code):
         parse_mmcv_config(f"z = 1\n{code}", "here")
 
 
-def test_what_is_no_python_is_refused():
-    with pytest.raises(ConversionError, match="is no Python text"):
+def test_other_text_is_refused():
+    with pytest.raises(ConversionError, match="is not Python text"):
         parse_mmcv_config("x = (", "here")
 
 
@@ -80,7 +80,7 @@ def test_configuration_comes_from_file_or_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{", "is no JSON"),
+        ("a.json", "{", "is not valid JSON"),
         ("a.json", "[]", "has no `model`"),
         ("a.py", "_base_ = ['x.py']", "has no `model`"),
         ("a.py", None, "There is no file"),

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What RegProxy's converter reads, and what it refuses."""
+"""Conversion of RegProxy: configurations, image processors, errors."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 
 from common.original_regproxy import TINY_CONFIG, write_checkpoint
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import ConversionError, convert_regproxy
-from hf_segmodels.conversion.formats.regproxy import recognize
+from hf_segmodels.conversion import ConversionError, convert
+from hf_segmodels.conversion.formats.regproxy import RegProxyFormat
 from hf_segmodels.conversion.mmcv_config import parse_mmcv_config
 
 
 def test_configuration_in_the_checkpoint(tmp_path: Path):
-    conversion = convert_regproxy(write_checkpoint(tmp_path))
+    conversion = convert(write_checkpoint(tmp_path))
     config = conversion.model.config
     assert (config.token_head_depth, config.region_resolution, config.batch_norm_eps) == (1, [4, 2], 1e-5)
     assert (config.odd_size_mode, config.loss_reduction, config.small_image_mode) == ("resize", "pixel_mean", "pad")
@@ -42,11 +42,11 @@ def test_tiny_checkpoint_verifies(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".py"])
-def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tmp_path: Path):
+def test_configuration_file_overrides_the_checkpoints_own(suffix: str, tmp_path: Path):
     text = TINY_CONFIG.replace("out_indices=(0, 2)", "out_indices=(-1, 2)").replace("eps=1e-06", "eps=1e-05")
     path = tmp_path / f"config{suffix}"
     path.write_text(text if suffix == ".py" else json.dumps(parse_mmcv_config(text, "here")))
-    config = convert_regproxy(write_checkpoint(tmp_path), path).model.config
+    config = convert(write_checkpoint(tmp_path), path).model.config
     assert config.token_head_depth == 0
     assert config.backbone_config.layer_norm_eps == 1e-5
 
@@ -55,7 +55,7 @@ def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tm
 def test_configuration_without_pipelines(text: str | None, tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model": parse_mmcv_config(TINY_CONFIG, "here")["model"]}))
-    conversion = convert_regproxy(write_checkpoint(tmp_path, text), path)
+    conversion = convert(write_checkpoint(tmp_path, text), path)
     shortest_edge = 64 if text == TINY_CONFIG else 512  # the checkpoint's own, or ADE20K's
     assert conversion.image_processor.size["shortest_edge"] == shortest_edge
     assert conversion.image_processor.do_reduce_labels is (text == TINY_CONFIG)
@@ -64,7 +64,7 @@ def test_configuration_without_pipelines(text: str | None, tmp_path: Path):
 
 def test_whole_images_and_unnamed_classes(tmp_path: Path):
     text = TINY_CONFIG.replace("mode='slide'", "mode='whole'")
-    config = convert_regproxy(write_checkpoint(tmp_path, text, CLASSES=("too", "few"))).model.config
+    config = convert(write_checkpoint(tmp_path, text, CLASSES=("too", "few"))).model.config
     assert config.window_size is None
     assert config.id2label[4] == "LABEL_4"
 
@@ -72,14 +72,14 @@ def test_whole_images_and_unnamed_classes(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_layers=3", "num_layers=4", "`num_layers` 4 against 3"),
-        ("embed_dims=64", "embed_dims=32", "`embed_dims` 32 against 64"),
+        ("num_layers=3", "num_layers=4", "`num_layers of the encoder` 4 against 3"),
+        ("embed_dims=64", "embed_dims=32", "`embed_dims of the encoder` 32 against 64"),
         ("num_classes=5", "num_classes=6", "`num_classes` 6 against 5"),
         ("region_res=(4, 2)", "region_res=(4, 4)", "`9 times the area of region_res` 144 against 72"),
         ("out_indices=(0, 2)", "out_indices=(0, 1)", "`the last of out_indices` 1 against 2"),
         ("out_indices=(0, 2)", "out_indices=(2,)", "does not describe .*index out of range"),
         ("in_index=(-2, -1)", "align_corners=True", "`align_corners` True against False"),
-        ("img_size=(64, 48)", "img_size=(64, 64)", "has 12 patches, which is not 4 x 4"),
+        ("img_size=(64, 48)", "img_size=(64, 64)", "are of 12 patches, which is not 4 x 4"),
         ("interpolate_mode='bicubic'", "interpolate_mode='nearest'", "does not describe .*'bilinear', 'bicubic'"),
         ("region_res=(4, 2)", "channels=64", "'region_res' is missing"),
     ],
@@ -87,19 +87,21 @@ def test_whole_images_and_unnamed_classes(tmp_path: Path):
 def test_configuration_of_another_model_is_refused(old: str, new: str, message: str, tmp_path: Path):
     assert old in TINY_CONFIG
     with pytest.raises(ConversionError, match=message):
-        convert_regproxy(write_checkpoint(tmp_path, TINY_CONFIG.replace(old, new)))
+        convert(write_checkpoint(tmp_path, TINY_CONFIG.replace(old, new)))
 
 
 def test_unknown_model_without_a_configuration(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, config=None)
-    assert recognize(torch.load(checkpoint, weights_only=True)["state_dict"]) is None
-    with pytest.raises(ConversionError, match="holds no configuration, and is none of the released ones"):
-        convert_regproxy(checkpoint)
+    assert RegProxyFormat().recognize(torch.load(checkpoint, weights_only=True)["state_dict"]) is None
+    with pytest.raises(
+        ConversionError, match="holds no configuration, and no released checkpoint has its keys and shapes"
+    ):
+        convert(checkpoint)
 
 
 def test_code_in_the_configuration_is_not_run(tmp_path: Path):
     with pytest.raises(ConversionError, match="is more than values and was not run"):
-        convert_regproxy(write_checkpoint(tmp_path, "import os"))
+        convert(write_checkpoint(tmp_path, "import os"))
 
 
 @pytest.mark.parametrize(
@@ -116,10 +118,4 @@ def test_missing_and_left_over_weights_are_named(change, message: str, tmp_path:
     change(contents["state_dict"])
     torch.save(contents, checkpoint)
     with pytest.raises(ConversionError, match=message):
-        convert_regproxy(checkpoint)
-
-
-def test_another_method_is_named(tmp_path: Path, capsys):
-    arguments = ["--checkpoint", str(write_checkpoint(tmp_path)), "--output_dir", str(tmp_path / "new")]
-    assert main(["--method", "segmenter", *arguments]) == 2
-    assert "use `--method regproxy`" in capsys.readouterr().err
+        convert(checkpoint)

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a converted Segmenter is like, and what is refused."""
+"""Conversion of Segmenter: configurations, image processors, errors."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from common.original_segmenter import segmenter_shapes, tiny_network, variant_yml, write_checkpoint
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import ConversionError, convert_segmenter
+from hf_segmodels.conversion import ConversionError, convert
 
 
 def rewrite(checkpoint: Path, **changes) -> None:
@@ -63,12 +63,12 @@ def test_the_data_set_decides_labels_and_processor(
 @pytest.mark.parametrize(("normalization", "mean", "std"), [("vit", 0.5, 0.5), ("deit", 0.485, 0.229)])
 def test_normalization(normalization: str, mean: float, std: float, tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, tiny_network("linear", normalization=normalization))
-    processor = convert_segmenter(checkpoint).image_processor
+    processor = convert(checkpoint).image_processor
     assert (processor.image_mean[0], processor.image_std[0]) == (mean, std)
 
 
-def test_quirks_of_the_original_stand_in_the_config(checkpoint: Path):
-    config = convert_segmenter(checkpoint).model.config
+def test_config_has_the_originals_quirks(checkpoint: Path):
+    config = convert(checkpoint).model.config
     backbone = config.backbone_config
     assert backbone.layer_norm_eps == config.decoder_layer_norm_eps == 1e-5
     assert backbone.position_embedding_interpolation == "bilinear"
@@ -79,40 +79,40 @@ def test_quirks_of_the_original_stand_in_the_config(checkpoint: Path):
 @pytest.mark.parametrize(("width", "heads"), [(64, 1), (96, 1), (128, 2), (32, 1)])
 def test_decoder_heads_follow_the_width(width: int, heads: int, tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, tiny_network(d_model=width))
-    assert convert_segmenter(checkpoint).model.config.decoder_num_attention_heads == heads
+    assert convert(checkpoint).model.config.decoder_num_attention_heads == heads
 
 
 def test_decoder_layers_are_counted(checkpoint: Path):
-    """The released Cityscapes model has one, where the defaults say two."""
+    """The released Cityscapes model has one layer, the original's defaults two."""
     network = tiny_network()
     torch.save({"model": procedural_state_dict(segmenter_shapes(network, num_decoder_layers=1))}, checkpoint)
-    model = convert_segmenter(checkpoint).model
+    model = convert(checkpoint).model
     assert model.config.decoder_num_hidden_layers == len(model.decoder.encoder.layers) == 1
 
 
 @pytest.mark.parametrize("name", ["linear", "decoder_linear"])
 def test_linear_is_any_name_with_it(name: str, tmp_path: Path):
-    assert convert_segmenter(write_checkpoint(tmp_path, tiny_network(name))).model.config.decoder_type == "linear"
+    assert convert(write_checkpoint(tmp_path, tiny_network(name))).model.config.decoder_type == "linear"
 
 
 def test_distilled_may_be_missing(tmp_path: Path):
     network = tiny_network("linear")
     del network["distilled"]
-    model = convert_segmenter(write_checkpoint(tmp_path, network)).model
+    model = convert(write_checkpoint(tmp_path, network)).model
     assert not model.config.backbone_config.use_distillation_token
 
 
 def test_dropout_is_kept(checkpoint: Path):
     change_variant(checkpoint, lambda variant: variant["net_kwargs"].update(dropout=0.2))
     change_variant(checkpoint, lambda variant: variant["net_kwargs"]["decoder"].update(dropout=0.0, drop_path_rate=0.3))
-    config = convert_segmenter(checkpoint).model.config
+    config = convert(checkpoint).model.config
     assert config.backbone_config.hidden_dropout_prob == config.backbone_config.attention_probs_dropout_prob == 0.2
     assert (config.decoder_dropout_prob, config.decoder_drop_path_rate) == (0.0, 0.3)
 
 
 def test_only_the_imagenet_classifiers_are_dropped(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, tiny_network(distilled=True))
-    assert set(convert_segmenter(checkpoint).dropped_keys) == {
+    assert set(convert(checkpoint).dropped_keys) == {
         "encoder.head.weight", "encoder.head.bias", "encoder.head_dist.weight", "encoder.head_dist.bias"
     }  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_only_the_imagenet_classifiers_are_dropped(tmp_path: Path):
 def test_half_precision_weights_become_float32(checkpoint: Path):
     weights = torch.load(checkpoint, weights_only=True)["model"]
     torch.save({"model": {name: tensor.half() for name, tensor in weights.items()}}, checkpoint)
-    assert {parameter.dtype for parameter in convert_segmenter(checkpoint).model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in convert(checkpoint).model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_half_precision_weights_become_float32(checkpoint: Path):
             ["encoder.norm.weight (3,) instead of (64,)", "decoder.mask_norm.bias (4,) instead of (5,)"],
         ),
         ({"encoder__pos_embed": torch.ones(1, 26, 64)}, ["encoder.pos_embed (1, 26, 64) instead of (1, 17, 64)"]),
-        ({"decoder__cls_emb": torch.ones(1, 9, 64)}, ["variant.yml says 5 classes, the weights have 9"]),
+        ({"decoder__cls_emb": torch.ones(1, 9, 64)}, ["variant.yml has 5 classes, the weights have 9"]),
         ({"decoder__cls_emb": None}, ["neither `decoder.head.weight`"]),
     ],
 )
 def test_every_wrong_weight_is_named(changes: dict, messages: list[str], checkpoint: Path):
     rewrite(checkpoint, **changes)
     with pytest.raises(ConversionError) as error:
-        convert_segmenter(checkpoint)
+        convert(checkpoint)
     for message in messages:
         assert message in str(error.value)
 
@@ -168,7 +168,7 @@ def test_every_wrong_weight_is_named(changes: dict, messages: list[str], checkpo
 def test_wrong_variants_are_refused(change, message: str, checkpoint: Path):
     change_variant(checkpoint, change)
     with pytest.raises(ConversionError, match=message):
-        convert_segmenter(checkpoint)
+        convert(checkpoint)
 
 
 def test_missing_variant_names_the_expected_path(checkpoint: Path):
@@ -176,10 +176,10 @@ def test_missing_variant_names_the_expected_path(checkpoint: Path):
     text = variant.read_text()
     variant.unlink()
     with pytest.raises(ConversionError, match=f"There is no {variant}"):
-        convert_segmenter(checkpoint)
+        convert(checkpoint)
     elsewhere = checkpoint.with_name("other.yml")
     elsewhere.write_text(text)
-    assert convert_segmenter(checkpoint, elsewhere).model.config.num_labels == 5
+    assert convert(checkpoint, elsewhere).model.config.num_labels == 5
 
 
 @pytest.mark.parametrize(
@@ -194,17 +194,17 @@ def test_variants_never_run_code(text: str, checkpoint: Path, tmp_path: Path):
     marker = tmp_path / "marker"
     checkpoint.with_name("variant.yml").write_text(text.format(marker=marker))
     with pytest.raises(ConversionError, match="could run code"):
-        convert_segmenter(checkpoint)
+        convert(checkpoint)
     assert not marker.exists()
 
 
-def test_text_that_is_no_yaml_is_refused(checkpoint: Path):
+def test_invalid_yaml_is_refused(checkpoint: Path):
     checkpoint.with_name("variant.yml").write_text("net_kwargs: [1, 2")
-    with pytest.raises(ConversionError, match="is no YAML"):
-        convert_segmenter(checkpoint)
+    with pytest.raises(ConversionError, match="is not valid YAML"):
+        convert(checkpoint)
 
 
 def test_variant_text_has_the_tuple_tag():
-    """What makes `yaml.safe_load` fail on the original's files is in these tests' as well."""
+    """`yaml.safe_load` fails on the tests' files as it does on the original's."""
     with pytest.raises(yaml.constructor.ConstructorError):
         yaml.safe_load(variant_yml(tiny_network()))

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What SegViT's converter reads, what it leaves out, and what it refuses."""
+"""Conversion of SegViT: configurations, image processors, unused weights, errors."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 
 from common.original_segvit import SHRUNK_CONFIG, TINY_CONFIG, write_checkpoint
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import ConversionError, convert_segvit
-from hf_segmodels.conversion.formats.segvit import recognize
+from hf_segmodels.conversion import ConversionError, convert
+from hf_segmodels.conversion.formats.segvit import SegViTFormat
 from hf_segmodels.conversion.mmcv_config import parse_mmcv_config
 
 
@@ -24,7 +24,7 @@ def change_weights(checkpoint: Path, change) -> None:
 
 
 def test_configuration_in_the_checkpoint(tmp_path: Path):
-    conversion = convert_segvit(write_checkpoint(tmp_path))
+    conversion = convert(write_checkpoint(tmp_path))
     config = conversion.model.config
     assert (config.decoder_type, config.decoder_hidden_size, config.decoder_num_hidden_layers) == ("cascade", 32, 2)
     assert (config.decoder_num_attention_heads, config.decoder_intermediate_size) == (4, 128)
@@ -36,7 +36,7 @@ def test_configuration_in_the_checkpoint(tmp_path: Path):
     assert (backbone.position_grid, backbone.drop_path_rate, backbone.layer_norm_eps) == ((4, 4), 0.3, 1e-6)
     assert (backbone.use_cls_token, backbone.final_norm, backbone.query_downsampling_layer) == (False, "none", None)
     assert backbone.out_features == ["stage1", "stage3"]
-    # squares only in the original, so that nothing is lost by comparing grids
+    # the original takes squares only, so both rules agree
     assert backbone.position_embedding_resize_rule == "grid"
     processor = conversion.image_processor
     assert dict(processor.size) == {"shortest_edge": 64}  # min_size: the original looks at the shorter edge only
@@ -47,7 +47,7 @@ def test_configuration_in_the_checkpoint(tmp_path: Path):
 
 
 def test_shrunk_configuration(tmp_path: Path):
-    conversion = convert_segvit(write_checkpoint(tmp_path, SHRUNK_CONFIG, shrunk=True))
+    conversion = convert(write_checkpoint(tmp_path, SHRUNK_CONFIG, shrunk=True))
     config = conversion.model.config
     assert (config.decoder_type, config.query_grid) == ("shrunk", [4, 4])
     assert config.backbone_config.query_downsampling_layer == 1
@@ -65,14 +65,14 @@ def test_tiny_checkpoint_verifies(shrunk: bool, tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".py"])
-def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tmp_path: Path):
+def test_configuration_file_overrides_the_checkpoints_own(suffix: str, tmp_path: Path):
     text = TINY_CONFIG.replace("out_indices=[0, 2]", "out_indices=(1, -1)").replace("eps=1e-06", "eps=1e-05")
     text = text.replace("min_size=64", "ratio_range=None").replace(
         "loss_weight=1.0", "loss_weight=2.0, mask_weight=5.0"
     )
     path = tmp_path / f"config{suffix}"
     path.write_text(text if suffix == ".py" else json.dumps(parse_mmcv_config(text, "here")))
-    conversion = convert_segvit(write_checkpoint(tmp_path), path)
+    conversion = convert(write_checkpoint(tmp_path), path)
     config = conversion.model.config
     assert config.backbone_config.out_features == ["stage2", "stage3"]
     assert config.backbone_config.layer_norm_eps == 1e-5
@@ -82,14 +82,14 @@ def test_configuration_in_a_file_goes_before_the_checkpoints_own(suffix: str, tm
 
 
 def test_configuration_without_pipelines(tmp_path: Path):
-    """The network from the file, images as the text inside the checkpoint says."""
+    """The network comes from the file, the pipelines from the text inside the checkpoint."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model": parse_mmcv_config(TINY_CONFIG, "here")["model"]}))
-    conversion = convert_segvit(write_checkpoint(tmp_path), path)
+    conversion = convert(write_checkpoint(tmp_path), path)
     assert dict(conversion.image_processor.size) == {"shortest_edge": 64}
     assert conversion.model.config.min_scaled_size == 64
     assert conversion.notes == []
-    conversion = convert_segvit(write_checkpoint(tmp_path, config=None), path)
+    conversion = convert(write_checkpoint(tmp_path, config=None), path)
     assert dict(conversion.image_processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert conversion.notes == [
         "the configuration has no pipelines: images are resized and normalized as for ADE20K, 0 is a class"
@@ -98,25 +98,25 @@ def test_configuration_without_pipelines(tmp_path: Path):
 
 def test_encoder_that_keeps_its_class_token(tmp_path: Path):
     text = TINY_CONFIG.replace("with_cls_token=False", "with_cls_token=True")
-    conversion = convert_segvit(write_checkpoint(tmp_path, text))
+    conversion = convert(write_checkpoint(tmp_path, text))
     assert conversion.model.config.backbone_config.use_cls_token
     assert conversion.dropped_keys == UNUSED[2:]
 
 
 @pytest.mark.parametrize(("num_classes", "reduces", "name"), [(59, True, "aeroplane"), (60, False, "background")])
-def test_number_of_classes_is_that_of_the_weights(num_classes: int, reduces: bool, name: str, tmp_path: Path):
-    """The released Pascal Context checkpoints are named after 59 classes; the configuration says 60."""
+def test_weights_decide_the_number_of_classes(num_classes: int, reduces: bool, name: str, tmp_path: Path):
+    """The released Pascal Context checkpoints are named after 59 classes; the configuration has 60."""
     text = TINY_CONFIG.replace("num_classes=5", "num_classes=60").replace("reduce_zero_label=True", "")
     text = text.replace("dict(type='LoadAnnotations', )", "dict(type='LoadAnnotations')")
     text += "dataset_type = 'PascalContextDataset'\n"
     classes = tuple(f"class {index}" for index in range(61))
-    conversion = convert_segvit(write_checkpoint(tmp_path, text, num_classes=num_classes, CLASSES=classes))
+    conversion = convert(write_checkpoint(tmp_path, text, num_classes=num_classes, CLASSES=classes))
     config = conversion.model.config
     assert config.num_labels == num_classes
     assert config.id2label[0] == name
     assert conversion.image_processor.do_reduce_labels is reduces
     assert conversion.image_processor.num_labels == num_classes
-    expected = ["the weights have 59 classes, the configuration says 60: the weights count"]
+    expected = ["the weights have 59 classes, the configuration 60: the number of the weights is used"]
     assert conversion.notes == (expected if num_classes == 59 else [])
 
 
@@ -144,27 +144,29 @@ def test_leftovers_of_another_version_are_named(name: str, tmp_path: Path, capsy
         ("embed_dims=32", "embed_dims=64", "`embed_dims of the head` 64 against 32"),
         ("use_stages=2", "CE_loss=True", "`CE_loss` True against False"),
         ("num_classes=5, num_layers=2, num_heads=4", "num_layers=2, num_heads=5", "must be a multiple of"),
-        ("img_size=(64, 64)", "img_size=(64, 48)", "has 16 patches, which is not 4 x 3"),
+        ("img_size=(64, 64)", "img_size=(64, 48)", "are of 16 patches, which is not 4 x 3"),
         ("type='ATMHead', img_size=64", "type='ATMHead'", "'img_size' is missing"),
     ],
 )
 def test_configuration_of_another_model_is_refused(old: str, new: str, message: str, tmp_path: Path):
     assert old in TINY_CONFIG
     with pytest.raises(ConversionError, match=message):
-        convert_segvit(write_checkpoint(tmp_path, TINY_CONFIG.replace(old, new)))
+        convert(write_checkpoint(tmp_path, TINY_CONFIG.replace(old, new)))
 
 
 def test_queries_of_another_crop_are_refused(tmp_path: Path):
     text = SHRUNK_CONFIG.replace("type='TPNATMHead', img_size=64", "type='TPNATMHead', img_size=96")
     with pytest.raises(ConversionError, match="`rows of `q` in the head` 36 against 16"):
-        convert_segvit(write_checkpoint(tmp_path, text, shrunk=True))
+        convert(write_checkpoint(tmp_path, text, shrunk=True))
 
 
 def test_unknown_model_without_a_configuration(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, config=None)
-    assert recognize(torch.load(checkpoint, weights_only=True)["state_dict"]) is None
-    with pytest.raises(ConversionError, match="holds no configuration, and is none of the released ones"):
-        convert_segvit(checkpoint)
+    assert SegViTFormat().recognize(torch.load(checkpoint, weights_only=True)["state_dict"]) is None
+    with pytest.raises(
+        ConversionError, match="holds no configuration, and no released checkpoint has its keys and shapes"
+    ):
+        convert(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +186,4 @@ def test_missing_and_left_over_weights_are_named(change, message: str, tmp_path:
     checkpoint = write_checkpoint(tmp_path)
     change_weights(checkpoint, change)
     with pytest.raises(ConversionError, match=message):
-        convert_segvit(checkpoint)
-
-
-def test_another_method_is_named(tmp_path: Path, capsys):
-    arguments = ["--checkpoint", str(write_checkpoint(tmp_path)), "--output_dir", str(tmp_path / "new")]
-    assert main(["--method", "regproxy", *arguments]) == 2
-    assert "use `--method segvit`" in capsys.readouterr().err
+        convert(checkpoint)

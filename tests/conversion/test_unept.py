@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""What a converted UN-EPT is like, and what is refused."""
+"""Conversion of UN-EPT: configurations, image processors, errors."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ from common.original_unept import (
     write_checkpoint,
 )
 from hf_segmodels.cli.convert import main
-from hf_segmodels.conversion import ConversionError, convert_unept
-from hf_segmodels.conversion.formats.unept import recognize
+from hf_segmodels.conversion import ConversionError, convert
+from hf_segmodels.conversion.formats.unept import UNEPTFormat
 from hf_segmodels.conversion.reference.unept import unept_forward
 
 
@@ -74,7 +74,7 @@ def test_the_number_of_classes_decides_the_processor(num_classes, size, reduce_l
 def test_the_originals_models_are_recognized_without_configuration(name):
     backbone, num_classes, _ = CONFIGURATIONS[name]
     shapes = unept_shapes(network(backbone), num_classes, 480)
-    known = recognize({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    _, known = UNEPTFormat().recognize({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
     assert known["dataset_type"] == {150: "ADE20KDataset", 60: "PascalContextDataset"}[num_classes]
     assert known["model"]["backbone_cfg"]["type"] == backbone["type"]
     assert known["test_cfg"] == {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)}
@@ -89,11 +89,13 @@ def without_config(checkpoint: Path) -> None:
 def test_unknown_models_need_their_configuration(tmp_path):
     checkpoint = write_checkpoint(tmp_path)
     without_config(checkpoint)
-    with pytest.raises(ConversionError, match="holds no configuration, and is none of the released ones"):
-        convert_unept(checkpoint)
+    with pytest.raises(
+        ConversionError, match="holds no configuration, and no released checkpoint has its keys and shapes"
+    ):
+        convert(checkpoint)
     config = tmp_path / "config.py"
     config.write_text(f"model = {network(TINY_DEIT, k=2, hidden_dim=64, depth=1)!r}\n")
-    model = convert_unept(checkpoint, config).model
+    model = convert(checkpoint, config).model
     assert model.config.window_size is None
 
 
@@ -104,7 +106,7 @@ def test_unknown_models_need_their_configuration(tmp_path):
         ({"L": 4}, "`L` 4 against 3"),
         ({"heads": None}, "does not describe .*'heads' is missing"),
         ({"heads": 0}, "does not describe .*by zero"),
-        ({"backbone_cfg": {**TINY_DEIT, "type": "Swin"}}, "'Swin' .* is not known: expected DeiT or ResNetV1c"),
+        ({"backbone_cfg": {**TINY_DEIT, "type": "Swin"}}, "'Swin' is not supported: expected one of DeiT, ResNetV1c"),
         ({"backbone_cfg": {**TINY_RESNET}}, "does not describe .*backbone.stem"),
     ],
 )
@@ -114,14 +116,14 @@ def test_configurations_of_other_models_are_refused(changes, message, tmp_path):
     values = {**network(TINY_DEIT, k=2, hidden_dim=64, depth=1), **changes}
     config.write_text(json.dumps({"model": {key: value for key, value in values.items() if value is not None}}))
     with pytest.raises(ConversionError, match=message):
-        convert_unept(checkpoint, config)
+        convert(checkpoint, config)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda weights: weights.pop("mask_head.1.running_var"), "missing: mask_head.1.running_var"),
-        (lambda weights: weights.update({"extra.weight": torch.zeros(1)}), "no place in the model: extra.weight"),
+        (lambda weights: weights.update({"extra.weight": torch.zeros(1)}), "no counterpart in the model: extra.weight"),
         (
             lambda weights: weights.update({"dir_head.3.weight": torch.zeros(4, 256, 1, 1)}),
             r"dir_head.3.weight \(4, 256, 1, 1\) instead of \(8, 256, 1, 1\)",
@@ -145,11 +147,4 @@ def test_changed_weights_are_refused(change, message, tmp_path):
     contents["meta"]["config"] = contents["meta"]["config"].replace("'num_queries': 64", "'num_queries': None")
     torch.save(contents, checkpoint)
     with pytest.raises(ConversionError, match=message):
-        convert_unept(checkpoint)
-
-
-def test_other_methods_are_told_apart(tmp_path, capsys):
-    checkpoint = write_checkpoint(tmp_path / "original")
-    arguments = ["--method", "segmenter", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "converted")]
-    assert main(arguments) == 2
-    assert "it looks like UN-EPT; use `--method unept`" in capsys.readouterr().err
+        convert(checkpoint)

@@ -186,7 +186,7 @@ def test_metadata_and_scores_match_the_results_file(segmenter, tmp_path: Path):
     for result in measured.values():
         assert (result.dataset_name, result.dataset_split) == ("streets", "validation")
         assert result.metric_args == written["protocol"]
-    row = "| streets, validation (7 images) | windows of 32x32 pixels every 16, mean over scales 0.5, 1, with mirrored copies, in float32"
+    row = "| streets, validation (7 images) | windows of 32x32 pixels every 16, mean over scales 0.5, 1, with flipped copies, in float32"
     assert f"{row} | 45.67 | 50.00 | 75.00 | 12.50 |" in card.text
     assert "| road | 50.0 |" in card.text
     assert "| sky | does not occur |" in card.text
@@ -214,7 +214,7 @@ def test_results_of_the_command(segmenter, tmp_path: Path):
     ]
     assert main(["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "streets"), *options]) == 0
     card = create_model_card(*segmenter, results=tmp_path / "scores.json")
-    row = "| streets, validation (1 images) | windows of 24x24 pixels every 24, with mirrored copies, in float32 |"
+    row = "| streets, validation (1 images) | windows of 24x24 pixels every 24, with flipped copies, in float32 |"
     score = 100 * json.loads((tmp_path / "scores.json").read_text())["mean_iou"]
     assert f"{row} {score:.2f} |" in card.text
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
-from hf_segmodels.conversion import convert_segmenter
+from hf_segmodels.conversion import convert
 from hf_segmodels.inference import dense_prediction
 
 
@@ -304,7 +304,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="module")
 def original(golden: Path) -> SegmenterForSemanticSegmentation:
-    model = convert_segmenter(golden / "checkpoint.pth").model.eval()
+    model = convert(golden / "checkpoint.pth").model.eval()
     model.config.window_size = json.loads((golden / "config.json").read_text())["window_size"]
     model.config.window_stride = json.loads((golden / "config.json").read_text())["window_stride"]
     return model

@@ -72,7 +72,7 @@ def test_weights_of_mmsegmentation(prefix, tmp_path):
         assert torch.equal(tensor, source.state_dict()[name]), name
 
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
-    with pytest.raises(ConversionError, match="no place in the model: conv1.weight"):
+    with pytest.raises(ConversionError, match="no counterpart in the model: conv1.weight"):
         load_backbone_weights(model, tmp_path / "other.pth")
     weights.pop(f"{prefix}layer2.0.bn1.weight")
     torch.save(weights, tmp_path / "part.pth")

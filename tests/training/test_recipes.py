@@ -16,15 +16,13 @@ from transformers import AutoConfig, AutoModel
 from common.original_regproxy import regproxy_shapes
 from common.original_segmenter import segmenter_shapes
 from common.original_segvit import segvit_shapes
-from hf_segmodels.conversion.formats.backbone import _ARCHITECTURE, NORMALIZATIONS, TIMM_DROPPED, TIMM_VIT, infer_config
+from hf_segmodels.conversion.backbone_weights import ARCHITECTURE
+from hf_segmodels.conversion.formats.backbone import NORMALIZATIONS, BackboneFormat
 from hf_segmodels.conversion.formats.regproxy import RELEASES as REGPROXY
-from hf_segmodels.conversion.formats.regproxy import _release_as_config as regproxy_release
-from hf_segmodels.conversion.formats.regproxy import regproxy_config
-from hf_segmodels.conversion.formats.segmenter import segmenter_config, segmenter_image_processor
+from hf_segmodels.conversion.formats.regproxy import RegProxyFormat
+from hf_segmodels.conversion.formats.segmenter import SegmenterFormat
 from hf_segmodels.conversion.formats.segvit import RELEASES as SEGVIT
-from hf_segmodels.conversion.formats.segvit import _release_as_config as segvit_release
-from hf_segmodels.conversion.formats.segvit import drop_unused, segvit_config
-from hf_segmodels.conversion.key_mapping import rename
+from hf_segmodels.conversion.formats.segvit import SegViTFormat
 from hf_segmodels.conversion.mmcv_config import image_processor_fields
 from hf_segmodels.labels import load_labels
 from hf_segmodels.plain_vit import PlainViTConfig
@@ -263,20 +261,19 @@ def released_config(name: str) -> tuple[Any, dict[str, Any]]:
             "inference_kwargs": inference | {"im_size": short_edge},
             "dataset_kwargs": {"dataset": fields["dataset"], "normalization": network["normalization"]},
         }
-        processor = segmenter_image_processor(variant, 1)
+        config = SegmenterFormat().map_weights(weights, variant).config
+        processor = SegmenterFormat().image_processor(config, variant)
         names = ("size", "image_mean", "image_std", "do_reduce_labels")
-        return segmenter_config(variant, weights), {name: getattr(processor, name) for name in names}
+        return config, {name: getattr(processor, name) for name in names}
     names = ["width", "num_layers", "num_classes", "grid"]
     if method == "regproxy":
         shapes = regproxy_shapes(**{key: fields[key] for key in (*names, "distilled", "stem")})
-        values = regproxy_release(REGPROXY[release])
-        weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        return regproxy_config(values, weights, Path(release)), image_processor_fields(values)
-    shapes = segvit_shapes(**{key: fields[key] for key in (*names, "decoder_width", "num_stages", "shrunk")})
-    values = segvit_release(SEGVIT[release])
-    weights, _, _ = drop_unused({key: torch.empty(s, device="meta") for key, s in shapes.items()}, False)
-    min_size = SEGVIT[release].crop_size if SEGVIT[release].has_min_size else None
-    return segvit_config(values, weights, Path(release), min_scaled_size=min_size), image_processor_fields(values)
+        checkpoint_format, values = RegProxyFormat(), REGPROXY[release].config()
+    else:
+        shapes = segvit_shapes(**{key: fields[key] for key in (*names, "decoder_width", "num_stages", "shrunk")})
+        checkpoint_format, values = SegViTFormat(), SEGVIT[release].config()
+    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return checkpoint_format.map_weights(weights, values).config, image_processor_fields(values)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -429,8 +426,7 @@ def encoder_of_file(file: str) -> PlainViTConfig:
     timm = pytest.importorskip("timm", reason="timm knows the files' encoders")
     with torch.device("meta"):
         originals = timm.create_model(Path(file).stem).state_dict()
-    renamed, _ = rename(list(originals), TIMM_VIT, TIMM_DROPPED)
-    return infer_config({ours: originals[key] for key, ours in renamed.items()}, {}, Path(file))
+    return BackboneFormat().map_weights(originals, {}).config
 
 
 @pytest.mark.parametrize("name", [name for name in OF_PAPERS if "resnet50" not in name])
@@ -438,7 +434,7 @@ def test_encoders_are_those_of_the_files_they_start_from(name: str):
     theirs = encoder_of_file(read(name).pretrained_backbone)
     ours = build(name)[0].config.backbone_config
     # the class token is left out where no layer sees one
-    fields = [field for field in _ARCHITECTURE if field != "use_cls_token" or ours.use_cls_token]
+    fields = [field for field in ARCHITECTURE if field != "use_cls_token" or ours.use_cls_token]
     assert {field: getattr(ours, field) for field in fields} == {field: getattr(theirs, field) for field in fields}
     if ours.stem_type == "resnetv2":
         assert list(ours.stem_depths) == list(theirs.stem_depths)

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Conversion of UN-EPT's checkpoints, which mmcv wrote."""
+"""Format of UN-EPT's checkpoints, which mmcv wrote."""
 
 import json
 import math
@@ -14,21 +14,15 @@ from ...resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
 from ...unept.configuration_unept import UNEPTConfig
 from ...unept.image_processing_pil_unept import UNEPTImageProcessorPil
 from ...unept.modeling_unept import UNEPTForSemanticSegmentation
-from ..checkpoint_files import ConversionError, check_method, read_checkpoint_and_meta
-from ..converter import Conversion, full_size_logits
-from ..key_mapping import add_prefix, count_parts, load_strictly, rename
-from ..mmcv_config import (
-    check_facts,
-    find_pipelines,
-    has_to_describe,
-    image_processor_fields,
-    label_fields,
-    read_config_or_release,
-    window_fields,
-)
+from ..checkpoint_files import ConversionError, OriginalCheckpoint
+from ..checkpoint_format import MappedWeights, Weights
+from ..key_mapping import KeyMap, add_prefix, count_parts
+from ..mmcv_config import check_config_matches_weights, label_fields, window_fields
 from ..reference.unept import unept_forward
-from .backbone import TIMM_VIT
+from .mmcv import MMCVFormat
 from .resnet_v1c import MMSEG_RESNET_V1C
+from .vit_config import infer_config, position_grid, reference_fields
+from .vit_keys import TIMM_VIT
 
 
 _SAMPLED_ATTENTION = {
@@ -70,92 +64,55 @@ UNEPT = {
 }
 
 
-# What images of the original's two data sets are resized to, and whether label 0 means "unlabeled"; by number of classes.
+# The original's data sets: number of classes -> class of the data set, and fields of the image processor.
+_DATASET_TYPES = {150: "ADE20KDataset", 60: "PascalContextDataset"}
 _PROCESSOR_FIELDS: dict[int, dict[str, Any]] = {
     150: {"size": {"shortest_edge": 512, "longest_edge": 2048}, "do_reduce_labels": True},
     60: {"size": {"shortest_edge": 520, "longest_edge": 520}, "do_reduce_labels": False},
 }
-_DATASET_TYPES = {150: "ADE20KDataset", 60: "PascalContextDataset"}
-_DEIT_CONFIG = {"type": "DeiT", "img_size": 480, "patch_size": 16, "num_heads": 12}
-_RESNET_CONFIG = {"type": "ResNetV1c", "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
-_TEST_CONFIG = {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)}
+
+# The original's models: configuration of the encoder, and shapes of weights that only this encoder has.
+_MODELS = (
+    (
+        {"type": "DeiT", "img_size": 480, "patch_size": 16, "num_heads": 12},
+        {"backbone.pos_embed": (1, 902, 768), "backbone.patch_embed.proj.weight": (768, 3, 16, 16)},
+    ),
+    (
+        {"type": "ResNetV1c", "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True},
+        {"backbone.stem.0.weight": (32, 3, 3, 3), "backbone.layer4.2.conv3.weight": (2048, 512, 1, 1)},
+    ),
+)
+_CONTEXT_SHAPES = {
+    "query_embed.weight": (3600, 256),
+    "context_branch.encoder.layers.0.self_attn.attention_weights.weight": (8 * 3 * 16, 256),
+}
 
 
-def recognize(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
-    """The original's configuration with these keys and shapes, as far as weights do not tell it; `None` without one."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-    context = {
-        "query_embed.weight": (3600, 256),
-        "context_branch.encoder.layers.0.self_attn.attention_weights.weight": (8 * 3 * 16, 256),
-    }
-    encoders = (
-        ({"backbone.pos_embed": (1, 902, 768), "backbone.patch_embed.proj.weight": (768, 3, 16, 16)}, _DEIT_CONFIG),
-        (
-            {"backbone.stem.0.weight": (32, 3, 3, 3), "backbone.layer4.2.conv3.weight": (2048, 512, 1, 1)},
-            _RESNET_CONFIG,
-        ),
-    )
-    for encoder, backbone in encoders:
-        if all(shapes.get(key) == shape for key, shape in {**context, **encoder}.items()):
-            return {
-                "dataset_type": _DATASET_TYPES.get(shapes.get("cls.bias", (0,))[0]),
-                "model": {"backbone_cfg": backbone, "heads": 8, "dropout": 0.1},
-                "test_cfg": _TEST_CONFIG,
-            }
-    return None
-
-
-def _from_flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON file with all values on one level, in the original's terms."""
-    backbone = {"type": fields["backbone"], "num_heads": fields.get("bb_heads"), **fields}
-    test = {"mode": "slide", "crop_size": fields.get("crop_size"), "stride": fields.get("stride")}
-    return {"model": {**fields, "backbone_cfg": backbone}, "test_cfg": test if test["crop_size"] else {}}
-
-
-def _read_config(
-    config: Path | None, meta: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Any], list[str]]:
-    if config is not None and config.suffix == ".json" and config.is_file():
-        try:
-            fields = json.loads(config.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            fields = None  # refused below
-        if isinstance(fields, dict) and isinstance(fields.get("backbone"), str):
-            return _from_flat(fields), []
-    known = recognize(state_dict)
-    name = None if known is None else f"the original's model on {known['model']['backbone_cfg']['type']}"
-    return read_config_or_release(config, meta, name, lambda: known or {})
-
-
-def _deit_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> PlainViTConfig:
-    projection = state_dict["backbone.patch_embed.proj.weight"]
-    num_layers = count_parts(state_dict, r"backbone\.blocks\.(\d+)\.")
-    step = num_layers // count_parts(state_dict, r"layers\.(\d+)\.")
-    out_indices: dict[str, Any] = {"out_indices": list(range(step, num_layers + 1, step))}
-    return PlainViTConfig(
-        hidden_size=projection.shape[0],
-        num_hidden_layers=num_layers,
+def _deit_config(weights: Weights, tensors: Weights, encoder: Mapping[str, Any]) -> PlainViTConfig:
+    num_layers = count_parts(weights, r"backbone\.blocks\.(\d+)\.")
+    step = num_layers // count_parts(weights, r"layers\.(\d+)\.")
+    patch_size = weights["backbone.patch_embed.proj.weight"].shape[-1]
+    return infer_config(
+        tensors,
+        prefix="backbone.",
         num_attention_heads=encoder["num_heads"],
-        intermediate_size=state_dict["backbone.blocks.0.mlp.fc1.weight"].shape[0],
+        position_grid=position_grid(encoder["img_size"], patch_size),
         image_size=encoder["img_size"],
-        patch_size=projection.shape[-1],
-        num_channels=projection.shape[1],
-        use_distillation_token="backbone.dist_token" in state_dict,
         final_norm="none",
-        **out_indices,
+        out_indices=list(range(step, num_layers + 1, step)),
     )
 
 
-def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> ResNetV1cConfig:
-    num_stages = count_parts(state_dict, r"backbone\.layer(\d+)\.")
+def _resnet_config(weights: Weights, tensors: Weights, encoder: Mapping[str, Any]) -> ResNetV1cConfig:
+    num_stages = count_parts(weights, r"backbone\.layer(\d+)\.")
     if encoder.get("style", "pytorch") != "pytorch":
         raise ConversionError(f"`style` {encoder['style']!r} of the ResNet is not supported: only 'pytorch' is.")
     out_indices: dict[str, Any] = {"out_indices": list(range(2, num_stages + 1))}
     return ResNetV1cConfig(
-        num_channels=state_dict["backbone.stem.0.weight"].shape[1],
-        embedding_size=state_dict["backbone.stem.6.weight"].shape[0],
-        hidden_sizes=[state_dict[f"backbone.layer{s}.0.conv3.weight"].shape[0] for s in range(1, num_stages + 1)],
-        depths=[count_parts(state_dict, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, num_stages + 1)],
+        num_channels=weights["backbone.stem.0.weight"].shape[1],
+        embedding_size=weights["backbone.stem.6.weight"].shape[0],
+        hidden_sizes=[weights[f"backbone.layer{stage}.0.conv3.weight"].shape[0] for stage in range(1, num_stages + 1)],
+        depths=[count_parts(weights, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, num_stages + 1)],
         strides=list(encoder.get("strides", (1, 2, 2, 2))),
         dilations=list(encoder.get("dilations", (1, 1, 1, 1))),
         contract_dilation=bool(encoder.get("contract_dilation", False)),
@@ -163,130 +120,122 @@ def _resnet_config(encoder: Mapping[str, Any], state_dict: Mapping[str, torch.Te
     )
 
 
-def unept_config(
-    values: Mapping[str, Any],
-    state_dict: Mapping[str, torch.Tensor],
-    path: Path,
-    class_names: list[str] | tuple[str, ...] = (),
-) -> UNEPTConfig:
-    """
-    Configuration of a checkpoint; the model then behaves as the code that trained it: self-attention over the batch,
-    coarse scores at inference. What weights tell is taken from them.
+_ENCODERS = {"DeiT": _deit_config, "ResNetV1c": _resnet_config}
 
-    Args:
-        values (`Mapping[str, Any]`): The original's configuration, with `model` and `test_cfg`.
-        state_dict (`Mapping[str, torch.Tensor]`): The weights by their original names; only names and shapes count.
-        path (`Path`): Where they come from, for messages.
-        class_names (`list[str]`, *optional*): Names of the classes, used where their number fits.
 
-    Raises:
-        ConversionError: if a value is missing, not supported, or contradicts the weights.
-    """
-    with has_to_describe(path):
+def _read_flat_json(path: Path) -> dict[str, Any] | None:
+    """The configuration, in the original's terms, of a JSON file with all values on one level; `None` for other files."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(fields, dict) or not isinstance(fields.get("backbone"), str):
+        return None
+    encoder = {"type": fields["backbone"], "num_heads": fields.get("bb_heads"), **fields}
+    test = {"mode": "slide", "crop_size": fields.get("crop_size"), "stride": fields.get("stride")}
+    return {"model": {**fields, "backbone_cfg": encoder}, "test_cfg": test if test["crop_size"] else {}}
+
+
+class UNEPTFormat(MMCVFormat):
+    """mmcv's `.pth` files with a context and a spatial branch; the encoder is a DeiT or a ResNet-V1c."""
+
+    method = "unept"
+    title = "UN-EPT"
+    signature = ("context_branch.",)
+    model_class = UNEPTForSemanticSegmentation
+    image_processor_class = UNEPTImageProcessorPil
+
+    def key_map(self, weights: Weights) -> KeyMap:
+        return UNEPT
+
+    def recognize(self, weights: Weights) -> tuple[str, dict[str, Any]] | None:
+        shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+        for encoder, encoder_shapes in _MODELS:
+            if all(shapes.get(key) == shape for key, shape in {**_CONTEXT_SHAPES, **encoder_shapes}.items()):
+                return f"the original's model on {encoder['type']}", {
+                    "dataset_type": _DATASET_TYPES.get(shapes.get("cls.bias", (0,))[0]),
+                    "model": {"backbone_cfg": encoder, "heads": 8, "dropout": 0.1},
+                    "test_cfg": {"mode": "slide", "crop_size": (480, 480), "stride": (160, 160)},
+                }
+        return None
+
+    def read_config(self, checkpoint: OriginalCheckpoint, path: Path | None) -> tuple[dict[str, Any], list[str]]:
+        if path is not None and path.suffix == ".json" and (values := _read_flat_json(path)) is not None:
+            return self.complete(values, checkpoint), []
+        return super().read_config(checkpoint, path)
+
+    def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> UNEPTConfig:
         network, test = values["model"], values.get("test_cfg") or {}
         encoder = network["backbone_cfg"]
-        builders = {"DeiT": _deit_config, "ResNetV1c": _resnet_config}
-        if encoder["type"] not in builders:
+        if encoder["type"] not in _ENCODERS:
             raise ConversionError(
-                f"The backbone {encoder['type']!r} of {path} is not known: expected DeiT or ResNetV1c."
+                f"The encoder {encoder['type']!r} is not supported: expected one of {', '.join(_ENCODERS)}."
             )
-        num_labels, hidden_size = state_dict["cls.weight"].shape[:2]
-        num_levels = count_parts(state_dict, r"layers\.(\d+)\.")
-        num_scores = state_dict["context_branch.encoder.layers.0.self_attn.attention_weights.weight"].shape[0]
-        num_queries, heads = state_dict["query_embed.weight"].shape[0], network["heads"]
-        # the original's grid is square
+        num_labels, hidden_size = weights["cls.weight"].shape[:2]
+        num_levels = count_parts(weights, r"layers\.(\d+)\.")
+        num_scores = weights["context_branch.encoder.layers.0.self_attn.attention_weights.weight"].shape[0]
+        num_queries, num_heads = weights["query_embed.weight"].shape[0], network["heads"]
+        num_points = num_scores // (num_levels * num_heads)
+        # the original's grid of queries is a square
         side = math.isqrt(num_queries)
-        check_facts(
+        check_config_matches_weights(
             ("L", network.get("L"), num_levels),
-            ("k", network.get("k"), num_scores // (num_levels * heads)),
+            ("k", network.get("k"), num_points),
             ("num_classes", test.get("num_classes", network.get("num_classes")), num_labels),
             ("num_queries", test.get("num_queries", network.get("num_queries")), num_queries),
             ("the square of the rows of queries", side**2, num_queries),
         )
+        dropout = network.get("dropout", 0.1)
         return UNEPTConfig(
-            backbone_config=builders[encoder["type"]](encoder, state_dict),
+            backbone_config=_ENCODERS[encoder["type"]](weights, tensors, encoder),
             num_feature_levels=num_levels,
             hidden_size=hidden_size,
-            encoder_num_hidden_layers=count_parts(state_dict, r"context_branch\.encoder\.layers\.(\d+)\."),
-            decoder_num_hidden_layers=count_parts(state_dict, r"context_branch\.decoder\.layers\.(\d+)\."),
-            num_attention_heads=heads,
-            num_points=num_scores // (num_levels * heads),
-            intermediate_size=state_dict["context_branch.encoder.layers.0.linear1.weight"].shape[0],
-            hidden_dropout_prob=network.get("dropout", 0.1),
-            attention_probs_dropout_prob=network.get("dropout", 0.1),
-            spatial_hidden_sizes=[state_dict[f"spatial_branch.convblock{i}.conv1.weight"].shape[0] for i in (1, 2)],
+            encoder_num_hidden_layers=count_parts(weights, r"context_branch\.encoder\.layers\.(\d+)\."),
+            decoder_num_hidden_layers=count_parts(weights, r"context_branch\.decoder\.layers\.(\d+)\."),
+            num_attention_heads=num_heads,
+            num_points=num_points,
+            intermediate_size=weights["context_branch.encoder.layers.0.linear1.weight"].shape[0],
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            spatial_hidden_sizes=[weights[f"spatial_branch.convblock{i}.conv1.weight"].shape[0] for i in (1, 2)],
             image_size=8 * side,
+            # as the released code
             decoder_self_attention="across_batch",
             refine_at_inference=False,
             **window_fields(test),
-            **label_fields(num_labels, class_names, values),
+            **label_fields(num_labels, values.get("CLASSES") or (), values),
+        )
+
+    def processor_fields(self, config: UNEPTConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+        # a configuration without pipelines is of one of the original's two data sets
+        return super().processor_fields(config, values) or _PROCESSOR_FIELDS.get(config.num_labels, {})
+
+    def notes(self, mapped: MappedWeights, values: Mapping[str, Any]) -> list[str]:
+        return [
+            "behaves as the released code: its decoder attends over the images of a batch, and logits are not refined "
+            "(`decoder_self_attention`, `refine_at_inference`)"
+        ]
+
+    def image_size(self, config: UNEPTConfig) -> tuple[int, int]:
+        rows, columns = config.query_grid
+        return 8 * rows, 8 * columns
+
+    def reference(self, weights: Weights, config: UNEPTConfig, pixel_values: torch.Tensor) -> torch.Tensor:
+        backbone = config.backbone_config
+        if isinstance(backbone, ResNetV1cConfig):
+            names = ("strides", "dilations", "contract_dilation")
+            patch_size, encoder = math.lcm(8, backbone.output_stride), {name: getattr(backbone, name) for name in names}
+        else:
+            patch_size, encoder = backbone.patch_size, reference_fields(backbone)
+        return unept_forward(
+            weights,
+            pixel_values,
+            query_grid=config.query_grid,
+            num_heads=config.num_attention_heads,
+            patch_size=patch_size,
+            feature_layers=list(backbone.out_indices),
+            encoder=encoder,
         )
 
 
-def convert_unept(checkpoint: Path, config: Path | None = None) -> Conversion:
-    """
-    Converts a checkpoint of the original repository; it then behaves as the code that trained it.
-
-    Args:
-        checkpoint (`Path`): The `.pth` file.
-        config (`Path`, *optional*): Its configuration, as JSON or self-contained Python. By default the text inside the
-            checkpoint, or what is known of the original's three configurations.
-
-    Returns:
-        [`Conversion`]: model in eval mode, image processor, and what a check of parity needs.
-
-    Raises:
-        ConversionError: if a file is missing, damaged or of another method, or a weight missing, left over or of
-            another shape.
-    """
-    state_dict, meta = read_checkpoint_and_meta(checkpoint)
-    check_method(state_dict, "unept", checkpoint)
-    values, notes = _read_config(config, meta, state_dict)
-    model_config = unept_config(values, state_dict, checkpoint, meta.get("CLASSES") or ())
-    renamed, dropped = rename(list(state_dict), UNEPT)
-    with torch.device("meta"):
-        model = UNEPTForSemanticSegmentation(model_config)
-    load_strictly(model, {ours: state_dict[original] for original, ours in renamed.items()}, UNEPT)
-
-    num_labels = model_config.num_labels
-    # a configuration without pipelines is one of the original's two data sets
-    processor_fields = image_processor_fields(find_pipelines(values, meta)) or _PROCESSOR_FIELDS.get(num_labels, {})
-    rows, columns = model_config.query_grid
-    originals = {key: tensor.float() for key, tensor in state_dict.items()}
-    return Conversion(
-        method="unept",
-        model=model.eval(),
-        image_processor=UNEPTImageProcessorPil(num_labels=num_labels, **processor_fields),
-        dropped_keys=dropped,
-        image_size=(8 * rows, 8 * columns),
-        reference=lambda pixel_values: unept_forward(originals, pixel_values, **_reference_fields(model_config)),
-        model_scores=full_size_logits,
-        notes=[
-            *notes,
-            "behaves as the released code: its decoder attends over the images of a batch, and logits are not refined "
-            "(`decoder_self_attention`, `refine_at_inference`)",
-        ],
-    )
-
-
-def _reference_fields(config: UNEPTConfig) -> dict[str, Any]:
-    backbone = config.backbone_config
-    fields: dict[str, Any] = {
-        "query_grid": config.query_grid,
-        "num_heads": config.num_attention_heads,
-        "taps": list(backbone.out_indices),
-    }
-    if isinstance(backbone, ResNetV1cConfig):
-        resnet = {name: getattr(backbone, name) for name in ("strides", "dilations", "contract_dilation")}
-        return {**fields, "patch_size": math.lcm(8, backbone.output_stride), "resnet": resnet}
-    return {
-        **fields,
-        "patch_size": backbone.patch_size,
-        "encoder_heads": backbone.num_attention_heads,
-        "grid": backbone.position_grid,
-        "eps": backbone.layer_norm_eps,
-        "mode": backbone.position_embedding_interpolation,
-    }
-
-
-__all__ = ["UNEPT", "convert_unept", "recognize", "unept_config"]
+__all__ = ["UNEPT", "UNEPTFormat"]

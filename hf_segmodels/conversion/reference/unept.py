@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""UN-EPT's forward pass as plain functions over the original parameter names; see `reference.py`."""
+"""UN-EPT's forward pass over the original parameter names."""
 
 import math
 from typing import Any
@@ -7,23 +7,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .vit import Weights, _attend, _linear, _norm, _pad, timm_hidden_states
+from .common import Weights, attend, batch_norm, linear, norm, pad
+from .vit import timm_hidden_states
 
 
 _EPS = 1e-5  # of layer norms outside the backbone, and of batch norms
 
 
 def _conv(
-    weights: Weights, name: str, features: torch.Tensor, norm: str, stride: int = 1, dilation: int = 1
+    weights: Weights, name: str, features: torch.Tensor, norm_name: str, stride: int = 1, dilation: int = 1
 ) -> torch.Tensor:
     """Convolution without bias and batch norm by its running statistics."""
     weight = weights[f"{name}.weight"]
     padding = dilation * (weight.shape[-1] // 2)
     features = F.conv2d(features, weight, weights.get(f"{name}.bias"), stride, padding, dilation)
-    mean, variance, scale, shift = (
-        weights[f"{norm}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    return (features - mean) * (scale / (variance + _EPS).sqrt()) + shift
+    return batch_norm(weights, norm_name, features, _EPS)
 
 
 def resnet_v1c_features(
@@ -83,36 +81,36 @@ def _sampled_attention(
 ) -> torch.Tensor:
     batch_size, num_queries, width = queries.shape
     # (B, Q, M * L * P * 2) -> (B, Q, M, L, P, 2)
-    offsets = _linear(weights, f"{name}.sampling_offsets", queries)
+    offsets = linear(weights, f"{name}.sampling_offsets", queries)
     offsets = offsets.view(batch_size, num_queries, num_heads, len(shapes), -1, 2)
-    scores = _linear(weights, f"{name}.attention_weights", queries).view(batch_size, num_queries, num_heads, -1)
-    shares = scores.softmax(-1).view(offsets.shape[:-1])
-    values = _linear(weights, f"{name}.value_proj", values)
+    scores = linear(weights, f"{name}.attention_weights", queries).view(batch_size, num_queries, num_heads, -1)
+    attention = scores.softmax(-1).view(offsets.shape[:-1])
+    values = linear(weights, f"{name}.value_proj", values)
     attended = torch.zeros(batch_size, num_heads, width // num_heads, num_queries)
     start = 0
     for level, (h, w) in enumerate(shapes):
         # (B, h * w, D) -> (B * M, D / M, h, w)
         maps = values[:, start : start + h * w].mT.reshape(batch_size * num_heads, -1, h, w)
         start += h * w
-        places = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
+        points = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
         # (B, Q, M, P, 2) -> (B * M, Q, P, 2)
-        places = places.transpose(1, 2).flatten(0, 1) * 2 - 1
-        sampled = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        attended += torch.einsum("bmdqp,bqmp->bmdq", sampled.unflatten(0, (batch_size, -1)), shares[:, :, :, level])
+        points = points.transpose(1, 2).flatten(0, 1) * 2 - 1
+        sampled = F.grid_sample(maps, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+        attended += torch.einsum("bmdqp,bqmp->bmdq", sampled.unflatten(0, (batch_size, -1)), attention[:, :, :, level])
     # (B, M, D / M, Q) -> (B, Q, D)
-    return _linear(weights, f"{name}.output_proj", attended.flatten(1, 2).mT)
+    return linear(weights, f"{name}.output_proj", attended.flatten(1, 2).mT)
 
 
 def _across_images(weights: Weights, name: str, queries: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The released decoder's self-attention: each query attends to those at its place in the other images."""
+    """The released decoder's self-attention: each query attends to the queries at the same position of the other images."""
     qkv = F.linear(queries, weights[f"{name}.in_proj_weight"], weights[f"{name}.in_proj_bias"])
     # (B, Q, 3 * D) -> 3 x (Q, B, M, D / M)
-    attended = _attend(*qkv.transpose(0, 1).unflatten(2, (3, num_heads, -1)).unbind(2))
-    return _linear(weights, f"{name}.out_proj", attended.flatten(2).transpose(0, 1))
+    attended = attend(*qkv.transpose(0, 1).unflatten(2, (3, num_heads, -1)).unbind(2))
+    return linear(weights, f"{name}.out_proj", attended.flatten(2).transpose(0, 1))
 
 
 def _feed_forward(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
-    return _linear(weights, f"{name}.linear2", _linear(weights, f"{name}.linear1", tokens).relu())
+    return linear(weights, f"{name}.linear2", linear(weights, f"{name}.linear1", tokens).relu())
 
 
 def _context_branch(
@@ -129,19 +127,19 @@ def _context_branch(
         attended = _sampled_attention(
             weights, f"{layer}.self_attn", memory + positions, memory, centers, shapes, num_heads
         )
-        memory = _norm(weights, f"{layer}.norm1", memory + attended, _EPS)
-        memory = _norm(weights, f"{layer}.norm2", memory + _feed_forward(weights, layer, memory), _EPS)
+        memory = norm(weights, f"{layer}.norm1", memory + attended, _EPS)
+        memory = norm(weights, f"{layer}.norm2", memory + _feed_forward(weights, layer, memory), _EPS)
         number += 1
     number = 0
     while f"context_branch.decoder.layers.{number}.norm1.weight" in weights:
         layer = f"context_branch.decoder.layers.{number}"
         attended = _across_images(weights, f"{layer}.self_attn", queries, num_heads)
-        queries = _norm(weights, f"{layer}.norm2", queries + attended, _EPS)
+        queries = norm(weights, f"{layer}.norm2", queries + attended, _EPS)
         attended = _sampled_attention(
             weights, f"{layer}.cross_attn", queries, memory, _centers(*grid), shapes, num_heads
         )
-        queries = _norm(weights, f"{layer}.norm1", queries + attended, _EPS)
-        queries = _norm(weights, f"{layer}.norm3", queries + _feed_forward(weights, layer, queries), _EPS)
+        queries = norm(weights, f"{layer}.norm1", queries + attended, _EPS)
+        queries = norm(weights, f"{layer}.norm3", queries + _feed_forward(weights, layer, queries), _EPS)
         number += 1
     return queries
 
@@ -154,40 +152,35 @@ def unept_forward(
     query_grid: tuple[int, int],
     num_heads: int,
     patch_size: int,
-    taps: list[int],
-    encoder_heads: int = 0,
-    resnet: dict[str, Any] | None = None,
-    **encoder: Any,
+    feature_layers: list[int],
+    encoder: dict[str, Any],
 ) -> torch.Tensor:
     """
-    The released UN-EPT in eval mode. Sizes that the original refuses are padded with zeros to whole patches, and the query
-    embeddings resized.
+    The released UN-EPT in eval mode. For sizes that the original refuses, images are padded with zeros to whole patches
+    and query embeddings are resized.
 
     Args:
         weights (`Weights`): Parameters by their original names.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
         query_grid (`tuple[int, int]`): Rows and columns of the query embeddings.
         num_heads (`int`): Heads of the context branch.
-        patch_size (`int`): What heights and widths must be multiples of.
-        taps (`list[int]`): Layers of a ViT that give levels.
-        encoder_heads (`int`): Heads of the ViT.
-        resnet (`dict[str, Any]`, *optional*): Strides and dilations, where the backbone is a ResNet.
-        encoder: See [`timm_hidden_states`], for a ViT.
+        patch_size (`int`): Number that heights and widths are padded to a multiple of.
+        feature_layers (`list[int]`): Layers of a ViT, counted from 1, whose outputs are the levels.
+        encoder (`dict[str, Any]`): Arguments of [`resnet_v1c_features`] or [`timm_hidden_states`].
 
     Returns:
         Coarse logits `(batch_size, num_labels, height, width)` at the size of the input.
     """
     height, width = pixel_values.shape[-2:]
-    image = _pad(pixel_values, patch_size)
+    image = pad(pixel_values, patch_size)
     padded_size = tuple(image.shape[-2:])
-    if resnet is not None:
-        features = resnet_v1c_features(weights, image, **resnet)
+    if "backbone.stem.0.weight" in weights:
+        features = resnet_v1c_features(weights, image, **encoder)
     else:
-        fields: dict[str, Any] = {"num_heads": encoder_heads, "patch_size": patch_size, "prefix": "backbone."}
-        states = timm_hidden_states(weights, image, **fields, **encoder)
+        states = timm_hidden_states(weights, image, prefix="backbone.", **encoder)
         num_prefix_tokens = 2 if "backbone.dist_token" in weights else 1
         cells = [side // patch_size for side in padded_size]
-        features = [states[tap][:, num_prefix_tokens:].mT.unflatten(2, cells) for tap in taps]
+        features = [states[layer][:, num_prefix_tokens:].mT.unflatten(2, cells) for layer in feature_layers]
     pyramid = [
         F.conv2d(maps, weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"]) for i, maps in enumerate(features)
     ]
