@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..image_processing.label_maps import check_label_map
-from ..inference.separable_maps import resize_rows
+from ..inference.upsampled_argmax import resize_rows
 
 
 # Scores evaluated at a time: what the caches of a CPU hold; enough to fill a GPU.

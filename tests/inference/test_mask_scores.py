@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segmodels import PlainViTConfig, SegViTConfig, SegViTForSemanticSegmentation
 from hf_segmodels.inference import MaskScores, dense_prediction, mask_argmax
-from hf_segmodels.inference.mask_maps import mask_axis
+from hf_segmodels.inference.mask_axes import mask_axis
 from hf_segmodels.inference.mask_scores import _Search
-from hf_segmodels.inference.separable_maps import Windows
+from hf_segmodels.inference.window_grid import WindowAxis
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -155,7 +155,7 @@ def test_saturated_and_missing_masks():
 def test_infinite_masks_are_numbers_in_scores_too(value):
     _, masks = random_queries(3, 3, 6, 6)
     masks[:, :, 2:] = value
-    axis = mask_axis(Windows((0,), 48, 6, 48, 48, 48), 20, 48, False, torch.device("cpu"))
+    axis = mask_axis(WindowAxis((0,), 48, 6, 48, 48, 48), 20, 48, torch.device("cpu"))
     scores = MaskScores(masks[0], torch.eye(3)[None, None], axis, axis)
     assert torch.equal(scores.argmax(), scores.evaluate().argmax(0))
     finite = MaskScores(masks[0].clamp(-1e4, 1e4), torch.eye(3)[None, None], axis, axis)
@@ -189,8 +189,8 @@ def test_empty_batch():
         ((1, 5), (1, 5, 8, 8), (64, 64), "Expected class logits of shape"),
         ((1, 5, 6), (1, 4, 8, 8), (64, 64), "Expected class logits of shape"),
         ((1, 5, 6), (1, 5, 0, 8), (64, 64), "Expected class logits of shape"),
-        ((1, 5, 1), (1, 5, 8, 8), (64, 64), "at least one class beside"),
-        ((1, 5, 6), (1, 5, 8, 8), (0, 64), "at least one class beside"),
+        ((1, 5, 1), (1, 5, 8, 8), (64, 64), "at least one class in addition to"),
+        ((1, 5, 6), (1, 5, 8, 8), (0, 64), "at least one class in addition to"),
     ],
 )
 def test_bad_input(classes, masks, size, message):
@@ -228,8 +228,8 @@ def test_masks_are_never_held_at_full_resolution(make):
     assert 0 < largest.numel < 60 * 640 * 640 / 8
 
 
-def candidates(classes: torch.Tensor, masks: torch.Tensor, windows: Windows, target: int) -> torch.Tensor:
-    axis = mask_axis(windows, None, target, False, torch.device("cpu"))
+def candidates(classes: torch.Tensor, masks: torch.Tensor, windows: WindowAxis, target: int) -> torch.Tensor:
+    axis = mask_axis(windows, None, target, torch.device("cpu"))
     grid = masks[0].permute(1, 2, 0).contiguous()
     return _Search(grid, classes[0], axis.tiles, axis.tiles)._can_win().sum(dim=1)
 
@@ -237,7 +237,7 @@ def candidates(classes: torch.Tensor, masks: torch.Tensor, windows: Windows, tar
 def test_few_classes_are_left_in_a_tile():
     class_logits, masks = peaked_queries(150, 32, 32)
     probabilities = class_logits.softmax(-1)[:, None, None, :, :-1]
-    counts = candidates(probabilities, masks, Windows((0,), 512, 32, 512, 512, 512), 512)
+    counts = candidates(probabilities, masks, WindowAxis((0,), 512, 32, 512, 512, 512), 512)
     assert (counts == 1).float().mean() > 0.6
     assert counts.float().mean() < 2
 
@@ -247,7 +247,7 @@ def test_few_classes_are_left_in_a_tile():
     grid = torch.cat([grid[..., :32], grid[..., 16:]], dim=3)
     probabilities = probabilities.expand(1, 2, 2, 150, 150)
     for target in (768, 1000):
-        counts = candidates(probabilities, grid, Windows((0, 256), 512, 32, 512, 768, 768), target)
+        counts = candidates(probabilities, grid, WindowAxis((0, 256), 512, 32, 512, 768, 768), target)
         assert (counts == 1).float().mean() > 0.5
         assert counts.float().mean() < 4
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_segmodels.inference import SeparableScores, upsample_argmax
-from hf_segmodels.inference.separable_maps import resize_map
+from hf_segmodels.inference import UpsampledScores, upsample_argmax
+from hf_segmodels.inference.upsampled_argmax import resize_weights
 
 
 def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -131,8 +131,8 @@ def test_infinite_and_missing_scores_win_where_they_are():
 def test_infinite_scores_are_numbers_at_full_resolution(value):
     logits = random_logits(1, 3, 6, 6)
     logits[:, 1, 2:] = value
-    axis = resize_map(6, 50, torch.device("cpu"))
-    scores = SeparableScores(logits[0], axis, axis)
+    axis = resize_weights(6, 50, torch.device("cpu"))
+    scores = UpsampledScores(logits[0], axis, axis)
     assert scores.evaluate().isfinite().all()
     assert torch.equal(scores.argmax(), scores.evaluate().argmax(0))
     torch.testing.assert_close(scores.evaluate()[[0, 2]], upsampled(logits[:, [0, 2]], (50, 50))[0])
