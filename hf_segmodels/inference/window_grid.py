@@ -36,7 +36,7 @@ def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tup
     `(height, width)` of each image, from pairs or a tensor `(batch_size, 2)`.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if an entry is not a pair of numbers.
     """
     try:
         return [(int(height), int(width)) for height, width in target_sizes]
