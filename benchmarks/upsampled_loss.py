@@ -1,16 +1,16 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Times cross-entropy of upsampled scores against `cross_entropy(interpolate(...))`, forward and backward, after checking
-that values and gradients agree.
+Time cross-entropy of upsampled scores against the baseline `cross_entropy(interpolate(...))`, forward and backward, after
+checking that values and gradients agree.
 
     python benchmarks/upsampled_loss.py [--threads 2] [--repeats 7] [--device cpu] [--output benchmarks/results]
 
 Four images of 512x512 with 150 classes and a tenth of the pixels ignored, float32, from scores of 32x32 (Segmenter) and
-128x128 (RegProxy). *image by image* is the baseline in a loop over the batch, whose gradients add up.
+128x128 (RegProxy). *image by image* is the baseline in a loop over the batch, with accumulated gradients.
 
-Ways are timed in turns, one call each, and medians are compared. Extra peak memory is that of forward and backward over
-scores and labels, on a CPU in a process of its own for each way (Linux only). Run it on a quiet machine: many small steps
-suffer more than few large ones where others keep the processor busy.
+The variants are timed alternately, one call each, and medians are compared. Extra peak memory is the peak of forward and
+backward beyond scores and labels, on a CPU in a separate process for each variant (Linux only). Run it on an idle machine:
+other processes slow many small steps down more than few large ones.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def baseline_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
 
 
-def step(way: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def step(variant: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss and its gradient."""
-    if way == "image by image":
+    if variant == "image by image":
         shares = (labels != 255).flatten(1).sum(dim=1) / (labels != 255).sum()
         parts = [
             step("baseline", logits[image : image + 1].detach().requires_grad_(), labels[image : image + 1])
@@ -46,7 +46,7 @@ def step(way: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
         ]
         losses, gradients = zip(*parts, strict=True)
         return (torch.stack(losses) * shares).sum(), torch.cat(gradients) * shares.view(-1, 1, 1, 1)
-    loss = baseline_loss(logits, labels) if way == "baseline" else semantic_cross_entropy(logits, labels)
+    loss = baseline_loss(logits, labels) if variant == "baseline" else semantic_cross_entropy(logits, labels)
     (gradient,) = torch.autograd.grad(loss, logits)
     return loss.detach(), gradient
 
@@ -60,16 +60,16 @@ def random_batch(grid: int, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def check(grid: int, device: torch.device) -> dict[str, float]:
-    """Exits where values or gradients differ by more than 1e-6; returns the largest differences."""
+    """Exit if values or gradients differ by more than 1e-6; return the largest differences."""
     batch = random_batch(grid, device)
     baseline = step("baseline", *batch)
     differences = {}
-    for way in ("ours", "image by image"):
-        for part, one, other in zip(("loss", "gradient"), step(way, *batch), baseline, strict=True):
+    for variant in ("ours", "image by image"):
+        for part, one, other in zip(("loss", "gradient"), step(variant, *batch), baseline, strict=True):
             difference = (one - other).abs().max().item()
             if not difference <= 1e-6 * max(1.0, other.abs().max().item()):
-                sys.exit(f"{grid}x{grid}: the {part} of {way} differs by {difference:.1e}")
-            differences[f"{part}, {way}"] = difference
+                sys.exit(f"{grid}x{grid}: the {part} of {variant} differs by {difference:.1e}")
+            differences[f"{part}, {variant}"] = difference
     print(f"{grid}x{grid}: losses and gradients agree within {max(differences.values()):.1e}")
     return differences
 
@@ -77,19 +77,21 @@ def check(grid: int, device: torch.device) -> dict[str, float]:
 def measure(grid: int, repeats: int, device: torch.device) -> dict[str, Any]:
     differences = check(grid, device)
     batch = random_batch(grid, device)
-    ways = ("baseline", "image by image", "ours")
-    seconds = interleaved({way: lambda way=way: step(way, *batch) for way in ways}, repeats, device)
-    ratios = {f"{way} over ours": seconds[way] / seconds["ours"] for way in ways[:2]}
+    variants = ("baseline", "image by image", "ours")
+    seconds = interleaved(
+        {variant: lambda variant=variant: step(variant, *batch) for variant in variants}, repeats, device
+    )
+    ratios = {f"{variant} over ours": seconds[variant] / seconds["ours"] for variant in variants[:2]}
     return {"max_abs_differences": differences, "seconds": seconds, "ratios": ratios}
 
 
-def extra_peak_memory(way: str, device: torch.device) -> int:
-    """One step in this process; bytes by which its peak is above the memory held before."""
-    way, grid = way.split("@")
+def extra_peak_memory(variant: str, device: torch.device) -> int:
+    """Run one step in this process, and return the bytes of its peak above the memory before."""
+    variant, grid = variant.split("@")
     batch = random_batch(int(grid), device)
-    # what torch loads on first use is not the step's
-    step(way, batch[0][:1, :2, :4, :4].detach().requires_grad_(), batch[1][:1].clamp(max=1))
-    return peak_memory_over_start(lambda: step(way, *batch), device)
+    # without the memory of what torch loads on first use
+    step(variant, batch[0][:1, :2, :4, :4].detach().requires_grad_(), batch[1][:1].clamp(max=1))
+    return peak_memory_over_start(lambda: step(variant, *batch), device)
 
 
 def main() -> None:
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, help="folder for the results; printed only where not given")
+    parser.add_argument("--output", type=Path, help="folder for the results; defaults to printing only")
     parser.add_argument("--memory-only", action="store_true", help="print the ratios of memory as JSON, time nothing")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -111,13 +113,13 @@ def main() -> None:
     memory: dict[str, Any] = {}
     for grid in GRIDS if has_memory else ():
         if device.type == "cuda":
-            peaks = {way: extra_peak_memory(f"{way}@{grid}", device) for way in ("baseline", "ours")}
+            peaks = {variant: extra_peak_memory(f"{variant}@{grid}", device) for variant in ("baseline", "ours")}
             ratio = {"extra peak memory, relative to the baseline": peaks["ours"] / peaks["baseline"]}
             memory[f"{grid}x{grid}"] = {"bytes": peaks, "ratios": ratio}
         else:
             memory[f"{grid}x{grid}"] = compare_memory(arguments.threads, __file__, of=f"@{grid}")
     if arguments.memory_only:
-        print(json.dumps({grid: figures["ratios"].popitem()[1] for grid, figures in memory.items()}))
+        print(json.dumps({grid: numbers["ratios"].popitem()[1] for grid, numbers in memory.items()}))
         return
 
     results: dict[str, Any] = {

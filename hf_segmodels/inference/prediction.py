@@ -55,13 +55,7 @@ def dense_prediction(
         model ([`DensePredictionMixin`]): The model; its mode (eval or training) and gradients are left unchanged.
         inputs (`list[torch.Tensor]`, each of shape `(batch_size, num_channels, height, width)`): Normalized images.
         flips (`list[bool]`): For each input, whether it is mirrored horizontally.
-        target_sizes (`list[tuple[int, int]]`): Target `(height, width)` of each image.
-        window_size (`int` or pair, *optional*): Window in pixels, 0 for whole images; defaults to
-            `model.config.window_size`.
-        window_stride (`int` or pair, *optional*): Stride of the window; defaults to `model.config.window_stride`, or to
-            `window_size` if that is given.
-        return_scores (`bool`, *optional*, defaults to `False`): Whether to return scores instead of labels.
-        max_windows (`int`, *optional*, defaults to 8): Number of windows that go through the network together.
+        target_sizes, window_size, window_stride, return_scores, max_windows: See [`~DensePredictionMixin.predict`].
 
     Returns:
         `list[torch.Tensor]`: For each image a label map `(height, width)`, int64, or scores `(num_labels, height, width)`,

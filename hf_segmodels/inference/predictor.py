@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""A loaded model with its image processor, which maps PIL images to label maps."""
+"""A loaded model with its image processor: PIL image in, label map out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,18 +18,12 @@ from .prediction import choose_windows
 
 @dataclass
 class Predictor:
-    """
-    A model with its image processor: maps PIL images to label maps.
+    """A model with its image processor: PIL image in, label map out."""
 
-    Args:
-        model (`PreTrainedModel`): A semantic segmentation model, with or without `predict`.
-        image_processor (`BaseImageProcessor`): The model's image processor.
-        options (`dict`, *optional*): Keyword arguments for the model's `predict`.
-    """
-
-    model: Any
+    model: Any  # a `PreTrainedModel`; not every one has `predict`
     image_processor: Any
     options: dict[str, Any] = field(default_factory=dict)
+    """For the model's `predict`."""
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -37,15 +31,15 @@ class Predictor:
 
     @property
     def is_batch_dependent(self) -> bool:
-        """Whether a label map depends on the other images of the batch."""
+        """Whether a label map depends on which other images are in the batch."""
         return getattr(self.model.config, "decoder_self_attention", None) == "across_batch"
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The label map `(height, width)`, int64, of an RGB image of `height` and `width`."""
+        """The label map `(height, width)`, int64, of an RGB image of that size."""
         return self.predict([self.prepare(image)], [(image.height, image.width)])[0]
 
     def prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """The model's inputs for an RGB image, as a batch of one on the CPU."""
+        """What the model takes of an RGB image, on the CPU: a batch of one."""
         return dict(self.image_processor(images=[image], return_tensors="pt"))
 
     @torch.inference_mode()
@@ -53,20 +47,20 @@ class Predictor:
         self, inputs: Sequence[dict[str, torch.Tensor]], target_sizes: Sequence[tuple[int, int]]
     ) -> list[np.ndarray]:
         """
-        Segment prepared images in one batch.
+        Segments prepared images in one batch.
 
         Args:
-            inputs (`Sequence[dict[str, torch.Tensor]]`): Results of `prepare`, all of the same shapes.
-            target_sizes (`Sequence[tuple[int, int]]`): Target `(height, width)` of each image.
+            inputs (`Sequence[dict[str, torch.Tensor]]`): From `prepare`, all of the same shapes.
+            target_sizes (`Sequence[tuple[int, int]]`): For each image the `(height, width)` wanted.
 
         Returns:
-            `list[np.ndarray]`: For each image a label map `(height, width)`, int64.
+            `list[np.ndarray]`: For each image the label map `(height, width)`, int64.
         """
         # each (1, ...) -> (batch_size, ...)
         batch = BatchFeature({name: torch.cat([item[name] for item in inputs]) for name in inputs[0]})
         batch = batch.to(self.model.device, self.model.dtype)
         if hasattr(self.model, "predict"):
-            # some models take more than pixels
+            # all that the processor gives: some models take more than pixels
             label_maps = self.model.predict(**batch, target_sizes=target_sizes, **self.options)
         else:
             outputs = self.model(pixel_values=batch["pixel_values"])
@@ -83,22 +77,19 @@ def load_predictor(
     **options: Any,
 ) -> Predictor:
     """
-    Load a model and its image processor with the Auto classes.
+    Loads a model and its image processor with the Auto classes.
 
     Args:
         model (`str`): Folder, or name of a repository on the Hub.
-        device (`str`, *optional*): Device of the model; defaults to CUDA if available, otherwise the CPU.
+        device (`str`, *optional*): Where it runs; CUDA where there is one if unset, otherwise the CPU.
         dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights and of the computation; `"auto"` for
-            the data type in which the weights are saved.
-        attention (`str`, *optional*): `attn_implementation`; defaults to transformers' choice.
-        options: Keyword arguments for the model's `predict`. Models of transformers, which have no `predict`, take none.
-
-    Returns:
-        [`Predictor`]: The model, in eval mode on its device, and its image processor.
+            the one that they are saved in.
+        attention (`str`, *optional*): `attn_implementation`; transformers' choice if unset.
+        options: For `predict`. Models of transformers itself, which have no `predict`, take none.
 
     Raises:
-        UserError: if the model does not exist, cannot be read or is not a semantic segmentation model, if its weights are
-            incomplete, if the device does not exist, or if the window options are invalid.
+        UserError: if there is no such model, it is damaged or of another kind, the device does not exist, or the
+            window's options do not fit together.
     """
     torch_device = _find_device(device)
     path = Path(model).expanduser()
@@ -108,7 +99,7 @@ def load_predictor(
             raise UserError(f"no config.json in {model}: give the folder that `save_pretrained` wrote.")
     elif path.is_file():
         raise UserError(
-            f"{model} is a file: give the folder of a model. Convert a checkpoint of an original repository with "
+            f"{model} is a file: give the folder of a model. A checkpoint of an original repository goes through "
             "`hf-segmodels convert` first."
         )
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -124,26 +115,24 @@ def load_predictor(
             model, output_loading_info=True, **load_options
         )
         image_processor = transformers.AutoImageProcessor.from_pretrained(model)
-    except (
-        Exception
-    ) as error:  # damaged or foreign folders raise errors of many types in transformers, json and safetensors
+    except Exception as error:  # transformers, json, safetensors: a damaged or foreign folder raises anything
         raise UserError(f"cannot load a semantic segmentation model from {source}: {first_line(error)}") from error
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise UserError(
-            f"{source} lacks weights of the segmentation model ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
-            "give a model that was trained or converted for segmentation."
+            f"{source} lacks weights that segmentation needs ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}): "
+            "give a model that was trained or converted for it."
         )
     if hasattr(network, "predict"):
         try:
             choose_windows(network.config, options.get("window_size"), options.get("window_stride"))
         except ValueError as error:
-            raise UserError(f"--window and --stride are invalid: {error}") from error
+            raise UserError(f"--window and --stride do not fit together: {error}") from error
     else:
         if options:
             flags = {"window_size": "--window", "window_stride": "--stride", "scales": "--scales", "flip": "--flip"}
             used = ", ".join(flags.get(name, name) for name in options)
-            raise UserError(f"{type(network).__name__} has no `predict`, which {used} require: remove these options.")
+            raise UserError(f"{type(network).__name__} has no `predict` and so cannot do {used}: leave that out.")
         if not hasattr(image_processor, "post_process_semantic_segmentation"):
             raise UserError(
                 f"{type(image_processor).__name__} has no `post_process_semantic_segmentation` and {type(network).__name__} "
@@ -165,7 +154,7 @@ def _find_device(name: str | None) -> torch.device:
 
 
 def describe_failure(error: ValueError | RuntimeError) -> str:
-    """One line for an image that the model failed to segment."""
+    """What is said of an image that the model could not segment."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory: try a smaller --window, fewer --scales or --device cpu"
     return first_line(error)
