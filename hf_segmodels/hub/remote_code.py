@@ -83,7 +83,7 @@ def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) ->
 
 def flat_name(module: str) -> str:
     """
-    `"inference.window_grid"` -> `"inference_window_grid"`; modules that transformers finds by their names
+    `"inference.label_search"` -> `"inference_label_search"`; modules that transformers finds by their names
     (`modeling_X`) keep them.
     """
     leaf = module.rpartition(".")[2]
