@@ -1,16 +1,16 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Time cross-entropy of upsampled scores against the baseline `cross_entropy(interpolate(...))`, forward and backward,
-after checking that values and gradients agree.
+Time cross-entropy of upsampled scores against the baseline `cross_entropy(interpolate(...))`, forward and backward, after
+checking that values and gradients agree.
 
     python benchmarks/upsampled_loss.py [--threads 2] [--repeats 7] [--device cpu] [--output benchmarks/results]
 
 Four images of 512x512 with 150 classes and a tenth of the pixels ignored, float32, from scores of 32x32 (Segmenter) and
 128x128 (RegProxy). *image by image* is the baseline in a loop over the batch, with accumulated gradients.
 
-The variants are timed alternately, one call each, and medians are compared. Extra peak memory is the peak of forward
-and backward beyond scores and labels, on a CPU in a separate process for each variant (Linux only). Run it on an idle
-machine: other processes slow many small steps down more than few large ones.
+The variants are timed alternately, one call each, and medians are compared. Extra peak memory is the peak of forward and
+backward beyond scores and labels, on a CPU in a separate process for each variant (Linux only). Run it on an idle machine:
+other processes slow many small steps down more than few large ones.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BATCH_SIZE, NUM_LABELS, SIZE = 4, 150, (512, 512)
 GRIDS = (32, 128)
 
 
-def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def baseline_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     upsampled = nn.functional.interpolate(logits, size=SIZE, mode="bilinear", align_corners=False)
     return nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
 
@@ -41,12 +41,12 @@ def step(variant: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torc
     if variant == "image by image":
         shares = (labels != 255).flatten(1).sum(dim=1) / (labels != 255).sum()
         parts = [
-            step("plain", logits[image : image + 1].detach().requires_grad_(), labels[image : image + 1])
+            step("baseline", logits[image : image + 1].detach().requires_grad_(), labels[image : image + 1])
             for image in range(len(logits))
         ]
         losses, gradients = zip(*parts, strict=True)
         return (torch.stack(losses) * shares).sum(), torch.cat(gradients) * shares.view(-1, 1, 1, 1)
-    loss = plain_loss(logits, labels) if variant == "plain" else semantic_cross_entropy(logits, labels)
+    loss = baseline_loss(logits, labels) if variant == "baseline" else semantic_cross_entropy(logits, labels)
     (gradient,) = torch.autograd.grad(loss, logits)
     return loss.detach(), gradient
 
@@ -62,10 +62,10 @@ def random_batch(grid: int, device: torch.device) -> tuple[torch.Tensor, torch.T
 def check(grid: int, device: torch.device) -> dict[str, float]:
     """Exit if values or gradients differ by more than 1e-6; return the largest differences."""
     batch = random_batch(grid, device)
-    plain = step("plain", *batch)
+    baseline = step("baseline", *batch)
     differences = {}
     for variant in ("ours", "image by image"):
-        for part, one, other in zip(("loss", "gradient"), step(variant, *batch), plain, strict=True):
+        for part, one, other in zip(("loss", "gradient"), step(variant, *batch), baseline, strict=True):
             difference = (one - other).abs().max().item()
             if not difference <= 1e-6 * max(1.0, other.abs().max().item()):
                 sys.exit(f"{grid}x{grid}: the {part} of {variant} differs by {difference:.1e}")
@@ -77,7 +77,7 @@ def check(grid: int, device: torch.device) -> dict[str, float]:
 def measure(grid: int, repeats: int, device: torch.device) -> dict[str, Any]:
     differences = check(grid, device)
     batch = random_batch(grid, device)
-    variants = ("plain", "image by image", "ours")
+    variants = ("baseline", "image by image", "ours")
     seconds = interleaved(
         {variant: lambda variant=variant: step(variant, *batch) for variant in variants}, repeats, device
     )
@@ -113,8 +113,8 @@ def main() -> None:
     memory: dict[str, Any] = {}
     for grid in GRIDS if has_memory else ():
         if device.type == "cuda":
-            peaks = {variant: extra_peak_memory(f"{variant}@{grid}", device) for variant in ("plain", "ours")}
-            ratio = {"extra peak memory, ours over plain": peaks["ours"] / peaks["plain"]}
+            peaks = {variant: extra_peak_memory(f"{variant}@{grid}", device) for variant in ("baseline", "ours")}
+            ratio = {"extra peak memory, relative to the baseline": peaks["ours"] / peaks["baseline"]}
             memory[f"{grid}x{grid}"] = {"bytes": peaks, "ratios": ratio}
         else:
             memory[f"{grid}x{grid}"] = compare_memory(arguments.threads, __file__, of=f"@{grid}")

@@ -20,7 +20,7 @@ from PIL import Image
 from ..image_processing import read_image
 from ..inference import choose_windows
 from ..inference.predictor import Predictor, load_predictor
-from ..inference.window_grid import window_starts
+from ..inference.window_grid import WindowGrid
 from ..utils.arguments import parse_pixels, parse_window
 from ..utils.errors import UserError, first_line
 from ..visualization import ClassShare, add_legend, class_shares, overlay, palette_for
@@ -283,11 +283,9 @@ def _check_number_of_windows(predictor: Predictor, pixel_values: torch.Tensor) -
         return
     total = 0
     for scale in options.get("scales", (1.0,)):
-        rows, columns = (
-            len(window_starts(round(side * scale), window, stride))
-            for side, window, stride in zip(pixel_values.shape[-2:], *windows, strict=True)
-        )
-        total += rows * columns * (2 if options.get("flip") else 1)
+        height, width = (round(side * scale) for side in pixel_values.shape[-2:])
+        rows, columns = WindowGrid((height, width), *windows).starts
+        total += len(rows) * len(columns) * (2 if options.get("flip") else 1)
     if total > _MAX_WINDOWS:
         raise UserError(
             f"these options make {total} windows, more than {_MAX_WINDOWS}: choose a larger window or stride."

@@ -2,10 +2,10 @@
 """
 Label maps from queries with classes and masks, without masks or scores at full resolution.
 
-The score of class `k` in a pixel is the sum over queries of the query's probability of `k` times the sigmoid of its
-upsampled mask. The sigmoid rises with its argument and an upsampled mask is an average of grid entries, so the entries
-that a tile of pixels depends on bound each query's sigmoid there, and with the probabilities, which are known before,
-each class's score. Classes that cannot be the best in a tile are left out. Nothing is approximated.
+The score of class `k` in a pixel is the sum over queries of the query's probability of `k` times the sigmoid of the
+query's upsampled mask. The sigmoid is monotonic and an upsampled mask is an average of grid entries. So the entries that a
+tile of pixels depends on bound each query's sigmoid there and, together with the class probabilities, each class's score.
+Classes that cannot have the best score in a tile are left out. Nothing is approximated.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .mask_maps import MaskAxis, MaskTiles, WindowPixels, mask_axis
-from .separable_maps import Windows
+from .mask_axes import MaskAxis, MaskTiles, WindowTaps, mask_axis
 from .upsampled_argmax import bounds, finite, label_tiles
-from .window_grid import Network, as_pair, run_windows, tile_windows
+from .window_grid import WindowAxis, as_pair, tile_windows
 
 
 # floats of masks held at a time
@@ -26,13 +25,13 @@ _BAND = 1 << 22
 @dataclass(frozen=True, eq=False)
 class MaskScores:
     """
-    Scores of one image, not yet evaluated at full resolution.
+    [`LazyScores`] of queries with class probabilities and masks.
 
     Args:
         masks (`torch.Tensor` of shape `(num_queries, rows * h, columns * w)`): Mask logits of the windows, side by side.
-        probabilities (`torch.Tensor` of shape `(rows, columns, num_queries, num_labels)`): How probable each class is for
-            each query, in each window.
-        rows, columns ([`MaskAxis`]): From the windows' grids to the pixels wanted.
+        probabilities (`torch.Tensor` of shape `(rows, columns, num_queries, num_labels)`): Class probabilities of each
+            query in each window.
+        rows, columns ([`MaskAxis`]): From the windows' grids to target pixels.
     """
 
     masks: torch.Tensor
@@ -40,13 +39,44 @@ class MaskScores:
     rows: MaskAxis
     columns: MaskAxis
 
+    @classmethod
+    def from_windows(
+        cls,
+        class_logits: torch.Tensor,
+        mask_logits: torch.Tensor,
+        axes: tuple[WindowAxis, WindowAxis],
+        target_sizes: Sequence[tuple[int, int]],
+        prediction_size: tuple[int, int] | None = None,
+    ) -> list["MaskScores"]:
+        """
+        Average the scores of overlapping windows.
+
+        Args:
+            class_logits (`torch.Tensor` of shape `(batch_size, window rows, window columns, num_queries, num_labels +
+                1)`): Class logits of the queries, "no object" last.
+            mask_logits (`torch.Tensor` of shape `(batch_size, window rows, window columns, num_queries, h, w)`): Mask
+                logits of the queries.
+            axes (pair of [`WindowAxis`]): The windows along rows and columns.
+            target_sizes (`list[tuple[int, int]]`): Target `(height, width)` of each image.
+            prediction_size (`tuple[int, int]`, *optional*): Height and width of a window at which masks become
+                probabilities; defaults to the size that its grid covers.
+        """
+        probabilities = class_logits.softmax(dim=-1)[..., :-1]
+        prediction = (None, None) if prediction_size is None else prediction_size
+        return [
+            cls(
+                masks,
+                classes,
+                *(mask_axis(*maps, mask_logits.device) for maps in zip(axes, prediction, size, strict=True)),
+            )
+            for masks, classes, size in zip(tile_windows(mask_logits), probabilities, target_sizes, strict=True)
+        ]
+
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(num_labels, height, width)`"""
         return self.probabilities.shape[-1], self.rows.size, self.columns.size
 
     def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
-        """The scores `(num_labels, bottom - top, width)`, float32, of a band of rows, by default of all rows."""
         num_labels, height, width = self.shape
         bottom = height if bottom is None else min(bottom, height)
         scores = self.masks.new_zeros(num_labels, max(bottom - top, 0), width)
@@ -57,7 +87,7 @@ class MaskScores:
         return scores
 
     def _add_band(self, scores: torch.Tensor, top: int, bottom: int) -> None:
-        """Adds the scores of a band of rows to `scores (num_labels, at least bottom - top, width)`."""
+        """Add the scores of a band of rows to `scores (num_labels, at least bottom - top, width)`."""
         grid_height, grid_width = self.rows.entries.shape[1], self.columns.entries.shape[1]
         for row, rows in enumerate(self.rows.windows):
             start, end = max(top, rows.first), min(bottom, rows.last)
@@ -65,7 +95,7 @@ class MaskScores:
                 continue
             weights = rows.weights[start - rows.first : end - rows.first]
             used, taps = rows.taps[start - rows.first : end - rows.first].unique(return_inverse=True)
-            band = WindowPixels(0, taps, weights)
+            band = WindowTaps(0, taps, weights)
             for column, columns in enumerate(self.columns.windows):
                 grid = self.masks[:, row * grid_height :][:, :grid_height, column * grid_width :][..., :grid_width]
                 # (used, h) @ (num_queries, h, w) @ (w, num_predictions) -> (num_queries, used, num_predictions)
@@ -79,12 +109,9 @@ class MaskScores:
     @torch.no_grad()
     def argmax(self) -> torch.Tensor:
         """
-        The label map: `evaluate().argmax(0)` without holding its argument.
+        The label map `(height, width)`, int64: `evaluate().argmax(0)` without full-resolution scores.
 
-        Equal scores give the lower class. Scores that differ by rounding alone may come out either way.
-
-        Returns:
-            `torch.Tensor` of shape `(height, width)`, int64.
+        Equal scores give the lower class. Either class may win where scores differ by rounding only.
         """
         with torch.autocast(self.masks.device.type, enabled=False):
             # (num_queries, H, W) -> (H, W, num_queries)
@@ -99,22 +126,23 @@ def mask_argmax(
     prediction_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """
-    The labels of queries with classes and masks: `einsum("bqk,bqhw->bkhw", class_queries_logits.softmax(-1)[..., :-1],
+    Labels of queries with classes and masks: `einsum("bqk,bqhw->bkhw", class_queries_logits.softmax(-1)[..., :-1],
     interpolate(masks_queries_logits, size).sigmoid()).argmax(1)` many times faster and in a fraction of the memory. Half
     precision is computed in float32. See [`~MaskScores.argmax`] for ties.
 
     Args:
-        class_queries_logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels + 1)`): "No object" comes last.
+        class_queries_logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels + 1)`): Class logits of the
+            queries, "no object" last.
         masks_queries_logits (`torch.Tensor` of shape `(batch_size, num_queries, h, w)`): Masks before the sigmoid.
-        size (`tuple[int, int]`): Height and width wanted.
-        prediction_size (`tuple[int, int]`, *optional*): Height and width at which masks become probabilities, if another;
-            scores are then resized to `size`.
+        size (`tuple[int, int]`): Target height and width.
+        prediction_size (`tuple[int, int]`, *optional*): Height and width at which masks become probabilities; scores are
+            then resized to `size`. Defaults to `size`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width)`, int64.
 
     Raises:
-        ValueError: if the logits or a size are empty or of another shape.
+        ValueError: if the shapes of the logits do not match, or if a size is empty or not a pair.
     """
     height, width = (int(side) for side in size)
     shapes = tuple(class_queries_logits.shape), tuple(masks_queries_logits.shape)
@@ -125,74 +153,28 @@ def mask_argmax(
         )
     if shapes[0][2] < 2 or height < 1 or width < 1:
         raise ValueError(
-            f'Expected at least one class beside "no object" and a size of at least (1, 1), got {shapes[0][2]} class '
+            f'Expected at least one class in addition to "no object" and a size of at least (1, 1), got {shapes[0][2]} class '
             f"scores and {tuple(size)}."
         )
-    prediction = (None, None) if prediction_size is None else as_pair(prediction_size, "prediction_size")
-    if 0 in prediction:
-        raise ValueError(f"`prediction_size` must be at least (1, 1), got {prediction_size}.")
-    device = masks_queries_logits.device
+    if prediction_size is not None:
+        prediction_size = as_pair(prediction_size, "prediction_size")
+        if 0 in prediction_size:
+            raise ValueError(f"`prediction_size` must be at least (1, 1), got {prediction_size}.")
     rows, columns = (
-        mask_axis(Windows((0,), pixels, entries, pixels, pixels, pixels), predictions, pixels, False, device)
-        for pixels, entries, predictions in zip((height, width), shapes[1][2:], prediction, strict=True)
+        WindowAxis((0,), pixels, entries, pixels, pixels, pixels)
+        for pixels, entries in zip((height, width), shapes[1][2:], strict=True)
     )
-    labels = torch.empty(shapes[0][0], height, width, dtype=torch.long, device=device)
-    probabilities = _class_probabilities(class_queries_logits.float())
-    for index, (masks, classes) in enumerate(zip(masks_queries_logits, probabilities, strict=True)):
-        labels[index] = MaskScores(masks, classes[None, None], rows, columns).argmax()
+    # one window: (batch_size, ...) -> (batch_size, 1, 1, ...)
+    classes, masks = (logits[:, None, None].float() for logits in (class_queries_logits, masks_queries_logits))
+    scores = MaskScores.from_windows(classes, masks, (rows, columns), [(height, width)] * len(masks), prediction_size)
+    labels = torch.empty(len(masks), height, width, dtype=torch.long, device=masks.device)
+    for index, image_scores in enumerate(scores):
+        labels[index] = image_scores.argmax()
     return labels
 
 
-def mask_window_scores(
-    network: Network,
-    pixel_values: torch.Tensor,
-    target_sizes: Sequence[tuple[int, int]],
-    windows: tuple[tuple[int, int], tuple[int, int]] | None,
-    small_image_mode: str,
-    is_flipped: bool,
-    max_windows: int,
-    prediction_size: tuple[int, int] | None = None,
-) -> list[MaskScores]:
-    """
-    Runs a network over windows of a batch of images.
-
-    Args:
-        network: Maps `(num_windows, num_channels, height, width)` to class logits `(num_windows, num_queries, num_labels +
-            1)`, mask logits `(num_windows, num_queries, h, w)` and the size in pixels that the masks cover.
-        target_sizes: `(height, width)` wanted for each image.
-        is_flipped: Whether the images are mirrored, so that their scores have to be mirrored back.
-        prediction_size: Height and width of a window at which masks become probabilities; those that it covers when not
-            given.
-        pixel_values, windows, small_image_mode, max_windows: See [`run_windows`].
-
-    Returns:
-        For each image, its averaged scores at the target size.
-    """
-    outputs, covered, layout = run_windows(network, pixel_values, windows, small_image_mode, max_windows)
-    class_logits, mask_logits = outputs
-    axes = layout.axes(mask_logits.shape[-2:], covered)
-    prediction = (None, None) if prediction_size is None else prediction_size
-    device = pixel_values.device
-    return [
-        MaskScores(
-            masks,
-            probabilities,
-            mask_axis(axes[0], prediction[0], target_height, False, device),
-            mask_axis(axes[1], prediction[1], target_width, is_flipped, device),
-        )
-        for masks, probabilities, (target_height, target_width) in zip(
-            tile_windows(mask_logits), _class_probabilities(class_logits), target_sizes, strict=True
-        )
-    ]
-
-
-def _class_probabilities(class_logits: torch.Tensor) -> torch.Tensor:
-    """`(..., num_labels + 1)` -> `(..., num_labels)`, without that of "no object"."""
-    return class_logits.softmax(dim=-1)[..., :-1]
-
-
-def _apply(predictions: torch.Tensor, window: WindowPixels, dim: int) -> torch.Tensor:
-    """From prediction pixels to pixels, along a dimension."""
+def _apply(predictions: torch.Tensor, window: WindowTaps, dim: int) -> torch.Tensor:
+    """Map prediction pixels to target pixels along a dimension."""
     shape = [1] * predictions.ndim
     shape[dim] = -1
     terms = [
@@ -204,9 +186,9 @@ def _apply(predictions: torch.Tensor, window: WindowPixels, dim: int) -> torch.T
 
 class _Search:
     """
-    The labels of `grid (H, W, num_queries)`, float32 without infinities.
+    Search for the labels of `grid (H, W, num_queries)`, float32 without infinities.
 
-    A tile's *parts* are all pairs of a part of its row of tiles and a part of its column of tiles.
+    The *parts* of a tile are all pairs of a part of its row of tiles and a part of its column of tiles.
     """
 
     def __init__(self, grid: torch.Tensor, probabilities: torch.Tensor, rows: MaskTiles, columns: MaskTiles):
@@ -234,13 +216,13 @@ class _Search:
 
     def _can_win(self) -> torch.Tensor:
         """`(tiles, num_labels)`, bool."""
-        # the query and the class that are strongest at each entry
+        # the strongest query at each entry, and the most probable class of each query
         peak, peak_class = self.probabilities.max(dim=3)
         height, width = (whole // number for whole, number in zip(self.grid.shape[:2], peak.shape[:2], strict=True))
         spread = peak.repeat_interleave(height, 0).repeat_interleave(width, 1)
         strongest = (self.grid.sigmoid() * spread).argmax(dim=2)
 
-        # bands of rows of tiles, so that what is held does not grow with the image
+        # bands of rows of tiles, so that memory does not grow with the image
         num_labels = self.probabilities.shape[3]
         num_support = self.rows.support.shape[1] * self.columns.support.shape[1]
         floats = len(self.columns.tile) * max(self.grid.shape[2], num_labels, num_support**2)
@@ -261,34 +243,30 @@ class _Search:
         rows, columns = self.rows, self.columns
         num_queries = self.grid.shape[2]
         highest, lowest = bounds(self.grid, rows.support[parts], columns.support)
-        # rounding of an average is relative to the largest entry in it
+        # the rounding error of an average is relative to its largest entry
         eps = torch.finfo(self.grid.dtype).eps
         margin = torch.maximum(highest.abs(), lowest.abs()) * (16 * eps)
         highest, lowest = (highest + margin).sigmoid_(), (lowest - margin).sigmoid_()
-        # of a sum of positive terms, to the sum
+        # the rounding error of a sum of positive terms is relative to the sum
         slack = (num_queries + 16) * eps
         # (row parts, column parts, num_queries) -> (row parts, column parts, num_labels)
         upper = self._mix(highest, parts) * (1 + slack)
         lower = self._mix(lowest, parts) * (1 - slack)
 
-        # a pixel's score is an average of the parts', whose weights lie within bounds
-        tile, shape = rows.tile[parts] - first, (last - first, columns.number)
-        least = rows.least_share[parts, None] * columns.least_share
-        largest = rows.largest_share[parts, None] * columns.largest_share
+        # a pixel's score is an average over the parts: a bound that holds in all of them bounds the average
         shared = self._shared_bound(parts, strongest, peak_class, margin)
-        if len(tile) != shape[0] or len(columns.tile) != shape[1]:
-            weighted = _gather_tiles(upper * largest[..., None], tile, columns.tile, shape, "sum")
-            upper = torch.minimum(weighted, _gather_tiles(upper, tile, columns.tile, shape, "amax"))
-            shared = _gather_tiles((shared * least)[..., None], tile, columns.tile, shape, "sum")[..., 0]
-            weighted = _gather_tiles(lower * least[..., None], tile, columns.tile, shape, "sum")
-            lower = torch.maximum(weighted, _gather_tiles(lower, tile, columns.tile, shape, "amin"))
-        # not above the largest score, so that a class is left however products round (TF32)
+        if shared.shape != (last - first, columns.number):
+            tiles = (rows.tile[parts] - first, last - first), (columns.tile, columns.number)
+            upper = _reduce_parts(upper, tiles, "amax")
+            lower = _reduce_parts(lower, tiles, "amin")
+            shared = _reduce_parts(shared[..., None], tiles, "amin")[..., 0]
+        # not above the largest score, so that at least one class is left even if products are rounded to TF32
         bound = torch.maximum(lower.amax(dim=2), shared).minimum(upper.amax(dim=2))
         # not `>=`: NaN can always win
         return ~(upper < bound[..., None] * (1 - slack)).flatten(0, 1)
 
     def _mix(self, values: torch.Tensor, parts: slice) -> torch.Tensor:
-        """Values of queries in each part -> values of classes, with the probabilities of the part's window."""
+        """Values of queries in each part -> values of classes, by the probabilities in the part's window."""
         if self.probabilities.shape[:2] == (1, 1):
             return values @ self.probabilities[0, 0]
         mixed = values.new_empty(*values.shape[:2], self.probabilities.shape[3])
@@ -298,26 +276,26 @@ class _Search:
                 continue
             for column, probabilities in enumerate(window_row):
                 column_parts = (self.columns.window == column).nonzero()[:, 0]
-                chosen = row_parts[:, None], column_parts
-                mixed[chosen] = values[chosen] @ probabilities
+                own = row_parts[:, None], column_parts
+                mixed[own] = values[own] @ probabilities
         return mixed
 
     def _shared_bound(
         self, parts: slice, strongest: torch.Tensor, peak_class: torch.Tensor, margin: torch.Tensor
     ) -> torch.Tensor:
         """
-        A bound of each part: over all parts of a tile, the best score is never below the average of them.
+        A lower bound for each part: the best score of a tile is never below their average over its parts.
 
-        Where classes meet, each is low at the other's entries, so that none has a high bound of its own. But the highest
-        of some masks is never below their average; that of the masks that are strongest at some entry is low nowhere.
-        Which one is highest differs between prediction pixels, so where these are averaged, only the mean score of the
+        Where classes meet, each class is low at the other's entries and has a low bound of its own. The highest of some
+        masks is never below their average, and the average of the masks that are strongest at some entry is low nowhere.
+        Where prediction pixels are averaged, the highest mask may differ between them, so only the mean score of the
         masks' classes is bounded.
         """
         rows, columns = self.rows, self.columns
         width, num_queries = self.grid.shape[1:]
         # (row parts, column parts, support)
         entries = (rows.support[parts, None, :, None] * width + columns.support[None, :, None]).flatten(2)
-        # the same queries, and for each the same class, in all parts of a tile: those of its first part
+        # all parts of a tile use the queries of its first part, and for each query the same class
         first = rows.first_part[rows.tile[parts]], columns.first_part[columns.tile]
         first_entries = rows.support[first[0], None, :, None] * width + columns.support[first[1]][None, :, None]
         queries = strongest.flatten()[first_entries.flatten(2)]
@@ -341,7 +319,7 @@ class _Search:
         rows, columns = self.rows, self.columns
         tile_row, tile_column = tiles // columns.number, tiles % columns.number
         num_parts = rows.num_parts[tile_row] * columns.num_parts[tile_column]
-        # all parts of all tiles: whose each is, and which one of these
+        # for each part of all tiles: its tile, and its number among the parts of this tile
         owner = torch.arange(len(tiles), device=tiles.device).repeat_interleave(num_parts)
         number = torch.arange(len(owner), device=tiles.device) - (num_parts.cumsum(0) - num_parts)[owner]
         column_parts = columns.num_parts[tile_column][owner]
@@ -378,17 +356,17 @@ class _Search:
         return masks.unflatten(2, (-1, num_queries)).flatten(1, 2).sigmoid_()
 
 
-def _gather_tiles(
-    values: torch.Tensor, row_tile: torch.Tensor, column_tile: torch.Tensor, shape: tuple[int, int], reduction: str
-) -> torch.Tensor:
-    """Sum, largest or smallest of the parts of each tile: `(row parts, column parts, K)` -> `(*shape, K)`."""
-    for dim, (tile, number) in enumerate(zip((row_tile, column_tile), shape, strict=True)):
+def _reduce_parts(values: torch.Tensor, tiles: Sequence[tuple[torch.Tensor, int]], reduction: str) -> torch.Tensor:
+    """
+    Largest (`"amax"`) or smallest (`"amin"`) of the parts of each tile: `(row parts, column parts, K)` -> `(tile rows, tile
+    columns, K)`, given the tile of each part and the number of tiles along both axes.
+    """
+    for dim, (tile, number) in enumerate(tiles):
         size = [*values.shape]
         size[dim] = number
-        result = values.new_zeros(size)
-        if reduction == "sum":
-            values = result.index_add_(dim, tile, values)
-        else:
-            index = tile.view([-1 if axis == dim else 1 for axis in range(3)]).expand_as(values)
-            values = result.scatter_reduce_(dim, index, values, reduction, include_self=False)
+        index = tile.view([-1 if axis == dim else 1 for axis in range(3)]).expand_as(values)
+        values = values.new_zeros(size).scatter_reduce_(dim, index, values, reduction, include_self=False)
     return values
+
+
+__all__ = ["MaskScores", "mask_argmax"]

@@ -1,20 +1,38 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`predict` and the sliding `forward` that the models share."""
+"""`predict` and the sliding `forward` shared by the models."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from .upsampled_argmax import Scores
-from .window_grid import as_sizes, check_windows, window_scores
+from .upsampled_argmax import UpsampledScores
+from .window_grid import WindowGrid, as_sizes, check_windows, run_windows
 
 
-# floats of a band of rows in which several inputs' probabilities are averaged
+# floats of a band of rows in which the probabilities of several inputs are averaged
 _BAND = 1 << 21
+
+
+class LazyScores(Protocol):
+    """
+    Scores of one image, merged over windows and resized to the target size when they are needed.
+
+    Implemented by [`UpsampledScores`] (grids of logits), [`MaskScores`] (queries with masks) and UN-EPT's `RefinedScores`.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(num_labels, height, width)`"""
+
+    def evaluate(self, top: int = 0, bottom: int | None = None) -> torch.Tensor:
+        """Scores `(num_labels, bottom - top, width)`, float32, of a band of rows, by default of all rows."""
+
+    def argmax(self) -> torch.Tensor:
+        """The label map `(height, width)`, int64: `evaluate().argmax(0)` without full-resolution scores."""
 
 
 def dense_prediction(
@@ -28,27 +46,24 @@ def dense_prediction(
     max_windows: int = 8,
 ) -> list[torch.Tensor]:
     """
-    Predicts from ready-made inputs: the same images resized, and mirrored where `flips` says so.
+    Segment ready-made inputs: the same images at several scales, mirrored where `flips` is true.
 
-    One input gives its scores, averaged over windows and resized to the target; several give the mean of their
-    softmax maps (Segmenter section 4.2; so do the other three).
+    One input gives its scores, averaged over windows and resized to the target. Several inputs give the mean of their
+    softmax maps (Segmenter, section 4.2; the released code of the other methods does the same).
 
     Args:
-        model ([`DensePredictionMixin`]): The model, in the mode (eval, gradients) that is wanted.
+        model ([`DensePredictionMixin`]): The model; its mode (eval or training) and gradients are left unchanged.
         inputs (`list[torch.Tensor]`, each of shape `(batch_size, num_channels, height, width)`): Normalized images.
         flips (`list[bool]`): For each input, whether it is mirrored horizontally.
-        target_sizes (`list[tuple[int, int]]`): For each image of the batch, the `(height, width)` wanted.
-        window_size (`int` or pair, *optional*): Window in pixels; 0 for whole images. The config's by default.
-        window_stride (`int` or pair, *optional*): Stride of the window. The config's by default, or the window where
-            `window_size` is given.
-        return_scores (`bool`, *optional*, defaults to `False`): Scores instead of labels.
-        max_windows (`int`, *optional*, defaults to 8): How many windows go through the network together.
+        target_sizes, window_size, window_stride, return_scores, max_windows: See [`~DensePredictionMixin.predict`].
 
     Returns:
-        For each image a label map `(height, width)`, int64, or scores `(num_labels, height, width)`, float32.
+        `list[torch.Tensor]`: For each image a label map `(height, width)`, int64, or scores `(num_labels, height, width)`,
+        float32.
 
     Raises:
-        ValueError: for inputs, sizes and windows that do not fit together.
+        ValueError: if `inputs`, `flips` and `target_sizes` differ in length or are empty, if an input has another number
+            of dimensions or channels, if the stride exceeds the window, or if `max_windows` is below 1.
     """
     windows = choose_windows(model.config, window_size, window_stride)
     if len(inputs) == 0 or len(inputs) != len(flips):
@@ -67,10 +82,12 @@ def dense_prediction(
         raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
     if max_windows < 1:
         raise ValueError(f"`max_windows` must be at least 1, got {max_windows}.")
-    views = [
-        model._window_scores(pixel_values, sizes, windows, bool(flip), max_windows)
-        for pixel_values, flip in zip(inputs, flips, strict=True)
-    ]
+    views = []
+    for pixel_values, flip in zip(inputs, flips, strict=True):
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
+        window, stride = windows or (size, size)
+        grid = WindowGrid(size, window, stride, model.config.small_image_mode, bool(flip))
+        views.append(model._window_scores(pixel_values, sizes, grid, max_windows))
     if len(views) == 1:
         return [scores.evaluate() if return_scores else scores.argmax() for scores in views[0]]
     if return_scores:
@@ -82,10 +99,11 @@ def choose_windows(
     config: Any, window_size: int | Sequence[int] | None = None, window_stride: int | Sequence[int] | None = None
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """
-    Window and stride as pairs, the config's where they are not given; `None` for whole images.
+    Window and stride as pairs, by default from `config`; `None` for whole images.
 
     Raises:
-        ValueError: for windows and strides that make no sense together.
+        ValueError: if a size is negative or not a pair, if the stride exceeds the window, or if there is a stride without
+            a window.
     """
     if window_size is None:
         window_size = config.window_size
@@ -94,7 +112,7 @@ def choose_windows(
 
 
 def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
-    """Checks whole images, since the network only sees windows of them."""
+    """Check whole images: the network only sees windows of them."""
     num_channels = getattr(config.backbone_config, "num_channels", 3)
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or pixel_values.numel() == 0:
         raise ValueError(
@@ -104,15 +122,15 @@ def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
         )
 
 
-def _mean_probabilities(views: Sequence[Scores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
-    """Mean of the softmax maps `(num_labels, bottom - top, width)` of one image's inputs, in a band of rows."""
+def _mean_probabilities(views: Sequence[LazyScores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
+    """Mean softmax map `(num_labels, bottom - top, width)` of the inputs of one image, in a band of rows."""
     total = views[0].evaluate(top, bottom).softmax(dim=0)
     for view in views[1:]:
         total = total + view.evaluate(top, bottom).softmax(dim=0)
     return total / len(views)
 
 
-def _argmax_of_mean(views: Sequence[Scores]) -> torch.Tensor:
+def _argmax_of_mean(views: Sequence[LazyScores]) -> torch.Tensor:
     num_labels, height, width = views[0].shape
     band = max(1, _BAND // (num_labels * width))
     bands = [_mean_probabilities(views, top, top + band).argmax(dim=0) for top in range(0, height, band)]
@@ -121,8 +139,8 @@ def _argmax_of_mean(views: Sequence[Scores]) -> torch.Tensor:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode for a while."""
-    # each module gets its own mode back: some may be frozen in eval mode while the rest is in training
+    """Put a model into eval mode within a `with` block."""
+    # each module gets its own mode back: some may be frozen in eval mode while others are training
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -134,17 +152,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 class DensePredictionMixin:
     """
-    Gives a model [`~DensePredictionMixin.predict`].
+    Mixin for models with sliding-window prediction, [`~DensePredictionMixin.predict`].
 
-    The model has `config.window_size`, `config.window_stride` and `config.small_image_mode`, and `_dense_logits`, which
-    maps images `(batch_size, num_channels, height, width)` to patch-level logits `(batch_size, num_labels, grid_height,
-    grid_width)` and the size in pixels that they cover (the input's, or more where whole patches needed padding).
+    The model provides `config.window_size`, `config.window_stride`, `config.small_image_mode` and `_dense_logits`. A model
+    whose scores are not averages of one grid of logits overrides `_window_scores`.
     """
 
     config: Any
     training: bool
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """
+        Map images `(batch_size, num_channels, height, width)` to patch-level logits `(batch_size, num_labels, grid_height,
+        grid_width)` and the size in pixels that these cover: the input's, or more after padding to whole patches.
+        """
         raise NotImplementedError
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -155,16 +176,17 @@ class DensePredictionMixin:
         self,
         pixel_values: torch.Tensor,
         target_sizes: Sequence[tuple[int, int]],
-        windows: tuple[tuple[int, int], tuple[int, int]] | None,
-        is_flipped: bool,
+        grid: WindowGrid,
         max_windows: int,
-    ) -> Sequence[Scores]:
-        """
-        The averaged scores of one input, one object for each image. A model whose scores are no linear function of its
-        grid overrides this; its objects are [`Scores`], too.
-        """
-        mode = self.config.small_image_mode
-        return window_scores(self._dense_logits, pixel_values, target_sizes, windows, mode, is_flipped, max_windows)
+    ) -> Sequence[LazyScores]:
+        """Run the network over the windows of a batch; one [`LazyScores`] per image, at its target size."""
+
+        def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+            logits, padded_size = self._dense_logits(crops)
+            return [logits], padded_size
+
+        (logits,), padded_size = run_windows(network, pixel_values, grid, max_windows)
+        return UpsampledScores.from_windows(logits, grid.axes(logits.shape[-2:], padded_size), target_sizes)
 
     @torch.no_grad()
     def predict(
@@ -179,33 +201,36 @@ class DensePredictionMixin:
         max_windows: int = 8,
     ) -> list[torch.Tensor]:
         """
-        Segments images as the original's evaluation does: sliding window, several scales, mirrored copies. Dropout and
-        stochastic depth are off, whatever mode the model is in. Label maps are found without full-resolution scores.
+        Segment images as the original evaluation does: sliding window, several scales, mirrored copies. Dropout and
+        stochastic depth are off in any mode of the model. Label maps are found without full-resolution scores.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalized images.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                `(height, width)` wanted for each image, usually that before preprocessing. The input's by default.
+                Target `(height, width)` of each image, usually its size before preprocessing; defaults to the size of
+                `pixel_values`.
             window_size (`int` or pair, *optional*):
-                Window in pixels; 0 for whole images. The config's by default.
+                Window in pixels, 0 for whole images; defaults to `config.window_size`.
             window_stride (`int` or pair, *optional*):
-                Stride of the window. The config's by default, or the window where `window_size` is given.
+                Stride of the window; defaults to `config.window_stride`, or to `window_size` if that is given.
             scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`):
-                Factors by which the images are resized; results are averaged.
+                Factors by which the images are resized; the results are averaged.
             flip (`bool`, *optional*, defaults to `False`):
-                Whether mirrored copies take part.
+                Whether to average over mirrored copies, too.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return scores instead of labels.
             max_windows (`int`, *optional*, defaults to 8):
-                How many windows go through the network together.
+                Number of windows that go through the network together.
 
         Returns:
-            For each image a label map `(height, width)`, int64; or, with `return_scores`, scores `(num_labels, height,
-            width)`, float32: averaged logits for one input, the mean of softmax maps for several.
+            `list[torch.Tensor]`: For each image a label map `(height, width)`, int64; or, with `return_scores`, scores
+            `(num_labels, height, width)`, float32: averaged logits for one input, the mean of softmax maps for several.
 
         Raises:
-            ValueError: for sizes, windows or scales that make no sense.
+            ValueError: if `pixel_values` is empty, not floating-point or of another number of dimensions or channels, if
+                the number of `target_sizes` is not the batch size, if the stride exceeds the window, or if a scale leaves
+                no pixel.
         """
         _check_images(pixel_values, self.config)
         if not pixel_values.is_floating_point():
@@ -237,9 +262,9 @@ def _resize_images(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.T
 
 def slide_when_configured(forward: Callable) -> Callable:
     """
-    Makes a model's `forward` slide where `config.window_size` is set, the model is in eval mode, no labels are given,
-    neither hidden states nor attentions are asked for, and the images are larger than the window. The returned output,
-    of the class that `forward` is annotated with, then holds averaged `logits` at the images' resolution. Compiled and
+    Decorator for a model's `forward`: slides if `config.window_size` is set, the model is in eval mode, no labels are given,
+    neither hidden states nor attentions are requested, and the images are larger than the window. The returned output, of
+    the class in `forward`'s return annotation, then holds averaged `logits` at the resolution of the images. Compiled and
     exported graphs never slide.
     """
     output_class = forward.__annotations__["return"]
@@ -250,13 +275,13 @@ def slide_when_configured(forward: Callable) -> Callable:
         if is_traced or self.training or labels is not None:
             return forward(self, pixel_values, labels=labels, **kwargs)
         windows = check_windows(self.config.window_size, self.config.window_stride)
-        wants_internals = any(
+        returns_internals = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         size = pixel_values.shape[-2], pixel_values.shape[-1]
         if (
             windows is None
-            or wants_internals
+            or returns_internals
             or all(side <= limit for side, limit in zip(size, windows[0], strict=True))
         ):
             return forward(self, pixel_values, **kwargs)
@@ -264,3 +289,6 @@ def slide_when_configured(forward: Callable) -> Callable:
         return output_class(logits=torch.stack(scores))
 
     return wrapper
+
+
+__all__ = ["DensePredictionMixin", "LazyScores", "choose_windows", "dense_prediction", "slide_when_configured"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..inference.separable_maps import resize_rows
+from ..inference.upsampled_argmax import resize_rows
 
 
 # Scores evaluated at a time: as many as fit into the caches of a CPU; enough to occupy a GPU.

@@ -26,7 +26,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from ..inference import MaskScores, mask_window_scores, slide_when_configured
+from ..inference import MaskScores, WindowGrid, run_windows, slide_when_configured
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward
 from ..utils.export import crop, is_exporting
@@ -330,24 +330,17 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         target_sizes: Sequence[tuple[int, int]],
-        windows: tuple[tuple[int, int], tuple[int, int]] | None,
-        is_flipped: bool,
+        grid: WindowGrid,
         max_windows: int,
     ) -> list[MaskScores]:
         def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
             class_logits, mask_logits, padded_size, _ = self._encode_decode(crops)
             return [class_logits[-1], mask_logits[-1]], padded_size
 
-        return mask_window_scores(
-            network,
-            pixel_values,
-            target_sizes,
-            windows,
-            self.config.small_image_mode,
-            is_flipped,
-            max_windows,
-            self.config.fixed_prediction_size,
-        )
+        (class_logits, mask_logits), padded_size = run_windows(network, pixel_values, grid, max_windows)
+        axes = grid.axes(mask_logits.shape[-2:], padded_size)
+        prediction_size = self.config.fixed_prediction_size
+        return MaskScores.from_windows(class_logits, mask_logits, axes, target_sizes, prediction_size)
 
     def _class_scores(
         self,

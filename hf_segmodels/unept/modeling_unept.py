@@ -28,8 +28,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple
 
-from ..inference import slide_when_configured
-from ..inference.window_grid import run_dense_windows
+from ..inference import LazyScores, WindowGrid, run_windows, slide_when_configured
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..plain_vit.modeling_plain_vit import eager_attention_forward, pad_to_multiple
 from ..sparse_attention import (
@@ -414,23 +413,31 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         return logits, self.boundary_head(context), self.direction_head(context), padded_size, outputs
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        logits, boundary_logits, direction_logits, padded_size, _ = self._encode_decode(pixel_values)
-        if self.config.refine_at_inference:
-            # what refines a window travels with its scores
-            logits = torch.cat([logits, boundary_logits, direction_logits], dim=1)
+        logits, _, _, padded_size, _ = self._encode_decode(pixel_values)
         return logits, padded_size
 
-    def _window_scores(self, pixel_values, target_sizes, windows, is_flipped, max_windows):
+    def _window_scores(
+        self,
+        pixel_values: torch.Tensor,
+        target_sizes: Sequence[tuple[int, int]],
+        grid: WindowGrid,
+        max_windows: int,
+    ) -> Sequence[LazyScores]:
         if self.config.decoder_self_attention == "across_batch":
             # the images of the batch may see each other, their windows may not
             max_windows = pixel_values.shape[0]
         if not self.config.refine_at_inference:
-            return super()._window_scores(pixel_values, target_sizes, windows, is_flipped, max_windows)
-        mode = self.config.small_image_mode
-        grids, rows, columns = run_dense_windows(self._dense_logits, pixel_values, windows, mode, max_windows)
+            return super()._window_scores(pixel_values, target_sizes, grid, max_windows)
+
+        def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+            logits, boundary_logits, direction_logits, padded_size, _ = self._encode_decode(crops)
+            return [logits, boundary_logits, direction_logits], padded_size
+
+        outputs, padded_size = run_windows(network, pixel_values, grid, max_windows)
+        axes = grid.axes(outputs[0].shape[-2:], padded_size)
         return [
-            RefinedScores(grid, rows, columns, target_size, is_flipped)
-            for grid, target_size in zip(grids, target_sizes, strict=True)
+            RefinedScores(*image_outputs, axes, target_size)
+            for *image_outputs, target_size in zip(*outputs, target_sizes, strict=True)
         ]
 
     @can_return_tuple

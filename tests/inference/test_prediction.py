@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""`predict` and the sliding `forward` against a plain loop over windows and, at the end, the original's outputs."""
+"""`predict` and the sliding `forward` against a loop over windows and, at the end, the original's outputs."""
 
 import json
 from pathlib import Path
@@ -37,11 +37,11 @@ def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_logits(model, image, window, stride, target_size, is_flipped=False):
+def reference_logits(model, image, window, stride, target_size, is_flipped=False):
     """Averaged logits `(1, num_labels, height, width)` of one image `(1, 3, height, width)`, one window at a time."""
     height, width = image.shape[-2:]
     total, count = torch.zeros(1, 5, height, width), torch.zeros(height, width)
-    # the grid of windows as mmsegmentation writes it
+    # the grid of windows as in mmsegmentation
     rows = max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1
     columns = max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1
     for row in range(rows):
@@ -63,17 +63,17 @@ def plain_logits(model, image, window, stride, target_size, is_flipped=False):
         ((75, 101), (32, 32), (24, 24)),  # overlapping, last window shifted back
         ((64, 96), (32, 32), (32, 32)),  # side by side
         ((64, 48), (32, 48), (20, 48)),  # pairs; one axis has a single window
-        ((70, 61), (30, 20), (13, 17)),  # windows that are no whole patches
+        ((70, 61), (30, 20), (13, 17)),  # windows that are not whole patches
         ((40, 40), (40, 40), (8, 8)),  # exactly one
     ],
 )
 @pytest.mark.parametrize("target_size", [None, (50, 130)])
-def test_windows_equal_a_plain_loop(size, window, stride, target_size):
+def test_windows_equal_a_loop(size, window, stride, target_size):
     model = make_model()
     images = make_images(2, 3, *size)
     target_sizes = None if target_size is None else [target_size] * 2
     options = {"target_sizes": target_sizes, "window_size": window, "window_stride": stride}
-    expected = [plain_logits(model, image[None], window, stride, target_size or size)[0] for image in images]
+    expected = [reference_logits(model, image[None], window, stride, target_size or size)[0] for image in images]
     for max_windows in (1, 5):
         scores = model.predict(images, return_scores=True, max_windows=max_windows, **options)
         torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
@@ -88,7 +88,7 @@ def test_small_images_are_scaled_up_to_the_window(size):
     image = make_images(1, 3, *size)
     short = min(size)
     larger = tuple(32 if side == short else int(side / short * 32) for side in size)
-    expected = plain_logits(model, resize(image, larger), (32, 32), (24, 24), size)
+    expected = reference_logits(model, resize(image, larger), (32, 32), (24, 24), size)
     (scores,) = model.predict(image, window_size=32, window_stride=24, return_scores=True)
     torch.testing.assert_close(scores, expected[0], atol=1e-4, rtol=1e-4)
 
@@ -97,7 +97,7 @@ def test_small_images_are_padded_to_the_window():
     model = make_model(small_image_mode="pad")
     image = make_images(1, 3, 20, 50)
     padded = nn.functional.pad(image, (0, 0, 0, 12))
-    expected = plain_logits(model, padded, (32, 32), (24, 24), (32, 50))[..., :20, :]
+    expected = reference_logits(model, padded, (32, 32), (24, 24), (32, 50))[..., :20, :]
     (scores,) = model.predict(image, window_size=32, window_stride=24, return_scores=True)
     torch.testing.assert_close(scores, expected[0], atol=1e-4, rtol=1e-4)
     # padding is cut off before resizing
@@ -105,10 +105,10 @@ def test_small_images_are_padded_to_the_window():
     torch.testing.assert_close(scores, resize(expected, (40, 75))[0], atol=1e-4, rtol=1e-4)
 
 
-def test_small_images_are_left_as_they_are():
+def test_small_images_are_left_unchanged():
     model = make_model(small_image_mode="none")
     image = make_images(1, 3, 20, 50)
-    expected = plain_logits(model, image, (32, 32), (24, 24), (20, 50))
+    expected = reference_logits(model, image, (32, 32), (24, 24), (20, 50))
     (scores,) = model.predict(image, window_size=32, window_stride=24, return_scores=True)
     torch.testing.assert_close(scores, expected[0], atol=1e-4, rtol=1e-4)
 
@@ -118,16 +118,16 @@ def test_windows_come_from_the_config():
     images = make_images(1, 3, 75, 101)
     (scores,) = model.predict(images, return_scores=True)
     torch.testing.assert_close(
-        scores, plain_logits(model, images, (32, 40), (24, 24), (75, 101))[0], atol=1e-4, rtol=1e-4
+        scores, reference_logits(model, images, (32, 40), (24, 24), (75, 101))[0], atol=1e-4, rtol=1e-4
     )
     # another window starts from its own stride
     (scores,) = model.predict(images, window_size=40, return_scores=True)
     torch.testing.assert_close(
-        scores, plain_logits(model, images, (40, 40), (40, 40), (75, 101))[0], atol=1e-4, rtol=1e-4
+        scores, reference_logits(model, images, (40, 40), (40, 40), (75, 101))[0], atol=1e-4, rtol=1e-4
     )
     (scores,) = model.predict(images, window_size=0, return_scores=True)
     torch.testing.assert_close(
-        scores, plain_logits(model, images, (75, 101), (1, 1), (75, 101))[0], atol=1e-4, rtol=1e-4
+        scores, reference_logits(model, images, (75, 101), (1, 1), (75, 101))[0], atol=1e-4, rtol=1e-4
     )
 
 
@@ -142,7 +142,7 @@ def test_scales_and_flip_average_probabilities():
             for is_flipped in (False, True):
                 resized = resize(image, size)
                 resized = resized.flip(-1) if is_flipped else resized
-                logits = plain_logits(model, resized, (32, 32), (24, 24), target_size, is_flipped)
+                logits = reference_logits(model, resized, (32, 32), (24, 24), target_size, is_flipped)
                 probabilities.append(logits.softmax(1))
         expected.append(torch.cat(probabilities).mean(0))
     options = {"target_sizes": torch.tensor(target_sizes), "scales": (0.75, 1.0, 1.5), "flip": True}
@@ -156,7 +156,7 @@ def test_a_single_flipped_input_is_flipped_back():
     model = make_model()
     image = make_images(1, 3, 40, 61)
     (scores,) = dense_prediction(model, [image.flip(-1)], [True], [(40, 61)], 32, 24, return_scores=True)
-    expected = plain_logits(model, image.flip(-1), (32, 32), (24, 24), (40, 61), is_flipped=True)
+    expected = reference_logits(model, image.flip(-1), (32, 32), (24, 24), (40, 61), is_flipped=True)
     torch.testing.assert_close(scores, expected[0], atol=1e-4, rtol=1e-4)
 
 
@@ -186,7 +186,7 @@ def test_half_precision_windows_are_merged_in_float32():
     for scores in (autocast, half):
         assert scores.dtype == torch.float32
         assert (scores - expected).pow(2).mean().sqrt() < 0.1 * expected.std()
-    # merged scores are no multiples of bfloat16's steps
+    # merged scores are not rounded to bfloat16
     assert (autocast != autocast.to(torch.bfloat16)).any()
     assert torch.equal(labels, autocast.argmax(0))
 
@@ -315,7 +315,7 @@ def load(path: Path) -> torch.Tensor:
 
 
 def assert_golden(model, inputs, flips, expected, **tolerance):
-    """Scores equal the original's, labels those of the original's scores but for ties of rounding."""
+    """Scores equal the original's, labels those of the original's scores except for ties within rounding."""
     expected = expected.reshape(-1, *expected.shape[-2:])
     target_sizes = [tuple(expected.shape[-2:])]
     with torch.no_grad():

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from hf_segmodels.inference import SeparableScores, upsample_argmax
-from hf_segmodels.inference.separable_maps import resize_map
+from hf_segmodels.inference import UpsampledScores, upsample_argmax
+from hf_segmodels.inference.upsampled_argmax import resize_weights
 
 
 def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def peaked_logits(num_labels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+def low_entropy_logits(num_labels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     """A few regions, each with one class well above the others' noise."""
     winners = random_logits(1, min(num_labels, 6), 3, 3, seed=seed)
     winners = nn.functional.interpolate(winners, size=(height, width), mode="bilinear").argmax(1, keepdim=True)
@@ -35,30 +35,30 @@ def assert_same_labels(labels: torch.Tensor, scores: torch.Tensor) -> None:
 
 SIZES = [
     ((32, 32), (512, 512)),  # stride 16
-    ((32, 21), (500, 333)),  # no whole factor
+    ((32, 21), (500, 333)),  # not an integer factor
     ((16, 16), (64, 64)),  # stride 4
     ((8, 8), (24, 40)),  # odd factors: pixels on grid entries
     ((12, 20), (13, 19)),
     ((60, 44), (21, 9)),  # down
     ((7, 90), (100, 30)),  # up and down
-    ((9, 9), (9, 40)),  # one axis as it is
+    ((9, 9), (9, 40)),  # one axis unchanged
     ((1, 1), (33, 17)),
     ((1, 6), (50, 1)),
 ]
 
 
 @pytest.mark.parametrize(("grid", "size"), SIZES)
-@pytest.mark.parametrize("make", [random_logits, peaked_logits])
+@pytest.mark.parametrize("make", [random_logits, low_entropy_logits])
 def test_equals_upsampling_every_class(grid, size, make):
-    logits = random_logits(2, 19, *grid) if make is random_logits else peaked_logits(19, *grid)
+    logits = random_logits(2, 19, *grid) if make is random_logits else low_entropy_logits(19, *grid)
     assert_same_labels(upsample_argmax(logits, size), upsampled(logits, size))
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the order of rounding is that of MKL's products")
-@pytest.mark.parametrize("make", [random_logits, peaked_logits])
+@pytest.mark.parametrize("make", [random_logits, low_entropy_logits])
 def test_rounds_as_interpolate_does(make):
-    """Scores a rounding error apart everywhere: labels are the same only if the arithmetic is."""
-    logits = random_logits(1, 2, 32, 32) if make is random_logits else peaked_logits(2, 32, 32)
+    """Scores differ by rounding errors everywhere, so labels are equal only if the arithmetic is."""
+    logits = random_logits(1, 2, 32, 32) if make is random_logits else low_entropy_logits(2, 32, 32)
     logits = torch.cat([logits, logits * (1 + 2e-7), logits * (1 - 2e-7)], dim=1)
     assert torch.equal(upsample_argmax(logits, (512, 512)), upsampled(logits, (512, 512)).argmax(1))
 
@@ -121,7 +121,7 @@ def test_infinite_and_missing_scores_win_where_they_are():
         broken = logits.clone()
         broken[:, classes, 2, 3] = value
         labels = upsample_argmax(broken, (128, 128))
-        # entry (2, 3) lies in the middle of rows 32 to 47 and columns 48 to 63, and reaches half an entry further
+        # entry (2, 3) is in the middle of rows 32 to 47 and columns 48 to 63, and reaches half an entry further
         assert (labels[:, 32:48, 48:64] == label).all()
         assert torch.equal(labels[:, 64:], clean[:, 64:])
         assert torch.equal(labels[:, :, 96:], clean[:, :, 96:])
@@ -131,8 +131,8 @@ def test_infinite_and_missing_scores_win_where_they_are():
 def test_infinite_scores_are_numbers_at_full_resolution(value):
     logits = random_logits(1, 3, 6, 6)
     logits[:, 1, 2:] = value
-    axis = resize_map(6, 50, torch.device("cpu"))
-    scores = SeparableScores(logits[0], axis, axis)
+    axis = resize_weights(6, 50, torch.device("cpu"))
+    scores = UpsampledScores(logits[0], axis, axis)
     assert scores.evaluate().isfinite().all()
     assert torch.equal(scores.argmax(), scores.evaluate().argmax(0))
     torch.testing.assert_close(scores.evaluate()[[0, 2]], upsampled(logits[:, [0, 2]], (50, 50))[0])
@@ -153,8 +153,8 @@ def test_bad_input(shape, size):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("grid", "size"), SIZES)
-@pytest.mark.parametrize("make", [random_logits, peaked_logits])
+@pytest.mark.parametrize("make", [random_logits, low_entropy_logits])
 def test_gpu(grid, size, make):
-    logits = random_logits(2, 19, *grid) if make is random_logits else peaked_logits(19, *grid)
+    logits = random_logits(2, 19, *grid) if make is random_logits else low_entropy_logits(19, *grid)
     logits = logits.cuda()
     assert_same_labels(upsample_argmax(logits, size), upsampled(logits, size))

@@ -290,7 +290,7 @@ def ratio(file: str, *keys: str) -> Callable[[], float]:
 SEGMENT = "segment_image_cpu.json"
 SPEED_UPS = {
     "images per second, 512x512, low-entropy logits (as of a trained model)": ratio(
-        SEGMENT, "512x512", "ratios", "images per second, speed-up, low entropy"
+        SEGMENT, "512x512", "ratios", "images per second, speed-up, low-entropy logits"
     ),
     "images per second, 512x512, logits of random weights": ratio(
         SEGMENT, "512x512", "ratios", "images per second, speed-up, random weights"
@@ -299,10 +299,10 @@ SPEED_UPS = {
         SEGMENT, "2048x1024", "ratios", "images per second, speed-up"
     ),
     "labels from patch-level logits, low-entropy (random weights)": ratio(
-        SEGMENT, "512x512", "ratios", "labels, speed-up, low entropy"
+        SEGMENT, "512x512", "ratios", "labels, speed-up, low-entropy logits"
     ),
     "extra peak memory from logits to labels": ratio(
-        SEGMENT, "memory", "ratios", "extra peak memory, ours over baseline"
+        SEGMENT, "memory", "ratios", "extra peak memory, relative to the baseline"
     ),
 }
 

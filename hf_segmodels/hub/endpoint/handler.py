@@ -21,7 +21,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ...inference.prediction import choose_windows
-from ...inference.window_grid import fit_to_window
+from ...inference.window_grid import WindowGrid
 from ...utils.errors import first_line
 from .errors import RequestError, ServerError, is_out_of_memory
 from .requests import Parameters, Settings, read_image, read_request
@@ -243,7 +243,7 @@ def _window_pixels(
     if windows is None:
         return size[0] * size[1]
     window, stride = windows
-    fitted = fit_to_window(torch.empty(1, 1, *size, device="meta"), window, small_image_mode).shape[-2:]
+    fitted = WindowGrid(size, window, stride, small_image_mode).image_size
     pixels = 1
     for side, limit, step in zip(fitted, window, stride, strict=True):
         # counted, since a list of the windows can be huge
