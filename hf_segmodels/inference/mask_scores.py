@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..configuration_utils import as_pair
 from .mask_maps import MaskAxis, MaskTiles, WindowPixels, mask_axis
 from .separable_maps import Windows
 from .upsampled_argmax import bounds, finite, label_tiles
-from .window_grid import Network, as_pair, run_windows, tile_windows
+from .window_grid import Network, run_windows, tile_windows
 
 
 # floats of masks held at a time

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..configuration_utils import check_windows
 from .upsampled_argmax import Scores
-from .window_grid import as_sizes, check_windows, window_scores
+from .window_grid import as_sizes, window_scores
 
 
 # floats of a band of rows in which several inputs' probabilities are averaged

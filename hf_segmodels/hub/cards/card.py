@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ...configuration_utils import as_pair
 from ...inference import choose_windows
-from ...inference.window_grid import as_pair
 from ...plain_vit.configuration_plain_vit import PlainViTConfig
 from .facts import DATASETS, METHODS, Dataset
 from .results import TASK, Measurement, describe_window, metric_name, read_results
