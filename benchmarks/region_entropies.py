@@ -55,8 +55,6 @@ def square_cells(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
 
 def padded_size(model: torch.nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels that the tokens of an image of this size cover."""
-    if model.config.odd_size_mode == "resize":
-        return size
     return model.pad_to_whole_patches(torch.empty(1, 3, *size))[1]
 
 

@@ -264,7 +264,7 @@ def time_queries(repeats: int, device: torch.device) -> dict[str, Any]:
 
     seconds = interleaved(
         {
-            "network": lambda: model._encode_decode(images),
+            "network": lambda: model.decode(model.encode(images)),
             "plain labels, peaked": lambda: plain_scores(*peaked, size).argmax(dim=1),
             "ours labels, peaked": lambda: mask_argmax(*peaked, size),
             "plain labels, random weights": lambda: plain_scores(*random_queries, size).argmax(dim=1),

@@ -182,7 +182,7 @@ def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optim
     """AdamW or Nesterov SGD, with the method's own parameter groups or the recipe's."""
     if recipe.parameter_rules is not None:
         model.parameter_rules = tuple(map(tuple, recipe.parameter_rules))
-    groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
+    groups = model.get_optimizer_param_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)

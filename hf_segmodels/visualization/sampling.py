@@ -63,11 +63,13 @@ def sampled_points(
     attention = model.decoder.layers[layer].cross_attention
     hook = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     try:
-        _, boundary_logits, _, padded_size, _ = model._encode_decode(pixel_values)
+        encoded = model.encode(pixel_values)
+        outputs = model.decode(encoded)
     finally:
         hook.remove()
     queries, _, references, spatial_shapes = seen[0]
-    rows, columns = boundary_logits.shape[-2:]
+    rows, columns = outputs.boundary_logits.shape[-2:]
+    padded_size = encoded.padded_size
     index = int(y / padded_size[0] * rows) * columns + int(x / padded_size[1] * columns)
     locations, weights = attention.sample(queries[:, index : index + 1], references[index : index + 1], spatial_shapes)
     scale = locations.new_tensor([padded_size[1], padded_size[0]])

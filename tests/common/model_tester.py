@@ -245,10 +245,10 @@ class SegmentationModelTester:
 
     # Training
 
-    def test_parameter_groups_hold_each_trainable_parameter_once(self):
+    def test_optimizer_param_groups_hold_each_trainable_parameter_once(self):
         model = self.model()
         next(model.parameters()).requires_grad_(False)
-        groups = model.parameter_groups(learning_rate=0.5, weight_decay=0.1)
+        groups = model.get_optimizer_param_groups(learning_rate=0.5, weight_decay=0.1)
         grouped = [id(parameter) for group in groups for parameter in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
         assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)

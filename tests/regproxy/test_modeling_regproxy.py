@@ -226,8 +226,8 @@ def test_released_weight_decay():
     encoder = PlainViTConfig(**TINY, image_size=64, use_distillation_token=True)
     model = RegProxyForSemanticSegmentation(RegProxyConfig(backbone_config=encoder, token_head_depth=1))
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(6e-5, 0.01)}
-    assert all(group["lr"] == 6e-5 for group in model.parameter_groups(6e-5, 0.01))
+    groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.get_optimizer_param_groups(6e-5, 0.01)}
+    assert all(group["lr"] == 6e-5 for group in model.get_optimizer_param_groups(6e-5, 0.01))
     norms = {
         f"backbone.encoder.layers.{i}.layernorm_{w}.{p}"
         for i in (0, 1)

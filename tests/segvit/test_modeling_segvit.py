@@ -307,12 +307,12 @@ def test_transposed_image_gives_the_transposed_map(decoder_type, fields, predict
 # Configuration, parameters
 
 
-def test_parameter_groups_of_the_recipe():
+def test_optimizer_param_groups_of_the_recipe():
     model = SegViTForSemanticSegmentation(SegViTConfig(backbone_config=encoder(), num_labels=3, **TINY_DECODER))
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {
         (group["lr"], group["weight_decay"]): {names[p] for p in group["params"]}
-        for group in model.parameter_groups(2e-5, 0.01)
+        for group in model.get_optimizer_param_groups(2e-5, 0.01)
     }
     decoder = groups.pop((2e-5 * 10, 0.01))
     assert groups.keys() == {(2e-5, 0.01), (2e-5, 0.0)}

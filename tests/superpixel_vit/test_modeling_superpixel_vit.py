@@ -294,7 +294,7 @@ class TestLoss:
     def test_loss_of_a_few_steps_falls(self, batch):
         model, labels = make_model().train(), torch.zeros(2, 64, 80, dtype=torch.long)
         labels[:, 32:] = 1
-        optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, 0.01))
+        optimizer = torch.optim.AdamW(model.get_optimizer_param_groups(3e-3, 0.01))
         losses = []
         for _ in range(12):
             loss = model(*batch, labels=labels).loss
@@ -318,7 +318,9 @@ class TestLoss:
     def test_position_embeddings_tokens_and_norms_do_not_decay(self):
         model = make_model()
         names = {parameter: name for name, parameter in model.named_parameters()}
-        groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(1.0, 0.01)}
+        groups = {
+            g["weight_decay"]: {names[p] for p in g["params"]} for g in model.get_optimizer_param_groups(1.0, 0.01)
+        }
         assert groups[0.0] == {name for name in names.values() if "norm" in name} | {
             "backbone.embeddings.cls_token",
             "backbone.embeddings.position_embeddings",

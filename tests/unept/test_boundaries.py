@@ -22,8 +22,8 @@ from hf_segmodels.unept.boundaries import (
     resize_boundary_maps,
     take_steps,
 )
+from hf_segmodels.unept.context_branch import sine_position_embeddings
 from hf_segmodels.unept.loss_unept import balanced_cross_entropy
-from hf_segmodels.unept.modeling_unept import sine_position_embeddings
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"

@@ -418,7 +418,7 @@ def test_number_of_parameters(backbone_config, self_attention, millions):
 
 def test_the_encoder_learns_at_a_tenth_of_the_rate_and_everything_decays():
     model = released_model()
-    slow, fast = sorted(model.parameter_groups(1e-4, 1e-4), key=lambda group: group["lr"])
+    slow, fast = sorted(model.get_optimizer_param_groups(1e-4, 1e-4), key=lambda group: group["lr"])
     assert (slow["lr"], fast["lr"]) == (pytest.approx(1e-5), 1e-4)
     assert slow["weight_decay"] == fast["weight_decay"] == 1e-4
     assert [id(parameter) for parameter in slow["params"]] == [id(p) for p in model.backbone.parameters()]
