@@ -18,12 +18,12 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class RegProxyImageProcessorPil(SegmentationImageProcessorPil):
     """
-    Prepares images and label maps for RegProxy, and turns its logits into label maps.
+    Prepare images and label maps for RegProxy, and convert logits to label maps.
 
-    Takes the same arguments as [`RegProxyImageProcessor`] and gives the same values, in numpy arrays.
+    Accepts the arguments of [`RegProxyImageProcessor`] and returns the same values in numpy arrays.
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

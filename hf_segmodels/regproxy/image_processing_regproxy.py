@@ -18,13 +18,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class RegProxyImageProcessor(SegmentationImageProcessor):
     """
-    Prepares images and label maps for RegProxy, and turns its logits into label maps.
+    Prepare images and label maps for RegProxy, and convert logits to label maps.
 
     The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer one would exceed 2048, bilinear
-    without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmenterImageProcessor`].
+    without antialiasing, mean and standard deviation of ImageNet. See the arguments of [`SegmenterImageProcessor`].
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

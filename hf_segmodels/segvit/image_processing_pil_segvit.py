@@ -18,12 +18,12 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class SegViTImageProcessorPil(SegmentationImageProcessorPil):
     """
-    Prepares images and label maps for SegViT, and turns its scores into label maps.
+    Prepare images and label maps for SegViT, and convert scores to label maps.
 
-    Takes the same arguments as [`SegViTImageProcessor`] and gives the same values, in numpy arrays.
+    Accepts the arguments of [`SegViTImageProcessor`] and returns the same values in numpy arrays.
     """
 
     image_mean = IMAGENET_STANDARD_MEAN

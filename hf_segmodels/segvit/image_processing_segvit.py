@@ -18,15 +18,15 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class SegViTImageProcessor(SegmentationImageProcessor):
     """
-    Prepares images and label maps for SegViT, and turns its scores into label maps.
+    Prepare images and label maps for SegViT, and convert scores to label maps.
 
     The defaults are those of SegViT-B on ADE20K: the shorter edge becomes 512 unless the longer one would exceed 2048,
     bilinear without antialiasing, mean and standard deviation 127.5 of 255. On COCO-Stuff and Pascal Context the original
     lets the shorter edge never fall below its window; its longer edge then has no bound: `size={"shortest_edge": 512}`.
-    Takes the arguments of [`SegmenterImageProcessor`].
+    See the arguments of [`SegmenterImageProcessor`].
     """
 
     image_mean = IMAGENET_STANDARD_MEAN

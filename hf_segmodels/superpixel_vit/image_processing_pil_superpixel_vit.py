@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image processor for RegProxy's superpixel pilot (PIL backend: works without torchvision)."""
+"""Image processor for the superpixel pilot model of RegProxy (PIL backend: works without torchvision)."""
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -19,12 +19,12 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 from ..image_processing.superpixels import SuperpixelMixin
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class SuperpixelViTImageProcessorPil(SuperpixelMixin, SegmentationImageProcessorPil):
     """
-    Prepares images and label maps for [`SuperpixelViTForSemanticSegmentation`], and turns its outputs into label maps.
+    Prepare images and label maps for [`SuperpixelViTForSemanticSegmentation`], and convert outputs to label maps.
 
-    Takes the same arguments as [`SuperpixelViTImageProcessor`] and gives the same values, in numpy arrays. (The model
+    Accepts the arguments of [`SuperpixelViTImageProcessor`] and returns the same values in numpy arrays. (The model
     itself needs torchvision.)
     """
 

@@ -19,12 +19,12 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 from .boundary_processing import BoundaryTargetsMixin
 
 
-# trf-ignore: TRF057 (the generated text knows less than this one)
+# trf-ignore: TRF057 (generated documentation would lack the fields of this package)
 class UNEPTImageProcessorPil(BoundaryTargetsMixin, SegmentationImageProcessorPil):
     """
-    Prepares images and label maps for UN-EPT, and turns its logits into label maps.
+    Prepare images and label maps for UN-EPT, and convert logits to label maps.
 
-    Takes the same arguments as [`UNEPTImageProcessor`] and gives the same values, in numpy arrays.
+    Accepts the arguments of [`UNEPTImageProcessor`] and returns the same values in numpy arrays.
     """
 
     image_mean = IMAGENET_DEFAULT_MEAN

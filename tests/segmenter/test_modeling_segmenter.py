@@ -108,7 +108,7 @@ def test_defaults_are_those_of_the_released_code():
         ({"decoder_hidden_size": 200}, r"`decoder_hidden_size` \(200.*`decoder_num_attention_heads` \(3"),
         ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
         ({"num_labels": 0}, "`num_labels` must be at least 1"),
-        ({"window_size": -5}, "`window_size` must be a number of pixels"),
+        ({"window_size": -5}, "`window_size` must be an integer or"),
         ({"window_size": 32, "window_stride": 64}, "must be from 1 to `window_size`"),
         ({"decoder_type": "mlp"}, "'mask_transformer', 'linear'"),
         ({"small_image_mode": "crop"}, "'upscale', 'pad', 'none'"),

@@ -201,7 +201,7 @@ class TestUNEPT(UNEPTTester):
             assert all(parameter.grad.abs().sum() > 0 for parameter in model.projections.parameters())
 
     def test_levels_that_disagree(self):
-        with pytest.raises(ValueError, match=r"is 3 but the backbone gives 2 feature maps \(stage1, stage2\)"):
+        with pytest.raises(ValueError, match=r"is 3, but the encoder returns 2 feature maps \(stage1, stage2\)"):
             self.model(num_feature_levels=3)
 
     @pytest.mark.parametrize("name", ["distance_maps", "angle_maps"])
@@ -210,7 +210,7 @@ class TestUNEPT(UNEPTTester):
         maps = {"distance_maps": labels, "angle_maps": labels, name: labels[:, :32]}
         with pytest.raises(ValueError, match=rf"`{name}` \(1, 32, 64\) must have the shape of `labels`"):
             model(images, labels=labels, **maps)
-        with pytest.raises(ValueError, match="both or"):
+        with pytest.raises(ValueError, match="need both `distance_maps` and `angle_maps`"):
             model(images, labels=labels, **{name: labels})
 
     def test_merged_windows_of_refined_scores(self):
