@@ -40,7 +40,7 @@ def no_kernel(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(kernels, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(kernels, "_asked_for", None)
+    monkeypatch.setattr(kernels, "_requested_kernel", None)
     kernels.forget_kernel()
     yield
     kernels.forget_kernel()

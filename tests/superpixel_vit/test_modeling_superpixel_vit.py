@@ -291,6 +291,12 @@ class TestLoss:
             assert model.train()(*batch).logits.shape == (2, NUM_LABELS, 64, 80)
             assert model(*batch, labels=labels).logits is None
 
+    def test_the_loss_has_one_named_term(self, batch):
+        with torch.no_grad():
+            outputs = make_model()(*batch, labels=random_labels(NUM_LABELS, 2, 64, 80))
+        assert list(outputs.loss_dict) == ["loss_ce"]
+        assert torch.equal(outputs.loss, outputs.loss_dict["loss_ce"])
+
     def test_loss_of_a_few_steps_falls(self, batch):
         model, labels = make_model().train(), torch.zeros(2, 64, 80, dtype=torch.long)
         labels[:, 32:] = 1
