@@ -176,16 +176,9 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
     def crop_padding(self, logits: torch.Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         """
-        Cut the padding off logits of padded images. Logits of images that needed no padding are returned unchanged, and so
-        are all logits during export: an exported graph cannot depend on whether a size needed padding.
-
-        Args:
-            logits (`torch.Tensor` of shape `(batch_size, num_labels, h, w)`): Logits of the padded images.
-            padded_size (`tuple[int, int]`): `(height, width)` of the padded images in pixels.
-            size (`tuple[int, int]`): `(height, width)` of the images in pixels.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_labels, h, w)`, or `(batch_size, num_labels, *size)` after cropping.
+        Resize logits `(batch_size, num_labels, h, w)` of padded images to `padded_size` and crop them to `size`, both
+        `(height, width)` in pixels. Logits of images without padding are returned unchanged. So are all logits during export:
+        an exported graph cannot depend on whether a size needed padding.
         """
         if is_exporting() or padded_size == size:
             return logits

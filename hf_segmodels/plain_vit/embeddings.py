@@ -167,12 +167,3 @@ class PlainViTEmbeddings(nn.Module):
         # (batch_size, D, height, width) -> (batch_size, height * width, D)
         embeddings = embeddings.flatten(2).transpose(1, 2)
         return self.assemble(embeddings, self.interpolate_position_embeddings(height, width)), (height, width)
-
-
-__all__ = [
-    "PlainViTEmbeddings",
-    "PlainViTPatchEmbeddings",
-    "pad_to_multiple",
-    "resize_position_embeddings",
-    "split_position_embeddings",
-]

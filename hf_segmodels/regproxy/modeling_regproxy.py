@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import DensePredictionMixin, slide_when_configured
@@ -36,7 +37,7 @@ from .painting import neighbors, paint
 
 @auto_docstring(custom_intro="Output of [`RegProxyForSemanticSegmentation`].")
 @dataclass
-class RegProxyOutput(ModelOutput):
+class RegProxyOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
@@ -51,19 +52,11 @@ class RegProxyOutput(ModelOutput):
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         Weighted terms of the loss: the cross-entropy `loss_ce`, and `loss_homogeneity` if
         `config.homogeneity_loss_weight` is not 0.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        Hidden states of the encoder, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        Attention weights of the encoder, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RegProxyConvLayer(nn.Module):
@@ -180,15 +173,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         return padded, padded_size
 
     def decode(self, encoded: EncodedImage) -> RegProxyOutput:
-        """
-        Predict regions and classes of the tokens.
-
-        Args:
-            encoded ([`EncodedImage`]): Output of `encode`.
-
-        Returns:
-            [`RegProxyOutput`] with `logits` at the stride of the painted regions.
-        """
+        """Predict regions and classes of the tokens from the output of `encode`, and paint `logits` at the stride of regions."""
         late_features = [encoded.feature_maps[index] for index in self.late_indices]
         affinity, token_logits = self.decoder(encoded.feature_maps[self.early_index], late_features)
         return RegProxyOutput(

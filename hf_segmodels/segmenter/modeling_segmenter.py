@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import DensePredictionMixin, slide_when_configured
@@ -35,7 +36,7 @@ from .configuration_segmenter import SegmenterConfig
 
 @auto_docstring(custom_intro="Output of [`SegmenterForSemanticSegmentation`].")
 @dataclass
-class SegmenterOutput(ModelOutput):
+class SegmenterOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
@@ -44,20 +45,12 @@ class SegmenterOutput(ModelOutput):
         the patch size, or windows were merged.
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         Terms of the loss: `loss_ce`, the cross-entropy, mean over the pixels that are not ignored.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        Hidden states of the encoder, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        Attention weights of the encoder, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
     decoder_attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
         Attention weights of the mask transformer, each of shape `(batch_size, num_heads, num_patches + num_labels,
         num_patches + num_labels)`: patches first, then classes.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
@@ -156,15 +149,12 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
     def decode(self, encoded: EncodedImage, output_attentions: bool | None = None) -> SegmenterOutput:
         """
-        Decode the last feature map.
+        Decode the last feature map to `logits` at the resolution of the patches.
 
         Args:
             encoded ([`EncodedImage`]): Output of `encode`.
-            output_attentions (`bool`, *optional*): Whether to return the attention weights of the mask transformer. Defaults
-                to `config.output_attentions`.
-
-        Returns:
-            [`SegmenterOutput`] with `logits` at the resolution of the patches.
+            output_attentions (`bool`, *optional*): Whether to return `decoder_attentions`. Defaults to
+                `config.output_attentions`.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions

@@ -220,6 +220,3 @@ class SegViTDecoder(nn.Module):
                 outputs.append((stage_queries, total))
             outputs = outputs if self.use_auxiliary_loss else outputs[-1:]
         return [self.classifier(stage_queries) for stage_queries, _ in outputs], [masks for _, masks in outputs]
-
-
-__all__ = ["SegViTDecoder", "SegViTDecoderLayer", "SegViTQueryUpsampling", "SegViTXavierLinear", "resize_maps"]

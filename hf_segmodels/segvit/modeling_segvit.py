@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from ..inference import DensePredictionMixin, MaskScores, mask_window_scores, slide_when_configured
@@ -36,7 +37,7 @@ from .loss_segvit import attention_to_mask_loss, count_masks, present_classes
 
 @auto_docstring(custom_intro="Output of [`SegViTForSemanticSegmentation`].")
 @dataclass
-class SegViTOutput(ModelOutput):
+class SegViTOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
@@ -55,21 +56,13 @@ class SegViTOutput(ModelOutput):
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         Weighted terms of the loss: `loss_ce`, `loss_mask` and `loss_dice` of the last stage, and of the earlier stages with
         the suffixes `_0`, `_1`, ...
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        Hidden states of the encoder, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        Attention weights of the encoder, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     class_queries_logits: torch.Tensor | None = None
     masks_queries_logits: torch.Tensor | None = None
     auxiliary_class_queries_logits: torch.Tensor | None = None
     auxiliary_masks_queries_logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring
@@ -113,15 +106,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         return padded, padded_size
 
     def decode(self, encoded: EncodedImage) -> SegViTOutput:
-        """
-        Predict class and mask of each query.
-
-        Args:
-            encoded ([`EncodedImage`]): Output of `encode`.
-
-        Returns:
-            [`SegViTOutput`] without `logits`, which [`SegViTForSemanticSegmentation.class_scores`] computes.
-        """
+        """Predict class and mask of each query from the output of `encode`; `class_scores` computes `logits` from them."""
         class_logits, mask_logits = self.decoder(encoded.feature_maps)
         has_auxiliary = len(class_logits) > 1
         return SegViTOutput(
@@ -160,15 +145,8 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
 
     def class_scores(self, outputs: SegViTOutput, padded_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         """
-        Compute the scores of the classes at full resolution (section 3.2, "inference").
-
-        Args:
-            outputs ([`SegViTOutput`]): Output of `decode`.
-            padded_size (`tuple[int, int]`): `(height, width)` in pixels of the area that the masks extend over.
-            size (`tuple[int, int]`): `(height, width)` of the image in pixels.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_labels, *size)`, float32.
+        Compute scores of the classes `(batch_size, num_labels, *size)`, float32, from the output of `decode` (section 3.2,
+        "inference"). The masks extend over `padded_size`, the image over `size`, both `(height, width)` in pixels.
         """
         class_logits, mask_logits = outputs.class_queries_logits, outputs.masks_queries_logits
         prediction_size = self.config.fixed_prediction_size

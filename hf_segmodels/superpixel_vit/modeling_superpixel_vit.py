@@ -26,8 +26,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..image_processing.label_maps import label_histograms
@@ -42,7 +43,7 @@ from .configuration_superpixel_vit import SuperpixelViTConfig
 
 @auto_docstring(custom_intro="Output of [`SuperpixelViTForSemanticSegmentation`].")
 @dataclass
-class SuperpixelViTOutput(ModelOutput):
+class SuperpixelViTOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
@@ -56,19 +57,11 @@ class SuperpixelViTOutput(ModelOutput):
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         Terms of the loss: `loss_ce`, the cross-entropy with soft labels, mean over the superpixels with at least one pixel
         that is not ignored.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        Hidden states of the encoder, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        Attention weights of the encoder, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
     superpixels: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def superpixel_geometry(
@@ -270,17 +263,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
     def classify_superpixels(
         self, pixel_values: torch.Tensor, superpixels: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> SuperpixelViTOutput:
-        """
-        Encode and classify superpixels.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized images.
-            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`): Superpixel of each pixel.
-            kwargs: `output_hidden_states` and `output_attentions`, which default to the fields of the configuration.
-
-        Returns:
-            [`SuperpixelViTOutput`] without `logits`.
-        """
+        """Encode and classify superpixels `(batch_size, height, width)`; the output has no `logits`."""
         embedder, backbone_config = self.backbone.embeddings, self.backbone.config
         batch_size, num_superpixels = superpixels.shape[0], self._count_superpixels(superpixels)
         boxes, centroids, is_present = superpixel_geometry(superpixels, num_superpixels)

@@ -226,6 +226,3 @@ class UNEPTDecoder(nn.Module):
             queries = layer(queries, memory, points, (height, width), spatial_shapes)
         # (B, h * w, D) -> (B, D, h, w)
         return queries.transpose(1, 2).unflatten(2, (height, width))
-
-
-__all__ = ["UNEPTDecoder", "UNEPTDecoderLayer", "UNEPTEncoder", "UNEPTEncoderLayer", "sine_position_embeddings"]

@@ -20,8 +20,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple
 
 from ..inference import DensePredictionMixin, slide_when_configured
@@ -45,7 +46,7 @@ logger = logging.get_logger(__name__)
 
 @auto_docstring(custom_intro="Output of [`UNEPTForSemanticSegmentation`].")
 @dataclass
-class UNEPTOutput(ModelOutput):
+class UNEPTOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
         Sum of the terms in `loss_dict`.
@@ -60,19 +61,11 @@ class UNEPTOutput(ModelOutput):
     loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
         Weighted terms of the loss (equation 7): the cross-entropies `loss_coarse` and `loss_refined`, `loss_boundary` and
         `loss_direction`.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        Hidden states of the encoder.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        Attention weights of the encoder, if it has attention.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     boundary_logits: torch.Tensor | None = None
     direction_logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class UNEPTSpatialBranch(nn.Module):
@@ -176,15 +169,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         return pad_to_multiple(pixel_values, self.size_divisor), padded_size
 
     def decode(self, encoded: EncodedImage) -> UNEPTOutput:
-        """
-        Predict coarse scores, boundaries and directions.
-
-        Args:
-            encoded ([`EncodedImage`]): Output of `encode`.
-
-        Returns:
-            [`UNEPTOutput`] with coarse `logits` at one eighth of the resolution.
-        """
+        """Predict coarse `logits`, boundaries and directions at one eighth of the resolution from the output of `encode`."""
         pyramid = [
             projection(feature_map)
             for projection, feature_map in zip(self.projections, encoded.feature_maps, strict=True)

@@ -165,7 +165,7 @@ def test_hub_kernel_that_cannot_be_loaded_gives_a_warning_and_the_reference(monk
 
 @pytest.mark.parametrize("options", [{}, {"revision": "main", "version": 1}])
 def test_hub_kernel_needs_one_revision(options):
-    with pytest.raises(ValueError, match="Say which kernel"):
+    with pytest.raises(ValueError, match="Give exactly one of `revision`"):
         use_hub_kernel(**options)
 
 
