@@ -59,7 +59,7 @@ def main() -> None:
     images = torch.randn(1, 3, 640, 640, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     ways: dict[str, Any] = {}
     for name, model in models.items():
-        ways[f"{name}, network"] = lambda model=model: model._encode_decode(images)
+        ways[f"{name}, network"] = lambda model=model: model.decode(model.encode(images))
         ways[f"{name}, forward"] = lambda model=model: model(images)
     seconds = interleaved(ways, arguments.repeats, device)
     ratios = {

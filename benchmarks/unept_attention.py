@@ -38,7 +38,7 @@ from torch import nn
 
 from hf_segmodels import UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.sparse_attention.kernels import ENVIRONMENT_VARIABLE
-from hf_segmodels.unept.modeling_unept import UNEPTDecoder, UNEPTEncoder
+from hf_segmodels.unept.context_branch import UNEPTDecoder, UNEPTEncoder
 
 
 FORMS = ("sparse", "dense", "dense, eager", "across_batch")

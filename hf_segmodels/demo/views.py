@@ -122,9 +122,17 @@ def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
 
 
 def _coverage(padded_size: Sequence[int], pixel_values: torch.Tensor) -> tuple[float, float]:
-    """Extent of a map in units of the image's height and width. More than 1 if the image was padded."""
+    """Return the extent of a map in units of the height and width of the image, which is above 1 after padding."""
     height, width = pixel_values.shape[-2:]
     return padded_size[0] / height, padded_size[1] / width
+
+
+@torch.inference_mode()
+def _run(predictor: Predictor, image: Image.Image) -> tuple[Any, tuple[float, float]]:
+    """Return the output of `decode` for an image, and the extent of its maps as [`_coverage`] does."""
+    pixel_values = _pixel_values(predictor, image)
+    encoded = predictor.model.encode(pixel_values)
+    return predictor.model.decode(encoded), _coverage(encoded.padded_size, pixel_values)
 
 
 def _pixel(selection: ViewSelection, height: int, width: int) -> tuple[float, float]:
@@ -168,11 +176,8 @@ def _encoder_attention(predictor: Predictor, image: Image.Image, selection: View
     config = model.config.backbone_config
     layers = dict(_encoder_layers(model))
     number = selection.layer or max(layers)
-    padded = pixel_values
-    if getattr(model.config, "odd_size_mode", None) != "resize" or model.config.model_type != "regproxy":
-        padded, _ = model.pad_to_whole_patches(pixel_values)  # as `forward` does
     with _attention_weights(layers[number].attention) as weights:
-        model.backbone(padded)
+        model.encode(pixel_values)
     patch_size = config.patch_size
     if config.query_downsampling_layer is not None and number > config.query_downsampling_layer:
         patch_size *= 2  # after the layer that halves the grid
@@ -195,29 +200,25 @@ def _mark(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
 
 @torch.inference_mode()
 def _decoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
-    model, pixel_values = predictor.model, _pixel_values(predictor, image)
-    with _attention_weights(model.decoder.encoder.layers[-1].attention) as weights:
-        logits, padded_size, *_ = model._encode_decode(pixel_values)
-    heat_map = attention_map(weights[0][0], tuple(logits.shape[-2:]), class_index=selection.class_index)
-    return overlay_heat_map(image, heat_map, coverage=_coverage(padded_size, pixel_values))
+    with _attention_weights(predictor.model.decoder.encoder.layers[-1].attention) as weights:
+        outputs, coverage = _run(predictor, image)
+    heat_map = attention_map(weights[0][0], tuple(outputs.logits.shape[-2:]), class_index=selection.class_index)
+    return overlay_heat_map(image, heat_map, coverage=coverage)
 
 
 @torch.inference_mode()
 def _region(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
-    pixel_values = _pixel_values(predictor, image)
-    _, affinity, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
-    coverage = _coverage(padded_size, pixel_values)
+    outputs, coverage = _run(predictor, image)
     size = image.height, image.width
-    token = patch_at(_pixel(selection, *size), size, tuple(affinity.shape[-2:]), coverage)
-    return draw_regions(image, affinity[0], [token], coverage=coverage)
+    token = patch_at(_pixel(selection, *size), size, tuple(outputs.affinity.shape[-2:]), coverage)
+    return draw_regions(image, outputs.affinity[0], [token], coverage=coverage)
 
 
 @torch.inference_mode()
 def _mask(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
-    pixel_values = _pixel_values(predictor, image)
-    _, mask_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
-    mask = mask_logits[-1][0, selection.class_index].float().sigmoid()
-    return overlay_heat_map(image, mask, coverage=_coverage(padded_size, pixel_values), limits=(0, 1))
+    outputs, coverage = _run(predictor, image)
+    mask = outputs.masks_queries_logits[0, selection.class_index].float().sigmoid()
+    return overlay_heat_map(image, mask, coverage=coverage, limits=(0, 1))
 
 
 def _points(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
@@ -235,24 +236,20 @@ def _panel(image: Image.Image) -> Image.Image:
 
 @torch.inference_mode()
 def _boundaries(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
-    pixel_values = _pixel_values(predictor, image)
-    _, boundary_logits, _, padded_size, _ = predictor.model._encode_decode(pixel_values)
-    return draw_boundaries(image, boundary_logits[0], coverage=_coverage(padded_size, pixel_values))
+    outputs, coverage = _run(predictor, image)
+    return draw_boundaries(image, outputs.boundary_logits[0], coverage=coverage)
 
 
 @torch.inference_mode()
 def _directions(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
-    pixel_values = _pixel_values(predictor, image)
-    _, boundary_logits, direction_logits, padded_size, _ = predictor.model._encode_decode(pixel_values)
-    coverage = _coverage(padded_size, pixel_values)
-    return draw_directions(image, boundary_logits[0], direction_logits[0], coverage=coverage)
+    outputs, coverage = _run(predictor, image)
+    return draw_directions(image, outputs.boundary_logits[0], outputs.direction_logits[0], coverage=coverage)
 
 
 @torch.inference_mode()
 def _pyramid(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
-    padded, _ = model.pad_to_whole_patches(pixel_values)
-    feature_maps = [feature_map[0] for feature_map in model.backbone(padded).feature_maps]
+    feature_maps = [feature_map[0] for feature_map in model.encode(pixel_values).feature_maps]
     panel = _panel(image)
     return pyramid_picture(feature_maps, (panel.height, panel.width))
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..configuration_utils import as_pair
 from .mask_axes import MaskAxis, MaskTiles, WindowTaps, mask_axis
 from .upsampled_argmax import bounds, finite, label_tiles
-from .window_grid import WindowAxis, as_pair, tile_windows
+from .window_grid import WindowAxis, tile_windows
 
 
 # floats of masks held at a time

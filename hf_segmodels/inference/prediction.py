@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..configuration_utils import check_windows
 from .upsampled_argmax import UpsampledScores
-from .window_grid import WindowGrid, as_sizes, check_windows, run_windows
+from .window_grid import WindowGrid, as_sizes, run_windows
 
 
 # floats of a band of rows in which the probabilities of several inputs are averaged

@@ -1,7 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Sliding windows: their positions in an image, and a network's outputs for them in batches."""
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,22 +12,6 @@ from torch import nn
 # Maps crops `(num_windows, num_channels, height, width)` to tensors with one row per window, and to the size in pixels
 # that the grids of a window cover.
 Network = Callable[[torch.Tensor], tuple[Sequence[torch.Tensor], tuple[int, int]]]
-
-
-def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    """
-    `(height, width)` from an int or a pair.
-
-    Raises:
-        ValueError: if it is neither, or negative.
-    """
-    try:
-        height, width = map(operator.index, value if isinstance(value, Sequence) else (value, value))
-    except (TypeError, ValueError):
-        height = width = -1
-    if min(height, width) < 0:
-        raise ValueError(f"`{name}` must be a number of pixels or (height, width), got {value}.")
-    return height, width
 
 
 def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tuple[int, int]]:
@@ -44,28 +27,6 @@ def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tup
         raise ValueError(
             f"`target_sizes` must be a list with one (height, width) for each image, got {target_sizes}."
         ) from error
-
-
-def check_windows(
-    window_size: int | Sequence[int] | None, window_stride: int | Sequence[int] | None
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """
-    Window and stride as pairs; `None` where there are no windows.
-
-    Raises:
-        ValueError: for sizes that are no sizes, and for strides that leave pixels out or have no window.
-    """
-    if window_size is None or as_pair(window_size, "window_size") == (0, 0):
-        if window_stride is not None:
-            raise ValueError(f"`window_stride` {window_stride} needs a `window_size`: set it or remove the stride.")
-        return None
-    window = as_pair(window_size, "window_size")
-    stride = as_pair(window if window_stride is None else window_stride, "window_stride")
-    if min(window) < 1 or any(not 1 <= step <= side for step, side in zip(stride, window, strict=True)):
-        raise ValueError(
-            f"`window_stride` {stride} must be from 1 to `window_size` {window}: a larger one would leave pixels out."
-        )
-    return window, stride
 
 
 class WindowAxis(NamedTuple):
@@ -208,4 +169,4 @@ def tile_windows(grids: torch.Tensor) -> torch.Tensor:
     return grids.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-__all__ = ["Network", "WindowAxis", "WindowGrid", "as_pair", "as_sizes", "check_windows", "run_windows", "tile_windows"]
+__all__ = ["Network", "WindowAxis", "WindowGrid", "as_sizes", "run_windows", "tile_windows"]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The one plain vision transformer that all four methods stand on."""
+"""Plain vision transformer, the encoder of all methods."""
 
 import sys
 from typing import TYPE_CHECKING

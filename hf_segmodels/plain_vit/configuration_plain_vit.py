@@ -11,12 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the plain vision transformer that all four methods stand on."""
+"""Configuration of the plain vision transformer, the encoder of all methods."""
 
 from typing import Literal, TypeGuard
 
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
@@ -32,70 +31,70 @@ from transformers.utils import auto_docstring
 class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     hidden_size (`int`, *optional*, defaults to 768):
-        Width D of the tokens.
+        Hidden size D of the tokens.
     num_hidden_layers (`int`, *optional*, defaults to 12):
         Number L of transformer layers.
     num_attention_heads (`int`, *optional*, defaults to 12):
-        Heads per attention; must divide `hidden_size`.
+        Number of attention heads of each layer; must divide `hidden_size`.
     intermediate_size (`int`, *optional*):
-        Width of the MLP's hidden layer; four times `hidden_size` when not given.
+        Hidden size of the MLPs. Defaults to four times `hidden_size`.
     hidden_act (`str`, *optional*, defaults to `"gelu"`):
-        Activation of the MLP (`"gelu"` is the exact one).
+        Activation of the MLPs (`"gelu"` is the exact one).
     hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-        Dropout after the embeddings, after the attention's projection and after both MLP layers.
+        Dropout after the embeddings, after the output projection of the attention and after both MLP layers.
     attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
         Dropout on the attention weights.
     drop_path_rate (`float`, *optional*, defaults to 0.0):
-        Stochastic depth of the last layer; rises linearly from 0 at the first one.
+        Stochastic depth of the last layer; increases linearly from 0 at the first layer.
     initializer_range (`float`, *optional*, defaults to 0.02):
         Standard deviation of the truncated normal that initializes linear layers, tokens and position embeddings.
     layer_norm_eps (`float`, *optional*, defaults to 1e-06):
-        Epsilon of every LayerNorm: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
+        Epsilon of all LayerNorms: 1e-6 in RegProxy, SegViT and UN-EPT, 1e-5 in Segmenter.
     qkv_bias (`bool`, *optional*, defaults to `True`):
         Whether queries, keys and values have a bias.
     image_size (`int` or pair, *optional*, defaults to 512):
-        `(height, width)` in pixels whose patch grid is the grid of the stored position embeddings. Any other
-        input size works: the embeddings are interpolated.
+        `(height, width)` in pixels whose patch grid is the grid of the stored position embeddings. Images of any size can be
+        used: the embeddings are interpolated.
     patch_size (`int`, *optional*, defaults to 16):
-        Pixels per token side. With a hybrid stem this is the stem's total stride.
+        Pixels per side of a token. With a hybrid stem this is the total stride of the stem.
     num_channels (`int`, *optional*, defaults to 3):
-        Channels of the input.
+        Number of channels of the input.
     use_cls_token (`bool`, *optional*, defaults to `True`):
         Whether a class token is prepended.
     use_distillation_token (`bool`, *optional*, defaults to `False`):
-        Whether DeiT's distillation token follows the class token.
+        Whether the distillation token of DeiT follows the class token.
     position_embedding_interpolation (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bicubic"`):
-        How position embeddings are resized (half-pixel centers, no antialias): bilinear in Segmenter, bicubic in
-        the other three.
+        Interpolation of position embeddings (half-pixel centers, no antialiasing): bilinear in Segmenter, bicubic in the
+        other methods.
     position_embedding_resize_rule (`"grid"` or `"token_count"`, *optional*, defaults to `"grid"`):
-        `"grid"` resizes whenever the patch grid differs from the stored one. `"token_count"` resizes only when the
-        *number* of tokens differs, as the original repositories do: a 2x8 grid against a stored 4x4 one is then
-        left as it is. Only for checkpoints that must behave as the code that trained them.
+        `"grid"` resizes position embeddings whenever the patch grid differs from the stored grid. `"token_count"` resizes
+        only when the *number* of tokens differs, as the original repositories do: a stored 4x4 grid is then used unchanged
+        for a 2x8 grid. `"token_count"` is meant for checkpoints that must behave as the code that trained them.
     stem_type (`"patch"` or `"resnetv2"`, *optional*, defaults to `"patch"`):
-        `"patch"` projects pixel patches; `"resnetv2"` is the hybrids' convolutional stem.
+        `"patch"` projects pixel patches; `"resnetv2"` is the convolutional stem of the hybrids.
     stem_depths (`list[int]`, *optional*, defaults to `(2, 2, 2, 2)`):
-        Bottlenecks per stage of the hybrid stem: `(2, 2, 2, 2)` for R26, `(3, 4, 6, 3)` for R50.
+        Number of bottlenecks of each stage of the hybrid stem: `(2, 2, 2, 2)` for R26, `(3, 4, 6, 3)` for R50.
     stem_hidden_sizes (`list[int]`, *optional*, defaults to `(256, 512, 1024, 2048)`):
-        Output channels per stage; multiples of 128 (bottlenecks are a quarter as wide and have 32 norm groups).
+        Output channels of each stage; multiples of 128, since bottlenecks have a quarter of the channels and 32 norm groups.
     stem_embedding_size (`int`, *optional*, defaults to 64):
-        Channels of the hybrid stem's first convolution; a multiple of 32.
+        Channels of the first convolution of the hybrid stem; a multiple of 32.
     final_norm (`"last"`, `"all"` or `"none"`, *optional*, defaults to `"last"`):
-        Which of the feature maps pass the final LayerNorm: only the last layer's (Segmenter, RegProxy), all of
-        them, or none, in which case it does not exist (SegViT, UN-EPT).
+        Feature maps that pass the final LayerNorm: the feature map of the last layer (Segmenter, RegProxy), all, or none.
+        With `"none"` the model has no final LayerNorm (SegViT, UN-EPT).
     query_downsampling_layer (`int`, *optional*):
-        Index, from 0, of a layer that halves the grid of patches in both directions (SegViT, section 3.3, "QD"); none
-        when not given. All later layers run on a quarter of the tokens. The released SegViT-L models have 8.
+        Index, from 0, of a layer that halves the grid of patches in both directions (SegViT, section 3.3, "QD"). All later
+        layers run on a quarter of the tokens. The released SegViT-L models have 8. Defaults to `None` (no down-sampling).
     query_downsampling_target (`"query"` or `"query_key_value"`, *optional*, defaults to `"query"`):
-        Which inputs of that layer's attention are down-sampled (SegViT, Table 7): the queries alone, so that the patches
-        left out are still attended to, or all three.
+        Inputs of the attention of that layer that are down-sampled (SegViT, Table 7): the queries alone, so that all patches
+        are attended to, or all three.
     query_downsampling_mode (`"nearest"` or `"convolution"`, *optional*, defaults to `"nearest"`):
-        How: every second patch of every second row, from the first (the released code), or a learned 3x3 convolution of
-        stride 2 at the same places. An odd grid is rounded up.
+        Down-sampling: every second patch of every second row, from the first (the released code), or a learned 3x3
+        convolution of stride 2 at the same positions. An odd grid is rounded up.
     out_features (`list[str]`, *optional*):
-        Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). The last
-        layer when neither this nor `out_indices` is given.
+        Feature maps to return, among `"stem"` (the embeddings), `"stage1"`, ..., `"stageL"` (the layers). Defaults to the
+        last layer if `out_indices` is not given either.
     out_indices (`list[int]`, *optional*):
-        The same by index: 0 is the embeddings, i the output of the i-th layer.
+        Feature maps to return by index: 0 is the embeddings, i the output of the i-th layer.
 
     Example:
 
@@ -151,7 +150,7 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patch tokens (class and distillation token)."""
+        """Number of class and distillation tokens, which precede the patch tokens."""
         return int(self.use_cls_token) + int(self.use_distillation_token)
 
     @property
@@ -162,22 +161,25 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def feature_strides(self) -> list[int]:
-        """Pixels per entry of each feature map of `out_features`, down and across."""
+        """Pixels per cell of each feature map of `out_features`, down and across."""
         layer = self.query_downsampling_layer
-        # stage n is the output of layer n - 1
+        # stage n is the output of the layer with index n - 1
         return [
             self.patch_size * (2 if layer is not None and self.stage_names.index(name) > layer else 1)
             for name in self.out_features
         ]
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
+        """Check the fields against each other, as part of the `@strict` validation."""
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        # imported here: the module imports torch
+        from transformers.activations import ACT2FN
+
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, which transformers does not know.")
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, which is not an activation of transformers.")
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
@@ -187,7 +189,7 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"`image_size` must be an int or (height, width), got {self.image_size}.")
         if self.patch_size < 1 or min(self.position_grid) < 1:
             raise ValueError(
-                f"`image_size` ({self.image_size}) must hold at least one patch of `patch_size` ({self.patch_size})."
+                f"`image_size` ({self.image_size}) must be at least `patch_size` ({self.patch_size}), and `patch_size` at least 1."
             )
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
@@ -204,7 +206,7 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def _validate_stem(self):
         if len(self.stem_depths) != len(self.stem_hidden_sizes) or len(self.stem_depths) == 0:
             raise ValueError(
-                f"`stem_depths` {self.stem_depths} and `stem_hidden_sizes` {self.stem_hidden_sizes} need one entry for "
+                f"`stem_depths` {self.stem_depths} and `stem_hidden_sizes` {self.stem_hidden_sizes} must have one entry for "
                 "each stage of the hybrid stem."
             )
         stride = 4 * 2 ** (len(self.stem_depths) - 1)
@@ -222,8 +224,8 @@ class PlainViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def is_plain_vit(config: PreTrainedConfig) -> TypeGuard[PlainViTConfig]:
     """
-    Whether `config` is a [`PlainViTConfig`], by its `model_type`: transformers loads a model's code from the Hub once for
-    each of its parts, which gives classes of the same name that are not the same.
+    Return whether `config` is a [`PlainViTConfig`], by its `model_type`. `isinstance` would fail for code from the Hub:
+    transformers loads it once for configuration, model and processor each, which gives several classes of the same name.
     """
     return config.model_type == PlainViTConfig.model_type
 

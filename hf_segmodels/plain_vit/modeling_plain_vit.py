@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The plain vision transformer that all four methods stand on: AugReg ViT, DeiT and the ResNetV2 hybrids."""
+"""Plain vision transformer, the encoder of all methods: AugReg ViT, DeiT and the ResNetV2 hybrids."""
 
 from collections.abc import Callable
 
@@ -23,158 +23,18 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.bit.configuration_bit import BitConfig
-from transformers.models.bit.modeling_bit import BitBottleneckLayer, BitEmbeddings, BitEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..utils.export import is_exporting
 from .configuration_plain_vit import PlainViTConfig
+from .embeddings import PlainViTEmbeddings
 
 
 # trf-ignore: TRF041 config.stem_type, config.use_cls_token, config.use_distillation_token, config.final_norm
 # trf-ignore: TRF041 config.position_embedding_resize_rule, config.query_downsampling_layer
 # trf-ignore: TRF041 config.query_downsampling_mode, config.query_downsampling_target
-
-
-def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Pads `(batch_size, num_channels, height, width)` with zeros at the bottom and right to multiples of `divisor`."""
-    # not `-size % divisor`: the remainder of a negative symbolic size does not compile
-    pad_height, pad_width = ((size + divisor - 1) // divisor * divisor - size for size in pixel_values.shape[-2:])
-    return nn.functional.pad(pixel_values, (0, pad_width, 0, pad_height))
-
-
-class PlainViTHybridStem(nn.Module):
-    """ResNetV2 stem of the hybrids R26 and R50 (ViT paper, section 3.1): BiT's bottlenecks without pre-activation."""
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        bit_config = BitConfig(
-            num_channels=config.num_channels,
-            embedding_size=config.stem_embedding_size,
-            hidden_sizes=list(config.stem_hidden_sizes),
-            depths=list(config.stem_depths),
-            layer_type="bottleneck",
-            global_padding="same",
-            embedding_dynamic_padding=True,
-        )
-        self.embedder = BitEmbeddings(bit_config)
-        self.encoder = BitEncoder(bit_config)
-        for module in self.encoder.modules():
-            if isinstance(module, BitBottleneckLayer):
-                # how `_init_weights` knows it: outside of transformers, it is not asked about modules without parameters
-                module.norm3.ends_residual_branch = True
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        # (batch_size, num_channels, height, width) -> (batch_size, stem_hidden_sizes[-1], height / P, width / P), ceil
-        return self.encoder(self.embedder(pixel_values)).last_hidden_state
-
-
-class PlainViTPatchEmbeddings(nn.Module):
-    """
-    Turns `pixel_values` of shape `(batch_size, num_channels, height, width)` into a feature map of shape
-    `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`.
-    """
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        self.num_channels = config.num_channels
-        self.patch_size = config.patch_size
-        self.stem = PlainViTHybridStem(config) if config.stem_type == "resnetv2" else None
-        if self.stem is None:
-            self.projection = nn.Conv2d(
-                config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-            )
-        else:
-            self.projection = nn.Conv2d(config.stem_hidden_sizes[-1], config.hidden_size, kernel_size=1)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. Convert the images to {self.num_channels} channels, or set "
-                "`num_channels` in the backbone's config."
-            )
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
-        if self.stem is not None:
-            return self.projection(self.stem(pixel_values))
-        return self.projection(pad_to_multiple(pixel_values, self.patch_size))
-
-
-class PlainViTEmbeddings(nn.Module):
-    """Patch embeddings, class and distillation tokens, and position embeddings."""
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        self.config = config
-        grid_height, grid_width = config.position_grid
-        self.patch_embeddings = PlainViTPatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
-        self.distillation_token = (
-            nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_distillation_token else None
-        )
-        self.position_embeddings = nn.Parameter(
-            torch.zeros(1, config.num_prefix_tokens + grid_height * grid_width, config.hidden_size)
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def split_position_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        The prefix tokens' position embeddings `(1, num_prefix_tokens, hidden_size)` and the grid's `(1, hidden_size,
-        grid_height, grid_width)`.
-        """
-        grid_height, grid_width = self.config.position_grid
-        prefix, grid = self.position_embeddings.split([self.config.num_prefix_tokens, grid_height * grid_width], dim=1)
-        # (1, grid_height * grid_width, D) -> (1, D, grid_height, grid_width)
-        return prefix, grid.transpose(1, 2).unflatten(2, (grid_height, grid_width))
-
-    def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
-        """
-        Position embeddings for a patch grid of `(height, width)`: the prefix tokens' are kept, the grid's are resized
-        with half-pixel centers and no antialias, in float32.
-
-        Returns:
-            `torch.Tensor` of shape `(1, num_prefix_tokens + height * width, hidden_size)`.
-        """
-        grid_height, grid_width = self.config.position_grid
-        # an exported graph has to hold for every size, so it always interpolates (exact where the grids agree)
-        if not is_exporting():
-            if self.config.position_embedding_resize_rule == "token_count":
-                keep = height * width == grid_height * grid_width
-            else:
-                keep = (height, width) == (grid_height, grid_width)
-            if keep:
-                return self.position_embeddings
-
-        prefix, grid = self.split_position_embeddings()
-        grid = nn.functional.interpolate(
-            grid.float(),
-            size=(height, width),
-            mode=self.config.position_embedding_interpolation,
-            align_corners=False,
-        ).to(prefix.dtype)
-        # (1, D, height, width) -> (1, height * width, D)
-        return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
-
-    def assemble(self, patch_tokens: torch.Tensor, position_embeddings: torch.Tensor) -> torch.Tensor:
-        """
-        Puts the prefix tokens before patch tokens `(batch_size, num_patches, hidden_size)` and adds position embeddings
-        `(1 or batch_size, num_prefix_tokens + num_patches, hidden_size)`.
-        """
-        batch_size = patch_tokens.shape[0]
-        prefix = [
-            token.expand(batch_size, -1, -1) for token in (self.cls_token, self.distillation_token) if token is not None
-        ]
-        return self.dropout(torch.cat([*prefix, patch_tokens], dim=1) + position_embeddings)
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        embeddings = self.patch_embeddings(pixel_values)
-        height, width = embeddings.shape[-2:]
-        # (batch_size, D, height, width) -> (batch_size, height * width, D)
-        embeddings = embeddings.flatten(2).transpose(1, 2)
-        return self.assemble(embeddings, self.interpolate_position_embeddings(height, width)), (height, width)
 
 
 def eager_attention_forward(
@@ -187,7 +47,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that also returns its weights `(batch_size, num_heads, query_length, key_length)`."""
+    """Return the output of the attention, and its weights `(batch_size, num_heads, query_length, key_length)`."""
     attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attention_weights = attention_weights + attention_mask
@@ -199,8 +59,8 @@ def eager_attention_forward(
 
 class PlainViTAttention(nn.Module):
     """
-    Multi-head attention with one fused projection to queries, keys and values. Tokens attend to each other, or, where
-    `key_value_states` are given, to these.
+    Multi-head attention with one fused projection to queries, keys and values. Tokens attend to each other, or to
+    `key_value_states` if given.
     """
 
     def __init__(self, config: PlainViTConfig):
@@ -218,15 +78,15 @@ class PlainViTAttention(nn.Module):
     def _project(
         self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
+        """Return queries, keys and values, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
         if key_value_states is None:
             qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_attention_heads, self.head_dim))
             # (batch_size, num_tokens, 3, num_heads, head_dim) -> 3 x (batch_size, num_heads, num_tokens, head_dim)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return query, key, value
-        width = hidden_states.shape[-1]
-        weights = self.qkv.weight.split([width, 2 * width])
-        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
+        hidden_size = hidden_states.shape[-1]
+        weights = self.qkv.weight.split([hidden_size, 2 * hidden_size])
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([hidden_size, 2 * hidden_size])
         query = nn.functional.linear(hidden_states, weights[0], biases[0])
         key_value = nn.functional.linear(key_value_states, weights[1], biases[1])
         query = query.unflatten(2, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
@@ -264,7 +124,7 @@ class PlainViTAttention(nn.Module):
 
 
 class PlainViTMLP(nn.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation in between."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
@@ -279,7 +139,7 @@ class PlainViTMLP(nn.Module):
 
 
 class PlainViTDropPath(nn.Module):
-    """Stochastic depth per sample (https://huggingface.co/papers/1603.09382): identity outside training."""
+    """Stochastic depth per sample (https://huggingface.co/papers/1603.09382); the identity outside training."""
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -297,7 +157,7 @@ class PlainViTDropPath(nn.Module):
 
 
 class PlainViTDownsampling(nn.Module):
-    """Halves the grid of patches in both directions, rounding up; class and distillation tokens are kept."""
+    """Down-sampling of the patch grid by two in both directions, rounded up; class and distillation tokens are kept."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
@@ -321,7 +181,7 @@ class PlainViTDownsampling(nn.Module):
 
 
 class PlainViTLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer (Segmenter, equations 1 and 2), with fewer queries where it is down-sampling."""
+    """Pre-norm transformer layer (Segmenter, equations 1 and 2); a down-sampling layer has fewer queries than keys."""
 
     def __init__(self, config: PlainViTConfig, drop_path_rate: float = 0.0, is_downsampling: bool = False):
         super().__init__()
@@ -389,7 +249,7 @@ class PlainViTPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    A stack of transformer layers. It owns them, so hidden states and attentions are captured here and nowhere else.
+    Stack of transformer layers. Hidden states and attentions are captured here alone, since this module owns the layers.
     """
 )
 class PlainViTEncoder(PlainViTPreTrainedModel):
@@ -417,27 +277,27 @@ class PlainViTEncoder(PlainViTPreTrainedModel):
         hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`):
             The embedded tokens.
         feature_layers (`tuple[int, ...]`, *optional*):
-            Numbers of the layers whose outputs are wanted as `feature_maps`, each of shape `(batch_size, num_tokens,
-            hidden_size)`, in rising order; 0 is the input. The last layer by default.
+            Layers whose outputs are returned as `feature_maps`, each of shape `(batch_size, num_tokens, hidden_size)`, in
+            ascending order; 0 is the input. Defaults to the last layer.
         grid (`tuple[int, int]`, *optional*):
-            Rows and columns of patches; what a down-sampling layer needs.
+            `(height, width)` of the patch grid; required by a down-sampling layer.
         """
         feature_layers = (len(self.layers),) if feature_layers is None else feature_layers
-        tapped = [hidden_states] if 0 in feature_layers else []
+        feature_maps = [hidden_states] if 0 in feature_layers else []
         for number, layer in enumerate(self.layers, start=1):
-            # only a down-sampling layer looks at the grid, which is that of the embeddings before it
+            # the grid of the embeddings: only a down-sampling layer reads it, and no layer before that changes the grid
             hidden_states = layer(hidden_states, grid, **kwargs)
             if number in feature_layers:
-                tapped.append(hidden_states)
-        return BackboneOutput(feature_maps=tuple(tapped))
+                feature_maps.append(hidden_states)
+        return BackboneOutput(feature_maps=tuple(feature_maps))
 
 
 @auto_docstring(
     custom_intro="""
-    Plain vision transformer that gives feature maps of chosen layers.
+    Plain vision transformer that returns feature maps of selected layers.
 
-    Inputs of any size are accepted: they are padded with zeros at the bottom and right to whole patches (hybrid stems
-    pad inside, TensorFlow's "SAME" way), and position embeddings are interpolated.
+    Images of any size are accepted: they are padded with zeros at the bottom and right to whole patches (hybrid stems pad
+    each convolution as TensorFlow's "SAME"), and position embeddings are interpolated.
     """
 )
 class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
@@ -456,30 +316,29 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
-    def _tapped_layers(self) -> tuple[int, ...]:
-        """How many layers lie before each feature map."""
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Number of layers before each feature map."""
         return tuple(index % (self.config.num_hidden_layers + 1) for index in self.out_indices)
 
     def encode_tokens(self, embeddings: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
-        Runs the layers over embedded tokens, which need not lie on a grid.
+        Run the layers over embedded tokens, on a grid or not.
 
         Args:
             embeddings (`torch.Tensor` of shape `(batch_size, num_prefix_tokens + num_patches, hidden_size)`):
-                What [`PlainViTEmbeddings.assemble`] gives.
-            kwargs: `attention_mask` (in the form that the attention implementation wants), `grid` (rows and columns of
-                patches, for a layer that down-samples), and flags for outputs.
+                Output of [`PlainViTEmbeddings.assemble`].
+            kwargs: `attention_mask` (in the form of the attention implementation), `grid` (`(height, width)` of the patch
+                grid, for a down-sampling layer), and output flags.
 
         Returns:
-            `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each
-            of `config.out_features`.
+            `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each of
+            `config.out_features`.
         """
         num_layers = self.config.num_hidden_layers
-        feature_layers = self._tapped_layers()
-        outputs = self.encoder(embeddings, feature_layers=feature_layers, **kwargs)
-
+        outputs = self.encoder(embeddings, feature_layers=self.feature_layers, **kwargs)
         tokens = []
-        for number, hidden_states in zip(feature_layers, outputs.feature_maps, strict=True):
+        for number, hidden_states in zip(self.feature_layers, outputs.feature_maps, strict=True):
             if self.config.final_norm == "all" or number == num_layers:
                 hidden_states = self.layernorm(hidden_states)
             tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
@@ -490,9 +349,9 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
     @can_return_tuple
     @auto_docstring(
         custom_intro="""
-        The feature maps have the shape `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`,
-        one for each of `config.out_features`, without class and distillation tokens; those behind a down-sampling layer
-        half as many rows and columns, rounded up. Hidden states and attentions are over all tokens.
+        Feature maps have the shape `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`, one for
+        each of `config.out_features`, without class and distillation tokens. Feature maps after a down-sampling layer have
+        half as many rows and columns, rounded up. Hidden states and attentions include all tokens.
         """
     )
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
@@ -501,18 +360,17 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             Normalized images of any size.
 
         Raises:
-            ValueError: if the number of channels is not the config's.
+            ValueError: if the number of channels is not `config.num_channels`.
         """
         embeddings, (height, width) = self.embeddings(pixel_values)
         outputs = self.encode_tokens(embeddings, grid=(height, width), **kwargs)
-        halved = (height + 1) // 2, (width + 1) // 2
+        downsampling_layer = self.config.query_downsampling_layer
         feature_maps = []
-        for number, patch_tokens in zip(self._tapped_layers(), outputs.feature_maps, strict=True):
-            is_halved = (
-                self.config.query_downsampling_layer is not None and number > self.config.query_downsampling_layer
-            )
+        for number, patch_tokens in zip(self.feature_layers, outputs.feature_maps, strict=True):
+            is_halved = downsampling_layer is not None and number > downsampling_layer
+            grid = ((height + 1) // 2, (width + 1) // 2) if is_halved else (height, width)
             # (batch_size, num_patches, D) -> (batch_size, D, height, width)
-            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, halved if is_halved else (height, width)))
+            feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, grid))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

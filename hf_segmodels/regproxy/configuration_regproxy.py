@@ -19,7 +19,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
-from ..configuration_utils import SegmentationConfig
+from ..configuration_utils import SegmentationConfig, as_pair
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 
@@ -33,49 +33,38 @@ from ..plain_vit.configuration_plain_vit import PlainViTConfig
 class RegProxyConfig(SegmentationConfig):
     r"""
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-        Configuration of the encoder: a [`PlainViTConfig`] (the paper's; the distilled DeiT-B/16 with stochastic depth
-        0.1 by default), or that of any transformers backbone whose layers keep the size of their input (DINOv2, DINOv3,
-        BEiT, ...). Which of its layers are tapped follows from the fields below: `out_features` and `out_indices` of a
-        copy are set accordingly.
+        Configuration of the encoder: a [`PlainViTConfig`] or the configuration of any transformers backbone whose layers keep
+        the size of their input (DINOv2, DINOv3, BEiT, ...). Defaults to the distilled DeiT-B/16 with stochastic depth 0.1. The
+        configuration is copied, and its `out_features` and `out_indices` are set to the layers that the fields below select.
     token_head_depth (`int`, *optional*, defaults to 5):
-        Number M of encoder layers before regions are predicted (section 4.2); 0 predicts them from the embeddings, as
-        the hybrids do. The released models have 5 (10 of 24 in L/16) on ADE20K and 3 (6) on Cityscapes. With all layers
-        (Table 7) regions and classes come from the same features, behind the final norm.
+        Number M of encoder layers before regions are predicted (section 4.2); 0 predicts them from the embeddings, as the
+        hybrids do. The released models have 5 (10 of 24 in L/16) on ADE20K and 3 (6) on Cityscapes. With all layers
+        (Table 7) regions and classes come from the same features, after the final norm.
     region_resolution (`int` or pair, *optional*, defaults to `(4, 4)`):
-        `(h, w)`: predictions for each token, down and across; the logits' stride is the patch size divided by them.
+        Number of predictions `(h, w)` for each token, down and across. The stride of the logits is the patch size divided by
+        `region_resolution`.
     affinity_conv (`"depthwise"`, `"plain"` or `"none"`, *optional*, defaults to `"depthwise"`):
-        What comes before the affinity head's 1x1 predictor (Table 9): a depth-wise 3x3 convolution and a 1x1 one (the
-        released code), a full 3x3 convolution, or nothing. Batch norm and ReLU follow each.
+        Layers before the 1x1 predictor of the affinity head (Table 9): a depth-wise 3x3 convolution and a 1x1 convolution
+        (the released code), a full 3x3 convolution, or none. Each convolution is followed by batch norm and ReLU.
     mask_border (`bool`, *optional*, defaults to `True`):
-        Whether pixels at the border share themselves out among the tokens that exist (the released code), or lose the
-        share of neighbors outside the image.
+        Whether pixels at the border distribute their affinity over the tokens inside the image (the released code). With
+        `False` they lose the affinity to neighbors outside the image.
     classifier_layers (`list[int]`, *optional*):
-        Layers, from 1, whose outputs are concatenated and classified; the last one when not given. Table 12 has L/2,
-        3L/4 and L. Which of them pass the final norm is the encoder's `final_norm`.
+        Layers, counted from 1, whose outputs are concatenated and classified. Table 12 has L/2, 3L/4 and L. Defaults to the
+        last layer. The `final_norm` of the encoder selects the outputs that pass the final norm.
     batch_norm_eps (`float`, *optional*, defaults to 1e-05):
-        Epsilon of the affinity head's batch norms.
+        Epsilon of the batch norms of the affinity head.
     odd_size_mode (`"crop"` or `"resize"`, *optional*, defaults to `"crop"`):
-        What happens to logits of images that were padded to whole patches: the padding is cut off, or they are resized
-        into the unpadded size, as the released code does. Only for checkpoints that must behave as that code.
+        How logits of images that were padded to whole patches become logits of the image: `"crop"` cuts the padding off,
+        `"resize"` resizes them to the unpadded size, as the released code does. `"resize"` is meant for checkpoints that
+        must behave as the released code.
     loss_reduction (`"pixel_mean"` or `"valid_mean"`, *optional*, defaults to `"pixel_mean"`):
-        Mean of the cross-entropy over all pixels, ignored ones counting as 0 (the released code), or over those that
-        are not ignored.
+        Mean of the cross-entropy over all pixels, where ignored pixels count as 0 (the released code), or over the pixels
+        that are not ignored.
     homogeneity_loss_weight (`float`, *optional*, defaults to 0.0):
         Weight of the regularization that rewards regions of a single class (equation 11); see [`homogeneity_loss`].
-    freeze_backbone (`bool`, *optional*, defaults to `False`):
-        Whether the encoder gets no gradients and stays in eval mode while training.
-    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-        Label of pixels that do not count in the loss.
-    window_size (`int` or pair, *optional*):
-        Sliding window `(height, width)` for `predict` and for `forward` in eval mode; none when not given. The
-        released models use their training crop.
-    window_stride (`int` or pair, *optional*):
-        Stride of the window; the window size when not given.
     small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"pad"`):
-        What happens to images smaller than the window: scaled up until the short side fills it, padded with zeros at
-        the bottom and right (the released code), or nothing.
-    initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initializes linear layers.
+        How images smaller than the window are enlarged; see [`SegmentationConfig`]. The released code pads.
 
     Example:
 
@@ -106,7 +95,7 @@ class RegProxyConfig(SegmentationConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # the encoder may be another model's as well
+        # the caller may use the same configuration for another model
         self.backbone_config = copy.deepcopy(self.backbone_config)
         self.set_backbone_out_indices()
 
@@ -117,31 +106,30 @@ class RegProxyConfig(SegmentationConfig):
     @property
     def cell_size(self) -> tuple[int, int]:
         """`region_resolution` as `(h, w)`."""
-        size = self.region_resolution
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return as_pair(self.region_resolution, "region_resolution")
 
     @property
     def num_encoder_layers(self) -> int:
-        """Layers (stages, in a hierarchical encoder) that can be tapped; the embeddings are number 0."""
+        """Number of layers (stages, in a hierarchical encoder); the embeddings have index 0."""
         backbone_config: Any = self.backbone_config
         return len(backbone_config.stage_names) - 1
 
     @property
     def classifier_layer_indices(self) -> tuple[int, ...]:
-        """`classifier_layers`, or the encoder's last one."""
+        """`classifier_layers`, or the last layer of the encoder."""
         return (self.num_encoder_layers,) if self.classifier_layers is None else tuple(self.classifier_layers)
 
     @property
     def feature_layers(self) -> list[int]:
-        """The layers that regions and classes are predicted from, each one once, in rising order."""
+        """Layers that regions and classes are predicted from, each once, in ascending order."""
         return sorted({self.token_head_depth, *self.classifier_layer_indices})
 
     def set_backbone_out_indices(self) -> None:
         """
-        Makes the encoder give the feature maps that regions and classes are predicted from.
+        Set the `out_indices` of the encoder to `feature_layers`.
 
         Raises:
-            ValueError: for layers that it does not have.
+            ValueError: if the encoder does not have one of the layers, or `classifier_layers` repeats a layer.
         """
         num_layers = self.num_encoder_layers
         for name, layers, lowest in (
@@ -151,18 +139,14 @@ class RegProxyConfig(SegmentationConfig):
             if not layers or len(set(layers)) < len(layers) or not all(lowest <= n <= num_layers for n in layers):
                 raise ValueError(
                     f"`{name}` ({getattr(self, name)}) must be from {lowest} to {num_layers}, the number of layers (stages) "
-                    "of the encoder, each one once."
+                    "of the encoder, each layer once."
                 )
         backbone_config: Any = self.backbone_config
         backbone_config.set_output_features_output_indices(out_features=None, out_indices=self.feature_layers)
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
-        size = self.region_resolution
-        if not isinstance(size, int) and len(size) != 2:
-            raise ValueError(f"`region_resolution` must be an int or (h, w), got {size}.")
-        if min(self.cell_size) < 1:
-            raise ValueError(f"`region_resolution` must be at least 1, got {size}.")
+        """Check the fields against each other, as part of the `@strict` validation."""
+        as_pair(self.region_resolution, "region_resolution", minimum=1)
         self._check_at_least_one()
 
 

@@ -13,21 +13,20 @@
 # limitations under the License.
 """RegProxy: Semantic Segmentation by Early Region Proxy (https://huggingface.co/papers/2203.14043)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
-from ..inference import slide_when_configured
+from ..inference import DensePredictionMixin, slide_when_configured
 from ..losses.semantic_cross_entropy import semantic_cross_entropy
-from ..modeling_utils import SegmentationPreTrainedModel
+from ..modeling_utils import EncodedImage, SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import is_plain_vit
-from ..utils.export import is_exporting
 from .configuration_regproxy import RegProxyConfig
 from .loss_regproxy import homogeneity_loss
 from .painting import neighbors, paint
@@ -38,34 +37,30 @@ from .painting import neighbors, paint
 
 @auto_docstring(custom_intro="Output of [`RegProxyForSemanticSegmentation`].")
 @dataclass
-class RegProxyOutput(ModelOutput):
+class RegProxyOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
-        Cross-entropy, and the regularization of regions where the configuration gives it a weight.
+        Sum of the terms in `loss_dict`.
     logits (`torch.Tensor` of shape `(batch_size, num_labels, H * h, W * w)`):
-        The painted scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a
-        multiple of the patch size and the padding was cut off, or where windows were merged.
+        Painted scores before softmax. The shape is `(batch_size, num_labels, height, width)` if height or width is not a
+        multiple of the patch size, or windows were merged.
     affinity (`torch.Tensor` of shape `(batch_size, 9, h, w, H, W)`):
-        Regions: how much each of the `(h, w)` pixels in a token's cell belongs to the 3x3 tokens around it, row by row;
-        sums to one over them. Not given where windows were merged.
+        Regions: the affinity of the `(h, w)` pixels in the cell of each token to the 3x3 tokens around it, row by row. Sums
+        to one over these tokens. `None` if windows were merged.
     token_logits (`torch.Tensor` of shape `(batch_size, H * W, num_labels)`):
-        Scores of each token, row by row. Not given where windows were merged.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+        Scores of each token, row by row. `None` if windows were merged.
+    loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
+        Weighted terms of the loss: the cross-entropy `loss_ce`, and `loss_homogeneity` if
+        `config.homogeneity_loss_weight` is not 0.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
 
 
 class RegProxyConvLayer(nn.Module):
-    """Convolution that keeps the size of its input, batch norm, ReLU."""
+    """Convolution that keeps the size of its input, followed by batch norm and ReLU."""
 
     def __init__(self, num_channels: int, kernel_size: int, groups: int, eps: float):
         super().__init__()
@@ -80,7 +75,7 @@ class RegProxyConvLayer(nn.Module):
 
 
 class RegProxyAffinityHead(nn.Module):
-    """Predicts to which of the 3x3 tokens around it each pixel belongs (section 4.2, figure 4)."""
+    """Prediction of the affinity of each pixel to the 3x3 tokens around it (section 4.2, figure 4)."""
 
     def __init__(self, config: RegProxyConfig, in_channels: int):
         super().__init__()
@@ -105,7 +100,7 @@ class RegProxyAffinityHead(nn.Module):
 
 
 class RegProxyDecoder(nn.Module):
-    """Regions from early features, classes from late ones; there is no more to decode."""
+    """Regions from early features and classes from late features."""
 
     def __init__(self, config: RegProxyConfig, affinity_channels: int, classifier_channels: int):
         super().__init__()
@@ -127,17 +122,17 @@ class RegProxyDecoder(nn.Module):
         sizes = {tuple(features.shape[-2:]) for features in feature_maps}
         if len(sizes) > 1:
             raise ValueError(
-                f"The encoder's feature maps differ in size, {sorted(sizes)}, but a region needs its token in each. Tap "
-                "layers of one size: `token_head_depth` and `classifier_layers` within the same stage of a hierarchical "
-                "encoder (both its last one, for instance)."
+                f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: set "
+                "`token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a hierarchical "
+                "encoder."
             )
 
 
 @auto_docstring
-class RegProxyPreTrainedModel(SegmentationPreTrainedModel):
+class RegProxyPreTrainedModel(DensePredictionMixin, SegmentationPreTrainedModel):
     config: RegProxyConfig
     base_model_prefix = "regproxy"
-    # the released recipe: the encoder's norms, tokens and positions do not decay; biases and the head's norms do
+    # the released recipe: norms, tokens and positions of the encoder do not decay; biases and norms of the head do
     parameter_rules = ((r"^backbone\..*(norm|position_embeddings|_tokens?$)", 1.0, 0.0),)
 
     @torch.no_grad()
@@ -151,16 +146,15 @@ class RegProxyPreTrainedModel(SegmentationPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    RegProxy: a vision transformer whose tokens stand for learned regions, a linear classifier for the tokens, and
-    painting of their classes onto the regions.
+    RegProxy: a vision transformer whose tokens represent learned regions, a linear classifier for the tokens, and
+    painting of the token scores onto the regions.
     """
 )
 class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
     def __init__(self, config: RegProxyConfig):
-        # fields may have changed since the configuration was made
+        # again after the configuration did it: `from_pretrained(..., token_head_depth=3)` sets fields of a built configuration
         config.set_backbone_out_indices()
         super().__init__(config)
-        # where they stand among the backbone's feature maps
         self.early_index = config.feature_layers.index(config.token_head_depth)
         self.late_indices = [config.feature_layers.index(layer) for layer in config.classifier_layer_indices]
         channels = self.backbone.channels
@@ -168,35 +162,55 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         self.decoder = RegProxyDecoder(config, channels[self.early_index], late_channels)
         self.post_init()
 
-    def _encode_decode(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int], BackboneOutput]:
-        """Painted logits, affinity, token logits, the size that they cover, and the encoder's outputs."""
-        height, width = pixel_values.shape[-2:]
-        padded, padded_size = self.pad_to_whole_patches(pixel_values)
+    def pad_to_whole_patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        padded, padded_size = super().pad_to_whole_patches(pixel_values)
         if self.config.odd_size_mode == "resize":
-            padded_size = (height, width)
-            # CODEPATH: all released checkpoints; other encoders leave out what is no whole patch
+            # logits extend over the unpadded image
+            padded_size = pixel_values.shape[-2], pixel_values.shape[-1]
+            # CODEPATH: all released checkpoints; other encoders would leave out pixels of partial patches
             if is_plain_vit(self.config.backbone_config):
-                padded = pixel_values  # a hybrid stem pads inside, and on all sides
-        for name in ("output_attentions", "output_hidden_states"):
-            kwargs.setdefault(name, getattr(self.config, name))
-        outputs = self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
-        late_features = [outputs.feature_maps[index] for index in self.late_indices]
-        affinity, token_logits = self.decoder(outputs.feature_maps[self.early_index], late_features)
-        return paint(token_logits, affinity), affinity, token_logits, padded_size, outputs
+                padded = pixel_values  # also for a hybrid stem, which pads each convolution itself, on all sides
+        return padded, padded_size
+
+    def decode(self, encoded: EncodedImage) -> RegProxyOutput:
+        """Predict regions and classes of the tokens from the output of `encode`, and paint `logits` at the stride of regions."""
+        late_features = [encoded.feature_maps[index] for index in self.late_indices]
+        affinity, token_logits = self.decoder(encoded.feature_maps[self.early_index], late_features)
+        return RegProxyOutput(
+            logits=paint(token_logits, affinity),
+            affinity=affinity,
+            token_logits=token_logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def compute_loss(
+        self, outputs: RegProxyOutput, labels: torch.Tensor, padded_size: tuple[int, int]
+    ) -> dict[str, torch.Tensor]:
+        """Compute the weighted terms of the loss from the output of `decode`."""
+        config = self.config
+        ignore_index, weight = config.semantic_loss_ignore_index, config.homogeneity_loss_weight
+        terms = {
+            "loss_ce": semantic_cross_entropy(
+                outputs.logits, labels, ignore_index, config.loss_reduction, padded_size=padded_size
+            )
+        }
+        if weight != 0:
+            homogeneity = homogeneity_loss(outputs.affinity, labels, config.num_labels, ignore_index, padded_size)
+            terms["loss_homogeneity"] = weight * homogeneity
+        return terms
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        logits, _, _, padded_size, _ = self._encode_decode(pixel_values)
-        return logits, padded_size
+        encoded = self.encode(pixel_values)
+        return self.decode(encoded).logits, encoded.padded_size  # type: ignore[return-value]
 
     @can_return_tuple
     @slide_when_configured
     @auto_docstring(
         custom_intro="""
-        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
-        windows, and `logits` are their average at full resolution. Compiled and exported models do not slide; exported
-        ones give painted logits for every size, covering the image as padded to whole patches.
+        In eval mode and without `labels`, images larger than `config.window_size` (if set) are processed in windows, and
+        `logits` are averaged at full resolution. Compiled and exported models use no windows. Exported models return logits
+        at the stride of the painted regions for every size, over the padded image.
         """
     )
     def forward(
@@ -212,7 +226,8 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
 
         Raises:
-            ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
+            ValueError: if `pixel_values` has another number of channels than the encoder, `labels` has another size than
+                `pixel_values`, or a label is neither a class nor `config.semantic_loss_ignore_index`.
 
         Example:
 
@@ -227,39 +242,17 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         (torch.Size([1, 19, 128, 128]), torch.Size([1, 1024, 19]))
         ```
         """
-        height, width = pixel_values.shape[-2:]
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
         if labels is not None:
             self._check_labels(pixel_values, labels)
-        logits, affinity, token_logits, padded_size, outputs = self._encode_decode(pixel_values, **kwargs)
-
-        # an exported graph gives painted logits for every size: it cannot depend on whether one needed padding
-        is_padded = not is_exporting() and padded_size != (height, width)
-        loss = None
+        encoded = self.encode(pixel_values, **kwargs)
+        outputs = self.decode(encoded)
+        loss = loss_dict = None
         if labels is not None:
-            loss = self._loss(logits, affinity, labels, padded_size)
-        if is_padded:
-            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
-            logits = logits[..., :height, :width]
-
-        return RegProxyOutput(
-            loss=loss,
-            logits=logits,
-            affinity=affinity,
-            token_logits=token_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def _loss(
-        self, logits: torch.Tensor, affinity: torch.Tensor, labels: torch.Tensor, padded_size: tuple[int, int]
-    ) -> torch.Tensor:
-        config = self.config
-        ignore_index = config.semantic_loss_ignore_index
-        loss = semantic_cross_entropy(logits, labels, ignore_index, config.loss_reduction, padded_size=padded_size)
-        if config.homogeneity_loss_weight != 0:
-            regularization = homogeneity_loss(affinity, labels, config.num_labels, ignore_index, padded_size)
-            loss = loss + config.homogeneity_loss_weight * regularization
-        return loss
+            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
+            loss = torch.stack(list(loss_dict.values())).sum()
+        logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
+        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
 
 
 __all__ = ["RegProxyForSemanticSegmentation", "RegProxyOutput", "RegProxyPreTrainedModel"]

@@ -1,9 +1,9 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Painting (section 4.3): each pixel's logits are those of the 3x3 tokens around it, weighted by its affinity to them.
+Painting (section 4.3): the logits of a pixel are the logits of the 3x3 tokens around it, weighted by affinity.
 
-Neighbors are numbered row by row: `n = 3 * (dy + 1) + (dx + 1)` for the token `dy` rows below and `dx` columns to the
-right of the pixel's own. Those outside the image have logits of 0.
+Neighbors are numbered row by row: `n = 3 * (dy + 1) + (dx + 1)` for the token `dy` rows below and `dx` columns to the right
+of the token whose cell contains the pixel. Neighbors outside the image have logits of 0.
 """
 
 import torch
@@ -12,14 +12,14 @@ from torch import nn
 
 def neighbors(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The 3x3 tokens around each one.
+    Return the 3x3 tokens around each token.
 
     Args:
         height, width (`int`): Rows H and columns W of tokens.
 
     Returns:
-        `index` `(9, H, W)`, int64: number of the neighbor, row by row; that of the nearest token where it is outside.
-        `is_inside` `(9, H, W)`, bool: whether it is one of the tokens.
+        `index` `(9, H, W)`, int64: index of the neighbor, row by row; the nearest token for neighbors outside the image.
+        `is_inside` `(9, H, W)`, bool: whether the neighbor is inside the image.
     """
     offset = torch.arange(-1, 2, device=device)
     rows = offset[:, None] + torch.arange(height, device=device)
@@ -32,7 +32,7 @@ def neighbors(height: int, width: int, device: torch.device) -> tuple[torch.Tens
 
 def paint(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
     """
-    Paints the tokens' logits onto their regions (equation 6).
+    Paint the logits of tokens onto their regions (equation 6).
 
     Args:
         token_logits (`torch.Tensor` of shape `(batch_size, H * W, num_labels)`): Logits of each token.
@@ -49,7 +49,7 @@ def paint(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
 
 
 def _paint_by_sums(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
-    """Reads the tokens where they are and writes the result once: the fewest bytes, but not for graphs."""
+    """Gather tokens in place and write the result once: the least memory traffic, but not traceable or differentiable here."""
     batch_size, _, cell_height, cell_width, height, width = affinity.shape
     index, is_inside = neighbors(height, width, affinity.device)
     first_token = torch.arange(batch_size, device=index.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
@@ -66,7 +66,7 @@ def _paint_by_sums(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.
 
 
 def _paint_by_products(token_logits: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
-    """One matrix product for each token: plain operations for compilers, exporters and gradients."""
+    """One matrix product for each token: basic operations for compilation, export and gradients."""
     cell_height, cell_width, height, width = affinity.shape[2:]
     # (batch_size, H * W, K) -> (batch_size, H + 2, W + 2, K)
     padded = nn.functional.pad(token_logits.unflatten(1, (height, width)), (0, 0, 1, 1, 1, 1))

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The dilated ResNet with a deep stem that UN-EPT's smaller model stands on; a transformers backbone."""
+"""Dilated ResNet with a deep stem, the encoder of the smaller UN-EPT model; a transformers backbone."""
 
 import sys
 from typing import TYPE_CHECKING

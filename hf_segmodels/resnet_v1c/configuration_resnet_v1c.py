@@ -23,33 +23,33 @@ from transformers.utils import auto_docstring
 
 @auto_docstring(
     custom_intro="""
-    Configuration of a [`ResNetV1cBackbone`]: a ResNet of bottlenecks whose stem is three 3x3 convolutions, and whose last
-    stages are dilated instead of strided. The defaults give ResNet-50 at an output stride of 8. transformers' own ResNet
-    has neither a deep stem nor dilation; timm's needs a further dependency and fixes the widths.
+    Configuration of a [`ResNetV1cBackbone`]: a ResNet of bottlenecks whose stem has three 3x3 convolutions, and whose last
+    stages are dilated instead of strided. The defaults give ResNet-50 at an output stride of 8. The ResNet of transformers
+    has neither a deep stem nor dilation.
     """
 )
 @strict
 class ResNetV1cConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     num_channels (`int`, *optional*, defaults to 3):
-        Channels of the input.
+        Number of channels of the input.
     embedding_size (`int`, *optional*, defaults to 64):
-        Channels that the stem gives; its first two convolutions have half as many.
+        Output channels of the stem; its first two convolutions have half as many.
     hidden_sizes (`list[int]`, *optional*, defaults to `(256, 512, 1024, 2048)`):
-        Output channels of each stage; bottlenecks are a quarter as wide.
+        Output channels of each stage; bottlenecks have a quarter of them.
     depths (`list[int]`, *optional*, defaults to `(3, 4, 6, 3)`):
-        Bottlenecks of each stage.
+        Number of bottlenecks of each stage.
     strides (`list[int]`, *optional*, defaults to `(1, 2, 1, 1)`):
-        Stride of each stage, taken by the 3x3 convolution of its first bottleneck.
+        Stride of the 3x3 convolution in the first bottleneck of each stage.
     dilations (`list[int]`, *optional*, defaults to `(1, 1, 2, 4)`):
         Dilation of the 3x3 convolutions of each stage.
     contract_dilation (`bool`, *optional*, defaults to `True`):
-        Whether the first bottleneck of a dilated stage has half its dilation.
+        Whether the first bottleneck of a dilated stage has half the dilation.
     out_features (`list[str]`, *optional*):
-        Feature maps to return, among `"stem"` (after pooling), `"stage1"`, ..., `"stage4"`. The last stage when neither
-        this nor `out_indices` is given.
+        Feature maps to return, among `"stem"` (after pooling), `"stage1"`, ..., `"stage4"`. Defaults to the last stage if
+        `out_indices` is not given either.
     out_indices (`list[int]`, *optional*):
-        The same by index: 0 is the stem, i the output of the i-th stage.
+        Feature maps to return by index: 0 is the stem, i the output of the i-th stage.
 
     Example:
 
@@ -87,18 +87,18 @@ class ResNetV1cConfig(BackboneConfigMixin, PreTrainedConfig):
         return 4 * math.prod(self.strides)
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
+        """Check the fields against each other, as part of the `@strict` validation."""
         stages = {name: len(getattr(self, name)) for name in ("hidden_sizes", "depths", "strides", "dilations")}
         if len(set(stages.values())) != 1 or len(self.depths) == 0:
             raise ValueError(
-                f"`hidden_sizes`, `depths`, `strides` and `dilations` need one entry a stage, got {stages}."
+                f"`hidden_sizes`, `depths`, `strides` and `dilations` must have one entry for each stage, got {stages}."
             )
         if min(*self.depths, *self.strides, *self.dilations, self.num_channels) < 1:
             raise ValueError("`depths`, `strides`, `dilations` and `num_channels` must be at least 1.")
         if self.embedding_size < 2 or self.embedding_size % 2 or any(s < 4 or s % 4 for s in self.hidden_sizes):
             raise ValueError(
                 "`embedding_size` must be a multiple of 2 (the stem starts with half) and `hidden_sizes` of 4 (bottlenecks "
-                f"are a quarter as wide), got {self.embedding_size} and {self.hidden_sizes}."
+                f"have a quarter of the channels), got {self.embedding_size} and {self.hidden_sizes}."
             )
 
 

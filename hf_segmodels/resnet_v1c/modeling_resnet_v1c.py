@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The dilated ResNet with a deep stem (ResNet-V1c) that UN-EPT's smaller model stands on."""
+"""Dilated ResNet with a deep stem (ResNet-V1c), the encoder of the smaller UN-EPT model."""
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from .configuration_resnet_v1c import ResNetV1cConfig
 
 
 class ResNetV1cConvNorm(nn.Module):
-    """Convolution without bias and batch norm."""
+    """Convolution without bias, followed by batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1):
         super().__init__()
@@ -51,7 +51,7 @@ class ResNetV1cConvNorm(nn.Module):
 
 class ResNetV1cStem(nn.Module):
     """
-    Three 3x3 convolutions in place of the 7x7 one, and max pooling: `(batch_size, num_channels, height, width)` ->
+    Three 3x3 convolutions instead of one 7x7 convolution, and max pooling: `(batch_size, num_channels, height, width)` ->
     `(batch_size, embedding_size, ceil(height / 4), ceil(width / 4))`.
     """
 
@@ -73,7 +73,7 @@ class ResNetV1cStem(nn.Module):
             raise ValueError(
                 f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
                 f"{tuple(pixel_values.shape)}. Convert the images to {self.num_channels} channels, or set "
-                "`num_channels` in the backbone's config."
+                "`num_channels` in the configuration of the backbone."
             )
         hidden_states = pixel_values.to(self.layers[0].convolution.weight.dtype)
         for layer in self.layers:
@@ -82,14 +82,14 @@ class ResNetV1cStem(nn.Module):
 
 
 class ResNetV1cBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut; the stride is on the 3x3 one."""
+    """Bottleneck of a 1x1, a 3x3 and a 1x1 convolution with a shortcut; the 3x3 convolution has the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, has_projection: bool):
         super().__init__()
-        width = out_channels // 4
-        self.reduction = ResNetV1cConvNorm(in_channels, width, kernel_size=1)
-        self.spatial = ResNetV1cConvNorm(width, width, stride=stride, dilation=dilation)
-        self.expansion = ResNetV1cConvNorm(width, out_channels, kernel_size=1)
+        hidden_channels = out_channels // 4
+        self.reduction = ResNetV1cConvNorm(in_channels, hidden_channels, kernel_size=1)
+        self.spatial = ResNetV1cConvNorm(hidden_channels, hidden_channels, stride=stride, dilation=dilation)
+        self.expansion = ResNetV1cConvNorm(hidden_channels, out_channels, kernel_size=1)
         self.shortcut = (
             ResNetV1cConvNorm(in_channels, out_channels, kernel_size=1, stride=stride)
             if has_projection
@@ -102,7 +102,7 @@ class ResNetV1cBottleneck(nn.Module):
 
 
 class ResNetV1cStage(nn.Module):
-    """Bottlenecks of one width; only the first one strides."""
+    """Bottlenecks with the same number of channels; only the first one has a stride."""
 
     def __init__(self, config: ResNetV1cConfig, stage: int):
         super().__init__()
@@ -132,7 +132,7 @@ class ResNetV1cPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["ResNetV1cConvNorm"]
-    # there is no attention, so every implementation of it will do
+    # without attention layers, all attention implementations are supported
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -148,7 +148,7 @@ class ResNetV1cPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    Dilated ResNet with a deep stem that gives feature maps of chosen stages. Inputs of any size are accepted.
+    Dilated ResNet with a deep stem that returns feature maps of selected stages. Images of any size are accepted.
     """
 )
 class ResNetV1cBackbone(BackboneMixin, ResNetV1cPreTrainedModel):
@@ -168,7 +168,7 @@ class ResNetV1cBackbone(BackboneMixin, ResNetV1cPreTrainedModel):
     @filter_output_hidden_states
     @auto_docstring(
         custom_intro="""
-        The feature maps have the shape `(batch_size, hidden_sizes[i], height / stride, width / stride)`, rounded up, one
+        Feature maps have the shape `(batch_size, hidden_sizes[i], height / stride, width / stride)`, rounded up, one
         for each of `config.out_features`. Hidden states are the outputs of the stem and of each stage.
         """
     )
@@ -178,7 +178,7 @@ class ResNetV1cBackbone(BackboneMixin, ResNetV1cPreTrainedModel):
             Normalized images of any size.
 
         Raises:
-            ValueError: if the number of channels is not the config's.
+            ValueError: if the number of channels is not `config.num_channels`.
         """
         hidden_states = [self.stem(pixel_values)]
         for stage in self.stages:

@@ -32,37 +32,27 @@ from ..plain_vit.configuration_plain_vit import PlainViTConfig, is_plain_vit
 class SegmenterConfig(SegmentationConfig):
     r"""
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-        Configuration of the encoder: a [`PlainViTConfig`] (the paper's; ViT-B/16 with LayerNorm epsilon 1e-5,
-        bilinear position embeddings and stochastic depth 0.1 by default), or that of any transformers backbone
-        (DINOv2, DINOv3, BEiT, Swin, ...). Its last feature map is decoded.
+        Configuration of the encoder, whose last feature map is decoded: a [`PlainViTConfig`] or the configuration of any
+        transformers backbone (DINOv2, DINOv3, BEiT, Swin, ...). Defaults to ViT-B/16 as in the paper, with a LayerNorm
+        epsilon of 1e-5, bilinear position embeddings and stochastic depth 0.1.
     decoder_type (`"mask_transformer"` or `"linear"`, *optional*, defaults to `"mask_transformer"`):
-        Which decoder of section 3.2: the mask transformer (Seg-*-Mask) or the point-wise linear layer (Seg-*).
+        Decoder of section 3.2: the mask transformer (Seg-*-Mask) or the point-wise linear layer (Seg-*).
     decoder_hidden_size (`int`, *optional*):
-        Width of the mask transformer; the encoder's width when not given.
+        Hidden size of the mask transformer. Defaults to the number of channels of the feature map.
     decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
-        Layers of the mask transformer.
+        Number of layers of the mask transformer.
     decoder_num_attention_heads (`int`, *optional*):
-        Its heads; one for every 64 channels (at least one) when not given.
+        Number of attention heads of the mask transformer. Defaults to one for every 64 channels, at least one.
     decoder_intermediate_size (`int`, *optional*):
-        Width of its MLPs' hidden layer; four times its width when not given.
+        Hidden size of the MLPs in the mask transformer. Defaults to four times `decoder_hidden_size`.
     decoder_dropout_prob (`float`, *optional*, defaults to 0.1):
-        Dropout in the mask transformer (the released code's default; the paper says none).
+        Dropout in the mask transformer, as in the released code. The paper uses no dropout.
     decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
         Stochastic depth in the mask transformer.
     decoder_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
-        Epsilon of the decoder's LayerNorms.
-    freeze_backbone (`bool`, *optional*, defaults to `False`):
-        Whether the encoder gets no gradients and stays in eval mode while training.
-    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-        Label of pixels that do not count in the loss.
-    window_size (`int` or pair, *optional*):
-        Sliding window `(height, width)` for `predict` and for `forward` in eval mode; none when not given. The
-        released models use their training crop.
-    window_stride (`int` or pair, *optional*):
-        Stride of the window; the window size when not given.
+        Epsilon of the LayerNorms of the decoder.
     small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"upscale"`):
-        What happens to images smaller than the window: scaled up until the short side fills it (the released
-        code), padded with zeros at the bottom and right, or nothing.
+        How images smaller than the window are enlarged; see [`SegmentationConfig`]. The released code upscales.
     initializer_range (`float`, *optional*, defaults to 0.02):
         Standard deviation of the truncated normal that initializes linear layers and class embeddings.
 
@@ -71,7 +61,7 @@ class SegmenterConfig(SegmentationConfig):
     ```python
     >>> from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
 
-    >>> # Seg-Ti-Mask/16: PlainViTConfig's own defaults are those of the other methods
+    >>> # Seg-Ti-Mask/16; the defaults of PlainViTConfig follow the other methods
     >>> encoder = PlainViTConfig(
     ...     hidden_size=192,
     ...     num_attention_heads=3,
@@ -100,34 +90,34 @@ class SegmenterConfig(SegmentationConfig):
         return PlainViTConfig(layer_norm_eps=1e-5, position_embedding_interpolation="bilinear", drop_path_rate=0.1)
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
+        """Check the fields against each other, as part of the `@strict` validation."""
         self._check_at_least_one(
             "decoder_hidden_size",
             "decoder_num_hidden_layers",
             "decoder_num_attention_heads",
             "decoder_intermediate_size",
         )
-        width = self.decoder_hidden_size
-        if width is None and is_plain_vit(self.backbone_config):
-            width = self.backbone_config.hidden_size
-        if width is not None and self.decoder_type == "mask_transformer":
-            self.decoder_size(width)
+        hidden_size = self.decoder_hidden_size
+        if hidden_size is None and is_plain_vit(self.backbone_config):
+            hidden_size = self.backbone_config.hidden_size
+        if hidden_size is not None and self.decoder_type == "mask_transformer":
+            self.decoder_size(hidden_size)
 
     def decoder_size(self, in_channels: int) -> tuple[int, int]:
         """
-        Width and heads of the mask transformer on feature maps of `in_channels`.
+        Return hidden size and number of attention heads of the mask transformer for feature maps of `in_channels`.
 
         Raises:
-            ValueError: if the heads do not divide the width.
+            ValueError: if the hidden size is not a multiple of the number of heads.
         """
-        width = self.decoder_hidden_size or in_channels
-        heads = self.decoder_num_attention_heads or max(1, width // 64)
-        if width % heads != 0:
+        hidden_size = self.decoder_hidden_size or in_channels
+        heads = self.decoder_num_attention_heads or max(1, hidden_size // 64)
+        if hidden_size % heads != 0:
             raise ValueError(
-                f"`decoder_hidden_size` ({width}; the encoder's width when not given) must be a multiple of "
-                f"`decoder_num_attention_heads` ({heads}; one for every 64 channels when not given): set one of the two."
+                f"`decoder_hidden_size` ({hidden_size}; defaults to the hidden size of the encoder) must be a multiple of "
+                f"`decoder_num_attention_heads` ({heads}; defaults to one for every 64 channels): set one of the two."
             )
-        return width, heads
+        return hidden_size, heads
 
 
 __all__ = ["SegmenterConfig"]

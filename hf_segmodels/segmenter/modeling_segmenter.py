@@ -13,22 +13,21 @@
 # limitations under the License.
 """Segmenter: Transformer for Semantic Segmentation (https://huggingface.co/papers/2105.05633)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
-from ..inference import slide_when_configured
+from ..inference import DensePredictionMixin, slide_when_configured
 from ..losses.semantic_cross_entropy import semantic_cross_entropy
-from ..modeling_utils import SegmentationPreTrainedModel
+from ..modeling_utils import EncodedImage, SegmentationPreTrainedModel
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..plain_vit.modeling_plain_vit import PlainViTEncoder
-from ..utils.export import is_exporting
 from .configuration_segmenter import SegmenterConfig
 
 
@@ -37,26 +36,21 @@ from .configuration_segmenter import SegmenterConfig
 
 @auto_docstring(custom_intro="Output of [`SegmenterForSemanticSegmentation`].")
 @dataclass
-class SegmenterOutput(ModelOutput):
+class SegmenterOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
-        Cross-entropy, mean over the pixels that are not ignored.
+        Sum of the terms in `loss_dict`.
     logits (`torch.Tensor` of shape `(batch_size, num_labels, height / patch_size, width / patch_size)`):
-        Scores before softmax; `(batch_size, num_labels, height, width)` where height or width is not a multiple of the
-        patch size, or where windows were merged.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+        Scores before softmax. The shape is `(batch_size, num_labels, height, width)` if height or width is not a multiple of
+        the patch size, or windows were merged.
+    loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
+        Terms of the loss: `loss_ce`, the cross-entropy, mean over the pixels that are not ignored.
     decoder_attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        The mask transformer's attention weights, each of shape `(batch_size, num_heads, num_patches + num_labels,
+        Attention weights of the mask transformer, each of shape `(batch_size, num_heads, num_patches + num_labels,
         num_patches + num_labels)`: patches first, then classes.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
@@ -74,15 +68,16 @@ class SegmenterLinearDecoder(nn.Module):
 
 class SegmenterMaskTransformer(nn.Module):
     """
-    Patch tokens and one learned embedding per class attend to each other; a class's mask is the cosine between its
-    embedding and the patches', normalized over the classes (section 3.2, "Mask Transformer", equation 4).
+    Transformer layers in which patch tokens and one learned embedding per class attend to each other. The mask of a class is
+    the cosine between the class embedding and the patch tokens, normalized over the classes (section 3.2, "Mask
+    Transformer", equation 4).
     """
 
     def __init__(self, config: SegmenterConfig, in_channels: int):
         super().__init__()
-        width, num_attention_heads = config.decoder_size(in_channels)
+        hidden_size, num_attention_heads = config.decoder_size(in_channels)
         encoder_config = PlainViTConfig(
-            hidden_size=width,
+            hidden_size=hidden_size,
             num_hidden_layers=config.decoder_num_hidden_layers,
             num_attention_heads=num_attention_heads,
             intermediate_size=config.decoder_intermediate_size,
@@ -93,12 +88,12 @@ class SegmenterMaskTransformer(nn.Module):
             initializer_range=config.initializer_range,
             attn_implementation=config._attn_implementation,
         )
-        self.projection = nn.Linear(in_channels, width)
-        self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, width))
+        self.projection = nn.Linear(in_channels, hidden_size)
+        self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, hidden_size))
         self.encoder = PlainViTEncoder(encoder_config)
-        self.layernorm = nn.LayerNorm(width, eps=config.decoder_layer_norm_eps)
-        self.patch_projection = nn.Parameter(torch.zeros(width, width))
-        self.class_projection = nn.Parameter(torch.zeros(width, width))
+        self.layernorm = nn.LayerNorm(hidden_size, eps=config.decoder_layer_norm_eps)
+        self.patch_projection = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+        self.class_projection = nn.Parameter(torch.zeros(hidden_size, hidden_size))
         self.mask_norm = nn.LayerNorm(config.num_labels, eps=config.decoder_layer_norm_eps)
 
     def forward(
@@ -122,10 +117,10 @@ class SegmenterMaskTransformer(nn.Module):
 
 
 @auto_docstring
-class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
+class SegmenterPreTrainedModel(DensePredictionMixin, SegmentationPreTrainedModel):
     config: SegmenterConfig
     base_model_prefix = "segmenter"
-    # the paper does not decay; where a recipe does, vectors, tokens, position and class embeddings are left out
+    # weight decay, which the paper does not use, leaves out vectors, tokens, position and class embeddings
     parameter_rules = ((r"bias$|norm|_embeddings$|_token$", 1.0, 0.0),)
 
     @torch.no_grad()
@@ -152,30 +147,43 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         self.decoder = decoder_class(config, self.backbone.channels[-1])
         self.post_init()
 
-    def _encode_decode(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, tuple[int, int], BackboneOutput, tuple[torch.Tensor, ...] | None]:
-        """Patch-level logits, the padded size that they cover, the encoder's outputs and the decoder's attentions."""
-        pixel_values, padded_size = self.pad_to_whole_patches(pixel_values)
-        for name in ("output_attentions", "output_hidden_states"):
-            kwargs.setdefault(name, getattr(self.config, name))
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        logits, decoder_attentions = self.decoder(
-            outputs.feature_maps[-1], output_attentions=kwargs["output_attentions"]
+    def decode(self, encoded: EncodedImage, output_attentions: bool | None = None) -> SegmenterOutput:
+        """
+        Decode the last feature map to `logits` at the resolution of the patches.
+
+        Args:
+            encoded ([`EncodedImage`]): Output of `encode`.
+            output_attentions (`bool`, *optional*): Whether to return `decoder_attentions`. Defaults to
+                `config.output_attentions`.
+        """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        logits, decoder_attentions = self.decoder(encoded.feature_maps[-1], output_attentions=output_attentions)
+        return SegmenterOutput(
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            decoder_attentions=decoder_attentions,
         )
-        return logits, padded_size, outputs, decoder_attentions
+
+    def compute_loss(
+        self, outputs: SegmenterOutput, labels: torch.Tensor, padded_size: tuple[int, int]
+    ) -> dict[str, torch.Tensor]:
+        """Compute the terms of the loss from the output of `decode`."""
+        ignore_index = self.config.semantic_loss_ignore_index
+        return {"loss_ce": semantic_cross_entropy(outputs.logits, labels, ignore_index, padded_size=padded_size)}
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        logits, padded_size, _, _ = self._encode_decode(pixel_values)
-        return logits, padded_size
+        encoded = self.encode(pixel_values)
+        return self.decode(encoded).logits, encoded.padded_size  # type: ignore[return-value]
 
     @can_return_tuple
     @slide_when_configured
     @auto_docstring(
         custom_intro="""
-        In eval mode, without `labels`, images larger than `config.window_size` (where set) go through the network in
-        windows, and `logits` are their average at full resolution. Compiled and exported models do not slide; exported
-        ones give patch-level logits for every size, covering the image as padded to whole patches.
+        In eval mode and without `labels`, images larger than `config.window_size` (if set) are processed in windows, and
+        `logits` are averaged at full resolution. Compiled and exported models use no windows. Exported models return logits
+        at the resolution of the patches for every size, over the padded image.
         """
     )
     def forward(
@@ -191,7 +199,8 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
 
         Raises:
-            ValueError: for a wrong number of channels, labels of another size, or labels outside the classes.
+            ValueError: if `pixel_values` has another number of channels than the encoder, `labels` has another size than
+                `pixel_values`, or a label is neither a class nor `config.semantic_loss_ignore_index`.
 
         Example:
 
@@ -207,28 +216,17 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         torch.Size([1, 19, 32, 32])
         ```
         """
-        height, width = pixel_values.shape[-2:]
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
         if labels is not None:
             self._check_labels(pixel_values, labels)
-        logits, padded_size, outputs, decoder_attentions = self._encode_decode(pixel_values, **kwargs)
-
-        # an exported graph gives patch-level logits for every size: it cannot depend on whether one needed padding
-        is_padded = not is_exporting() and padded_size != (height, width)
-        loss = None
+        encoded = self.encode(pixel_values, **kwargs)
+        outputs = self.decode(encoded, kwargs.get("output_attentions"))
+        loss = loss_dict = None
         if labels is not None:
-            ignore_index = self.config.semantic_loss_ignore_index
-            loss = semantic_cross_entropy(logits, labels, ignore_index, padded_size=padded_size)
-        if is_padded:
-            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
-            logits = logits[..., :height, :width]
-
-        return SegmenterOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            decoder_attentions=decoder_attentions,
-        )
+            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
+            loss = torch.stack(list(loss_dict.values())).sum()
+        logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
+        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
 
 
 __all__ = ["SegmenterForSemanticSegmentation", "SegmenterOutput", "SegmenterPreTrainedModel"]

@@ -13,12 +13,12 @@
 # limitations under the License.
 """Configuration of SegViT."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
-from ..configuration_utils import SegmentationConfig
+from ..configuration_utils import SegmentationConfig, as_pair
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 
@@ -27,71 +27,60 @@ from ..plain_vit.configuration_plain_vit import PlainViTConfig
     Configuration of [`SegViTForSemanticSegmentation`]. The defaults give SegViT-B/16 for ADE20K as the released code
     builds it.
 
-    Which layers are decoded is said by the encoder's `out_features` (`out_indices`): the cascade has one stage for each
-    of its feature maps, the deepest first; *Single* and *Naive Shrunk* have one. *Shrunk* decodes a shallow and a deep
-    one. *Naive Shrunk* and *Shrunk* have an encoder with a `query_downsampling_layer`.
+    The feature maps that are decoded are the `out_features` (`out_indices`) of the encoder. The cascade has one stage for each
+    of them, the deepest first; *Single* and *Naive Shrunk* have one feature map, *Shrunk* has a shallow and a deep one. The
+    encoder of *Naive Shrunk* and *Shrunk* has a `query_downsampling_layer`.
     """
 )
 @strict
 class SegViTConfig(SegmentationConfig):
     r"""
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-        Configuration of the encoder: a [`PlainViTConfig`] (the paper's; ViT-B/16 without class token and final norm, with
-        stochastic depth 0.1, tapped behind layers 6, 8 and 12 by default), or that of any transformers backbone (DINOv2,
-        DINOv3, BEiT, Swin, ...).
+        Configuration of the encoder: a [`PlainViTConfig`] or the configuration of any transformers backbone (DINOv2, DINOv3,
+        BEiT, Swin, ...). Defaults to ViT-B/16 as in the paper, without class token and final norm, with stochastic depth 0.1
+        and the feature maps of layers 6, 8 and 12.
     decoder_type (`"cascade"` or `"shrunk"`, *optional*, defaults to `"cascade"`):
         `"cascade"`: one Attention-to-Mask stage for each feature map, whose masks add up (section 3.2). `"shrunk"`:
         query-based up-sampling of the feature maps, the shallowest first, then one Attention-to-Mask stage (section 3.3).
     decoder_hidden_size (`int`, *optional*, defaults to 384):
-        Width of the decoder (512 in SegViT-L).
+        Hidden size of the decoder (512 in SegViT-L).
     decoder_num_hidden_layers (`int`, *optional*, defaults to 3):
-        Transformer layers per stage, and per feature map that is up-sampled.
+        Number of transformer layers of each stage, and of the up-sampling of each feature map.
     decoder_num_attention_heads (`int`, *optional*, defaults to 12):
-        Their heads (16 in SegViT-L); must divide `decoder_hidden_size`.
+        Number of attention heads of the decoder (16 in SegViT-L); must divide `decoder_hidden_size`.
     decoder_intermediate_size (`int`, *optional*):
-        Width of their MLPs' hidden layer; four times `decoder_hidden_size` when not given.
+        Hidden size of the MLPs in the decoder. Defaults to four times `decoder_hidden_size`.
     decoder_dropout_prob (`float`, *optional*, defaults to 0.1):
-        Dropout in the decoder, that of attention weights included.
+        Dropout in the decoder, including attention weights.
     decoder_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
-        Epsilon of the decoder's LayerNorms.
+        Epsilon of the LayerNorms of the decoder.
     query_grid (`int` or pair, *optional*):
-        Rows and columns of the table of up-sampling queries in a `"shrunk"` decoder; the grid of the encoder's position
-        embeddings (`image_size // patch_size`) when not given.
+        Grid `(height, width)` of the stored up-sampling queries of a `"shrunk"` decoder. Defaults to the grid of the
+        position embeddings of the encoder, `image_size // patch_size`.
     prediction_size (`int` or pair, *optional*):
-        `(height, width)` in pixels at which masks become probabilities, whatever the size of the image; class scores are
-        then resized to it. The up-sampling queries keep their grid too. This is how the released code works, with its
-        training crop; converted models have it. When not given, both follow the image: masks become probabilities at its
-        own size, and the queries are interpolated to its patch grid.
+        `(height, width)` in pixels at which masks become probabilities, for images of every size; class scores are then
+        resized to the image, and the up-sampling queries keep their grid. The released code works in this way, with its
+        training crop, and so do converted models. Defaults to `None`: masks become probabilities at the size of the image,
+        and the queries are interpolated to its patch grid.
     min_scaled_size (`int`, *optional*):
-        Shorter edge in pixels at which the `scales` of `predict` stop shrinking images: the released protocols for COCO-Stuff
-        and Pascal Context have the window's. No bound when not given.
+        Lower bound in pixels for the shorter edge of images that `scales` of `predict` shrink. The released protocols for
+        COCO-Stuff and Pascal Context use the window size. Defaults to `None` (no bound).
     odd_size_mode (`"crop"` or `"resize"`, *optional*, defaults to `"crop"`):
-        What happens to scores of images that were padded to whole patches: the padding is cut off, or they are resized
-        into the unpadded size, as the released code does. Only for checkpoints that must behave as that code.
+        How scores of images that were padded to whole patches become scores of the image: `"crop"` cuts the padding off,
+        `"resize"` resizes them to the unpadded size, as the released code does. `"resize"` is meant for checkpoints that
+        must behave as the released code.
     use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
-        Whether earlier stages (in a `"shrunk"` decoder: earlier layers of the one stage) are supervised too.
+        Whether earlier stages are supervised too. In a `"shrunk"` decoder these are the earlier layers of its only stage.
     no_object_weight (`float`, *optional*, defaults to 0.1):
-        Weight of queries whose class is not in the image, in the cross-entropy.
+        Weight in the cross-entropy of queries whose class is not in the image.
     class_loss_weight (`float`, *optional*, defaults to 1.0):
-        Weight of the queries' cross-entropy.
+        Weight of the cross-entropy of the queries.
     mask_loss_weight (`float`, *optional*, defaults to 20.0):
         Weight of the focal loss of the masks.
     dice_loss_weight (`float`, *optional*, defaults to 1.0):
         Weight of the dice loss of the masks.
-    freeze_backbone (`bool`, *optional*, defaults to `False`):
-        Whether the encoder gets no gradients and stays in eval mode while training.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         Label of pixels that belong to no mask.
-    window_size (`int` or pair, *optional*):
-        Sliding window `(height, width)` for `predict` and for `forward` in eval mode; none when not given. The
-        released models use their training crop.
-    window_stride (`int` or pair, *optional*):
-        Stride of the window; the window size when not given.
-    small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"none"`):
-        What happens to images smaller than the window: scaled up until the short side fills it, padded with zeros at
-        the bottom and right, or nothing (the released code).
-    initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation of the truncated normal that initializes linear layers.
 
     Example:
 
@@ -132,26 +121,27 @@ class SegViTConfig(SegmentationConfig):
 
     @property
     def upsampling_grid(self) -> tuple[int, int]:
-        """Rows and columns of the table of up-sampling queries."""
+        """Grid `(height, width)` of the stored up-sampling queries."""
         if self.query_grid is not None:
-            return _as_pair(self.query_grid)
+            return as_pair(self.query_grid, "query_grid")
         encoder = self.backbone_config
         image_size, patch_size = getattr(encoder, "image_size", None), getattr(encoder, "patch_size", None)
         if image_size is None or patch_size is None:
             raise ValueError(
-                'A "shrunk" decoder needs `query_grid`, the rows and columns of its table of queries: the encoder '
-                f"({type(encoder).__name__}) has no `image_size` and `patch_size` that would tell."
+                f'`query_grid` must be set for a "shrunk" decoder on {type(encoder).__name__}, which has no `image_size` and '
+                "`patch_size` to derive it from: give the (height, width) of the stored up-sampling queries."
             )
-        (height, width), (patch_height, patch_width) = _as_pair(image_size), _as_pair(patch_size)
+        height, width = as_pair(image_size, "image_size")
+        patch_height, patch_width = as_pair(patch_size, "patch_size")
         return height // patch_height, width // patch_width
 
     @property
     def fixed_prediction_size(self) -> tuple[int, int] | None:
         """`prediction_size` as `(height, width)`."""
-        return None if self.prediction_size is None else _as_pair(self.prediction_size)
+        return None if self.prediction_size is None else as_pair(self.prediction_size, "prediction_size")
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
+        """Check the fields against each other, as part of the `@strict` validation."""
         self._check_at_least_one(
             "decoder_hidden_size",
             "decoder_num_hidden_layers",
@@ -166,15 +156,11 @@ class SegViTConfig(SegmentationConfig):
             )
         for name in ("query_grid", "prediction_size"):
             value = getattr(self, name)
-            if value is not None and ((not isinstance(value, int) and len(value) != 2) or min(_as_pair(value)) < 1):
-                raise ValueError(f"`{name}` must be a number or a pair (down, across), at least 1 each, got {value}.")
+            if value is not None:
+                as_pair(value, name, minimum=1)
         for name in ("no_object_weight", "class_loss_weight", "mask_loss_weight", "dice_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-
-
-def _as_pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 __all__ = ["SegViTConfig"]

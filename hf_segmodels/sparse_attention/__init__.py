@@ -1,7 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
 Sparse sampling attention (UN-EPT section 3.1, multi-scale deformable attention): each query attends to a few sampled
-points of each level of a feature pyramid, so that cost grows linearly with the number of queries.
+points of each level of a feature pyramid, so the cost grows linearly with the number of queries.
 """
 
 from .kernels import SparseAttentionKernelMixin, register_kernel_mapping, use_hub_kernel

@@ -1,14 +1,14 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Where a compiled kernel for the operation comes from. The first of these that is there is used:
+Loading of the compiled kernel. The first available source is used:
 
 1. `LOCAL_KERNELS=hf-segmodels/sparse-attention=FOLDER`, as `kernels` reads it, or a build in this checkout
    (`hub_kernels/sparse-attention/tools/build_local.py`);
-2. a revision on the Hub that the user asked for, by [`use_hub_kernel`] or
-   `HF_SEGMODELS_SPARSE_ATTENTION=OWNER/NAME@REVISION`: code from the network never runs unasked;
-3. none: the operation runs through `grid_sample`. `HF_SEGMODELS_SPARSE_ATTENTION=reference` asks for that.
+2. a revision on the Hub that the user requested with [`use_hub_kernel`] or
+   `HF_SEGMODELS_SPARSE_ATTENTION=OWNER/NAME@REVISION`: code from the network never runs without a request;
+3. no kernel: the operation runs through `grid_sample`, also with `HF_SEGMODELS_SPARSE_ATTENTION=reference`.
 
-Which one it is, is logged once, at level INFO, or WARNING where one was asked for and could not be loaded.
+The source is logged once, at level INFO, or at level WARNING if a requested kernel could not be loaded.
 """
 
 import functools
@@ -34,7 +34,7 @@ CHECKOUT = Path(__file__).resolve().parents[2] / "hub_kernels" / "sparse-attenti
 
 @dataclass(frozen=True)
 class HubKernel:
-    """A kernel on the Hub that the user asked for; `trust_remote_code` as `kernels.get_kernel` takes it."""
+    """Kernel on the Hub that the user requested; `trust_remote_code` as in `kernels.get_kernel`."""
 
     repo_id: str
     revision: str | None = None
@@ -45,7 +45,7 @@ class HubKernel:
         return f"{self.repo_id}@{self.revision or f'v{self.version}'}"
 
 
-_asked_for: HubKernel | None = None
+_requested_kernel: HubKernel | None = None
 
 
 def use_hub_kernel(
@@ -56,43 +56,42 @@ def use_hub_kernel(
     trust_remote_code: bool = False,
 ) -> None:
     """
-    Takes the kernel from a repository of type `kernel` on the Hub, unless there is a local one. It is downloaded when
-    sparse attention first runs.
+    Use the kernel of a repository of type `kernel` on the Hub, unless there is a local kernel. It is downloaded when sparse
+    attention first runs.
 
     Args:
-        repo_id (`str`, *optional*): The repository.
-        revision (`str`, *optional*): Branch, tag or commit; a commit always means the same code.
-        version (`int`, *optional*): Major version, instead of a revision.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Required for publishers that the Hub does not list
-            as trusted.
+        repo_id (`str`, *optional*, defaults to `"hf-segmodels/sparse-attention"`): Repository on the Hub.
+        revision (`str`, *optional*): Branch, tag or commit. Only a commit always refers to the same code.
+        version (`int`, *optional*): Major version, instead of `revision`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Required for publishers that are not trusted by the Hub.
 
     Raises:
-        ValueError: unless exactly one of `revision` and `version` is given.
+        ValueError: if not exactly one of `revision` and `version` is given.
     """
     if (revision is None) == (version is None):
-        raise ValueError("Say which kernel to run: give a `revision` (best a commit) or a `version`, one of both.")
-    global _asked_for
-    _asked_for = HubKernel(repo_id, revision, version, trust_remote_code)
+        raise ValueError("Give exactly one of `revision` (preferably a commit) and `version`.")
+    global _requested_kernel
+    _requested_kernel = HubKernel(repo_id, revision, version, trust_remote_code)
     forget_kernel()
 
 
 def forget_kernel() -> None:
-    """Lets the next use look for a kernel again, after the environment has changed."""
+    """Load the kernel again at the next use, for example after the environment has changed."""
     load_kernel.cache_clear()
 
 
 @functools.cache
 def load_kernel() -> ModuleType | None:
-    """The kernel's module, or `None`. Never raises: without a kernel the operation runs all the same."""
+    """Return the module of the kernel, or `None` without a kernel. Errors are logged, since the reference can run instead."""
     requested = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if requested == "reference":
-        logger.info(f"Sparse attention runs through grid_sample, as {ENVIRONMENT_VARIABLE}=reference asks.")
+        logger.info(f"Sparse attention runs through grid_sample, as requested by {ENVIRONMENT_VARIABLE}=reference.")
         return None
-    for source, was_asked_for, load in _sources(requested):
+    for source, was_requested, load in _sources(requested):
         try:
             kernel = load()
-        except Exception as error:  # whatever goes wrong in another package, an old or a new version of it
-            log = logger.warning if was_asked_for else logger.info
+        except Exception as error:  # a kernel of another version may fail in any way
+            log = logger.warning if was_requested else logger.info
             reason = str(error).strip().splitlines() or [type(error).__name__]
             log(f"The sparse attention kernel from {source} cannot be used: {reason[0]}")
         else:
@@ -103,7 +102,7 @@ def load_kernel() -> ModuleType | None:
 
 
 def _sources(requested: str) -> Iterator[tuple[str, bool, Callable[[], ModuleType]]]:
-    """What to try in turn: its name, whether the user named it, and how to load it."""
+    """Yield the sources in order of priority: name, whether the user requested it, and the function that loads it."""
     for entry in filter(None, os.environ.get("LOCAL_KERNELS", "").split(":")):
         repo_id, _, folder = entry.partition("=")
         if repo_id == REPOSITORY:
@@ -112,11 +111,11 @@ def _sources(requested: str) -> Iterator[tuple[str, bool, Callable[[], ModuleTyp
         yield f"the local build in {CHECKOUT}", False, functools.partial(_load_local, CHECKOUT)
     if requested:
         repo_id, _, revision = requested.partition("@")
-        # naming it is trusting it
-        asked_for = HubKernel(repo_id, revision, trust_remote_code=True)
-        yield str(asked_for), True, functools.partial(_load_from_hub, asked_for)
-    elif _asked_for is not None:
-        yield str(_asked_for), True, functools.partial(_load_from_hub, _asked_for)
+        # the request in the environment variable implies trust
+        kernel = HubKernel(repo_id, revision, trust_remote_code=True)
+        yield str(kernel), True, functools.partial(_load_from_hub, kernel)
+    elif _requested_kernel is not None:
+        yield str(_requested_kernel), True, functools.partial(_load_from_hub, _requested_kernel)
 
 
 def _kernels() -> ModuleType:
@@ -131,13 +130,13 @@ def _load_local(folder: Path) -> ModuleType:
     try:
         return _kernels().get_local_kernel(folder)
     except FileNotFoundError:
-        # a build of torch with CUDA can use a build of the kernel for CPUs only
+        # a build of torch for CUDA can use a kernel that was built for CPUs only
         return _kernels().get_local_kernel(folder, backend="cpu")
 
 
 def _load_from_hub(kernel: HubKernel) -> ModuleType:
     if not kernel.revision and kernel.version is None:
-        raise ValueError(f"{kernel.repo_id} names no revision: write {ENVIRONMENT_VARIABLE}=OWNER/NAME@REVISION.")
+        raise ValueError(f"{kernel.repo_id} has no revision: set {ENVIRONMENT_VARIABLE}=OWNER/NAME@REVISION.")
     return _kernels().get_kernel(
         kernel.repo_id,
         revision=kernel.revision,
@@ -147,7 +146,7 @@ def _load_from_hub(kernel: HubKernel) -> ModuleType:
 
 
 class _ResolvedLayer:
-    """A source of layers for `kernels`' mapping: that of the kernel found above, whatever its origin."""
+    """Source of the layer for the mapping of `kernels`: the kernel that [`load_kernel`] found."""
 
     layer_name = LAYER_NAME
 
@@ -158,20 +157,20 @@ class _ResolvedLayer:
         return getattr(kernel.layers, LAYER_NAME)
 
     def __str__(self) -> str:
-        return f"hf_segmodels' choice of a kernel, layer `{LAYER_NAME}`"
+        return f"the kernel selected by hf_segmodels, layer `{LAYER_NAME}`"
 
 
 def register_kernel_mapping() -> bool:
     """
-    Tells `kernels` which layer replaces [`SparseSampling`], for `use_kernels=True` and `kernelize`.
+    Register the layer that replaces [`SparseSampling`] with `kernels`, for `use_kernels=True` and `kernelize`.
 
     Returns:
-        `bool`: whether there is such a layer and a version of `kernels` that transformers works with.
+        `bool`: whether there is such a layer, and a version of `kernels` that transformers supports.
     """
     if not is_kernels_available():
         logger.warning(
-            "`use_kernels=True` has no effect: this version of transformers does not work with the installed `kernels`, "
-            "or there is none. Sparse attention still runs with a kernel where one can be loaded."
+            "`use_kernels=True` has no effect: `kernels` is not installed, or this version of transformers does not support "
+            "it. Sparse attention still runs with a kernel if one can be loaded."
         )
         return False
     kernel = load_kernel()
@@ -184,11 +183,11 @@ def register_kernel_mapping() -> bool:
 
 
 class SparseAttentionKernelMixin:
-    """For models with [`SparseSampling`] layers: `from_pretrained(..., use_kernels=True)` finds their kernel."""
+    """Mixin for models with [`SparseSampling`] layers: `from_pretrained(..., use_kernels=True)` finds the kernel."""
 
     def set_use_kernels(self, use_kernels: bool, kernel_config: Any = None, **kwargs: Any) -> None:
-        """As transformers' own. Where there is no kernel the model stays as it is, with a warning."""
-        # a mapping of the caller's is for transformers to judge
+        """See `PreTrainedModel.set_use_kernels`. Without a kernel the model stays unchanged, with a warning."""
+        # a mapping of the caller is left to transformers
         if use_kernels and kernel_config is None:
             use_kernels = register_kernel_mapping()
         super().set_use_kernels(use_kernels, kernel_config, **kwargs)  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Sparse attention as a layer: projections, sampled points, and the initialization that the paper takes over."""
+"""Sparse attention as a layer: projections, sampled points, and the initialization of Deformable DETR."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .operation import sparse_attention
 
 def reference_points(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    Centers of the cells of a grid, row by row, as `(x, y)` with the grid's borders at 0 and 1.
+    Return the centers of the cells of a grid, row by row, as `(x, y)`. The borders of the grid are at 0 and 1.
 
     Returns:
         `torch.Tensor` of shape `(height * width, 2)`, float32.
@@ -27,10 +27,10 @@ def reference_points(height: int, width: int, device: torch.device | None = None
 
 class SamplingOffsets(nn.Linear):
     """
-    From a query to the offsets of its points, `(num_heads, num_levels, num_points, 2)` flattened, in cells.
+    Projection of a query to the offsets of its points in cells, `(num_heads, num_levels, num_points, 2)` flattened.
 
-    They start as in Deformable DETR: whatever the query, head m looks in direction 2 pi m / M, and its point n is n cells
-    away along the axis that is further.
+    The initial offsets are those of Deformable DETR and do not depend on the query: head m has the direction 2 pi m / M, and
+    its point n has a distance of n cells along the axis with the larger distance.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, num_levels: int, num_points: int):
@@ -51,7 +51,7 @@ class SamplingOffsets(nn.Linear):
 
 
 class SamplingWeights(nn.Linear):
-    """From a query to the scores of its points, `(num_heads, num_levels, num_points)` flattened; they start as equal."""
+    """Projection of a query to the scores of its points, `(num_heads, num_levels, num_points)` flattened, equal at first."""
 
     def __init__(self, hidden_size: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__(hidden_size, num_heads * num_levels * num_points)
@@ -63,9 +63,9 @@ class SamplingWeights(nn.Linear):
 
 
 class SparseSampling(nn.Module):
-    """[`sparse_attention`] as a layer without parameters, which `kernels.kernelize` can replace."""
+    """Layer without parameters around [`sparse_attention`], which `kernels.kernelize` can replace."""
 
-    # what `kernels.use_kernel_forward_from_hub` sets, without importing it
+    # set here as `kernels.use_kernel_forward_from_hub` does, without importing `kernels`
     kernel_layer_name = LAYER_NAME
 
     def forward(
@@ -80,15 +80,18 @@ class SparseSampling(nn.Module):
 
 class SparseAttention(nn.Module):
     """
-    Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4): a query gives offsets from its
-    reference point, in cells of each level, and the weights of the points. A new layer is initialized as the paper's
-    [`SamplingOffsets`] and [`SamplingWeights`] say, with Xavier's projections.
+    Multi-head attention to sampled points of a pyramid (UN-EPT, equations 3 and 4). Each query predicts the offsets of its
+    points from its reference point, in cells of each level, and the weights of the points. [`SamplingOffsets`] and
+    [`SamplingWeights`] have their own initialization, the other projections Xavier initialization.
 
     Args:
         hidden_size (`int`): Channels of queries and values; a multiple of `num_heads`.
-        num_heads (`int`): Heads M.
-        num_levels (`int`): Levels L of the pyramid.
-        num_points (`int`): Points N that each head samples on each level.
+        num_heads (`int`, *optional*, defaults to 8): Number M of heads.
+        num_levels (`int`, *optional*, defaults to 3): Number L of levels of the pyramid.
+        num_points (`int`, *optional*, defaults to 16): Number N of points that each head samples on each level.
+
+    Raises:
+        ValueError: if `hidden_size` is not a multiple of `num_heads`.
     """
 
     def __init__(self, hidden_size: int, num_heads: int = 8, num_levels: int = 3, num_points: int = 16):
@@ -111,11 +114,11 @@ class SparseAttention(nn.Module):
         self, queries: torch.Tensor, reference_points: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Where each query looks, and how much each point counts.
+        Compute the sampling locations and attention weights of each query.
 
         Args:
             queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): Queries.
-            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): The queries' own places, as `(x, y)` in
+            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): Positions of the queries as `(x, y)` in
                 [0, 1].
             spatial_shapes (`list[tuple[int, int]]`): `(height, width)` of each level.
 
@@ -130,7 +133,7 @@ class SparseAttention(nn.Module):
         # (B, Q, M * L * P * 2) -> (B, Q, M, L, P, 2)
         offsets = self.sampling_offsets(queries).unflatten(-1, (heads, levels, points, 2))
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        # cells along x and y, (L, 1, 2); a list of sizes would make an exported graph hold for these sizes only
+        # cells along x and y, (L, 1, 2); not built from a list of sizes, which an exported graph would keep as constants
         sides = [side for height, width in spatial_shapes for side in (width, height)]
         cells = torch.stack([torch.full((), side, dtype=offsets.dtype, device=offsets.device) for side in sides])
         cells = cells.view(levels, 1, 2)
@@ -146,9 +149,9 @@ class SparseAttention(nn.Module):
         """
         Args:
             queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): Queries.
-            values (`torch.Tensor` of shape `(batch_size, num_values, hidden_size)`): The levels, each flattened row by
-                row, one after the other.
-            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): The queries' own places, as `(x, y)` in
+            values (`torch.Tensor` of shape `(batch_size, num_values, hidden_size)`): Levels, each flattened row by row,
+                concatenated.
+            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): Positions of the queries as `(x, y)` in
                 [0, 1], float32.
             spatial_shapes (`list[tuple[int, int]]`): `(height, width)` of each level.
 

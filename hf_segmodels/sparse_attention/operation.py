@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The operation as users and models call it: checks of the arguments, and the choice of an implementation."""
+"""Sparse attention as a function: checks of the arguments, and selection of the implementation."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,23 +14,23 @@ Implementation = Callable[[torch.Tensor, Sequence[tuple[int, int]], torch.Tensor
 
 def select_implementation(value: torch.Tensor) -> Implementation:
     """
-    The implementation for tensors such as `value`: a compiled kernel where there is one for the device (see
-    [`hf_segmodels.sparse_attention.kernels`]), otherwise the reference. All take the arguments of [`sparse_attention`]
-    as they are (checked, not made contiguous, of mixed dtypes under autocast) and are differentiable in the three
-    tensors, the kernels once.
+    Select the implementation for the device of `value`: a compiled kernel if one is available (see
+    [`hf_segmodels.sparse_attention.kernels`]), otherwise the reference. Implementations take the checked arguments of
+    [`sparse_attention`], which may be non-contiguous and of mixed dtypes under autocast. They are differentiable in the three
+    tensors; kernels support first derivatives only.
     """
     device_type = value.device.type
     return _kernels[device_type] if _takes_kernel(device_type) else sparse_attention_reference
 
 
-# per type of device; torch.compile can read a function from here, but not take one as a constant
+# by type of device; torch.compile can read a function from a dictionary, but cannot use it as a constant
 _kernels: dict[str, Implementation] = {}
 
 
-# run, not traced, by torch.compile: some versions of torch trace `is_exporting()` as true
+# torch.compile must run this function instead of tracing it: some versions of torch trace `is_exporting()` as true
 @torch.compiler.assume_constant_result
 def _takes_kernel(device_type: str) -> bool:
-    # an exported graph has to run where there is no kernel
+    # an exported graph must also run without a kernel
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     kernel = load_kernel()
@@ -47,25 +47,25 @@ def sparse_attention(
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
     """
-    For each query and head, the weighted sum of values that are sampled bilinearly from the levels of a pyramid.
+    Compute, for each query and head, the weighted sum of values sampled bilinearly from the levels of a pyramid.
 
     Args:
         value (`torch.Tensor` of shape `(batch_size, num_values, num_heads, head_dim)`):
-            The levels, each flattened row by row, one after the other.
+            Levels, each flattened row by row, concatenated.
         spatial_shapes (`list[tuple[int, int]]`):
-            `(height, width)` of each level; their areas add up to `num_values`.
+            `(height, width)` of each level; the areas add up to `num_values`.
         sampling_locations (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points, 2)`):
-            Points as `(x, y)`: 0 is the left or upper border of the level, 1 the right or lower one, and the first
-            cell's center lies at half a cell. Values outside the level count as 0. Finite, and at least float32: half
-            precision has no place between the cells of a large level.
+            Points as `(x, y)`, where 0 is the left or upper border of the level, 1 the right or lower border, and the center
+            of the first cell is at half a cell. Values outside the level are 0. Points must be finite and at least float32:
+            half precision is too coarse for the cells of a large level.
         attention_weights (`torch.Tensor` of shape `(batch_size, num_queries, num_heads, num_levels, num_points)`):
-            Weight of each point, usually a softmax over levels and points together.
+            Weight of each point, usually a softmax over all points of all levels.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_queries, num_heads * head_dim)`, in the dtype of `value`.
 
     Raises:
-        ValueError: for shapes that do not fit together, tensors on different devices, and half-precision locations.
+        ValueError: if shapes do not fit together, tensors are on different devices, or locations have half precision.
     """
     if isinstance(spatial_shapes, torch.Tensor):
         spatial_shapes = spatial_shapes.tolist()
@@ -90,7 +90,7 @@ def _check(
     if (sampling_locations.shape[0], sampling_locations.shape[2]) != (batch_size, num_heads):
         raise ValueError(
             f"`value` {tuple(value.shape)} and `sampling_locations` {tuple(sampling_locations.shape)} must have the "
-            "same batch size (first) and number of heads (third)."
+            "same batch size (first axis) and number of heads (third axis)."
         )
     if attention_weights.shape != sampling_locations.shape[:-1]:
         raise ValueError(
@@ -112,8 +112,8 @@ def _check(
         )
     if sampling_locations.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"`sampling_locations` of dtype {sampling_locations.dtype} cannot tell the cells of a level apart: compute "
-            "them in float32 (also under autocast)."
+            f"`sampling_locations` must be float32 or float64, got {sampling_locations.dtype}, which is too coarse for the "
+            "cells of a level: compute locations in float32, also under autocast."
         )
     if len({tensor.device for tensor in (value, sampling_locations, attention_weights)}) != 1:
         raise ValueError(

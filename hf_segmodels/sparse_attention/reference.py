@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The operation in plain torch, through `grid_sample`: what every other implementation is held to."""
+"""Reference implementation in torch, through `grid_sample`; kernels are tested against it."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,11 @@ def sparse_attention_reference(
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
     """
-    See [`sparse_attention`], which checks the arguments. Runs on every device and dtype, compiles and exports.
+    Reference implementation of [`sparse_attention`], which checks the arguments. It runs on all devices and dtypes, compiles
+    and exports.
 
-    Half precision is computed in float32: locations in bfloat16 would move points by a third of a cell on a level of
-    64 x 64, and the sum over points would round each time.
+    Half precision is computed in float32: bfloat16 would move points by a third of a cell on a level of 64 x 64, and round
+    the sum after each point.
     """
     batch_size, num_queries, num_heads = sampling_locations.shape[:3]
     head_dim = value.shape[-1]

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""RegProxy's superpixel pilot (https://huggingface.co/papers/2203.14043, section 3): a ViT whose tokens are superpixels."""
+"""Superpixel pilot model of RegProxy (https://huggingface.co/papers/2203.14043, section 3): a ViT on superpixel tokens."""
 
 import sys
 from typing import TYPE_CHECKING

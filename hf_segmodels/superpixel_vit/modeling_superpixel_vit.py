@@ -12,22 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-RegProxy's pilot (https://huggingface.co/papers/2203.14043, section 3): a vision transformer whose tokens are superpixels.
+Pilot model of RegProxy (https://huggingface.co/papers/2203.14043, section 3): a vision transformer on superpixels.
 
-The baseline that Table 1 compares it with, the same classifier on square patches, is Segmenter with the linear decoder;
-"without bilinear upsampling" there means to repeat each patch's label over its pixels.
+Table 1 compares it with the same classifier on square patches, which is Segmenter with the linear decoder. "Without bilinear
+upsampling" in that table means that the label of each patch is repeated over its pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from ..image_processing.label_maps import label_histograms
@@ -35,59 +36,56 @@ from ..inference.prediction import eval_mode
 from ..inference.region_painting import paint_labels, paint_scores, region_slots, resize_regions
 from ..inference.window_grid import as_sizes
 from ..modeling_utils import SegmentationPreTrainedModel
+from ..plain_vit.embeddings import split_position_embeddings
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .configuration_superpixel_vit import SuperpixelViTConfig
 
 
 @auto_docstring(custom_intro="Output of [`SuperpixelViTForSemanticSegmentation`].")
 @dataclass
-class SuperpixelViTOutput(ModelOutput):
+class SuperpixelViTOutput(SemanticSegmenterOutput):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
-        Cross-entropy with soft labels, mean over the superpixels that have a pixel that is not ignored.
+        Sum of the terms in `loss_dict`.
     logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
-        Scores before softmax, each superpixel's painted over its pixels; 0 in the padding. Left out while training with
-        `labels`, where nothing needs them.
+        Scores before softmax: each pixel has the scores of its superpixel, 0 in the padding. `None` in training with
+        `labels`.
     token_logits (`torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`):
         Scores of each superpixel; 0 for superpixels that an image does not have.
     superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
-        The superpixel of each pixel, as given.
-    hidden_states (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_hidden_states=True`):
-        The encoder's hidden states, embeddings first, each of shape `(batch_size, num_tokens, hidden_size)`.
-    attentions (`tuple[torch.Tensor, ...]`, *optional*, returned when `output_attentions=True`):
-        The encoder's attention weights, each of shape `(batch_size, num_heads, num_tokens, num_tokens)`.
+        Superpixel of each pixel, as in the input.
+    loss_dict (`dict[str, torch.Tensor]`, *optional*, returned when `labels` are given):
+        Terms of the loss: `loss_ce`, the cross-entropy with soft labels, mean over the superpixels with at least one pixel
+        that is not ignored.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
     superpixels: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
 
 
 def superpixel_geometry(
     superpixels: torch.Tensor, num_superpixels: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Where superpixels lie.
+    Compute boxes and centroids of superpixels.
 
     Args:
-        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel, negative
-            for none.
-        num_superpixels (`int`): More than the largest of them.
+        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel; negative for
+            pixels without a superpixel.
+        num_superpixels (`int`): Number of superpixels; must exceed all values of `superpixels`.
 
     Returns:
-        Enclosing boxes `(batch_size, num_superpixels, 4)`, int64: left, top, right and bottom, the latter two
-        exclusive; centroids `(batch_size, num_superpixels, 2)`, float32: x and y, where the first pixel's center is at
-        0.5; and `(batch_size, num_superpixels)`, bool: which superpixels have pixels. The others' boxes are empty.
+        Enclosing boxes `(batch_size, num_superpixels, 4)`, int64, as left, top, right and bottom, where right and bottom are
+        exclusive; centroids `(batch_size, num_superpixels, 2)`, float32, as x and y, where the center of the first pixel is
+        at 0.5; and `(batch_size, num_superpixels)`, bool, whether a superpixel has pixels. Boxes without pixels are empty.
     """
     height, width = superpixels.shape[1:]
     slots = region_slots(superpixels, num_superpixels)
     # coordinates of the pixels, 2 x (batch_size, height * width)
     y = torch.arange(height, device=slots.device)[:, None].expand(height, width).reshape(1, -1).expand_as(slots)
     x = torch.arange(width, device=slots.device)[None].expand(height, width).reshape(1, -1).expand_as(slots)
-    # one slot more for pixels of no superpixel; whole numbers, so that the order of summands does not matter on GPUs
+    # one more slot for pixels without a superpixel; integers, so that the order of summation on GPUs does not matter
     zeros = slots.new_zeros(slots.shape[0], num_superpixels + 1)
 
     def reduce(values: torch.Tensor, operation: str) -> torch.Tensor:
@@ -106,16 +104,16 @@ def superpixel_soft_labels(
     superpixels: torch.Tensor, labels: torch.Tensor, num_superpixels: int, num_labels: int, ignore_index: int
 ) -> torch.Tensor:
     """
-    Equation 1: the histogram of the classes in each superpixel, over its pixels that are not ignored.
+    Compute the histogram of the classes in each superpixel, over its pixels that are not ignored (equation 1).
 
     Args:
-        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel, negative
-            for none.
+        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel; negative for
+            pixels without a superpixel.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`, float32, whose rows sum to 1, or to 0 for
-        superpixels without any pixel that counts.
+        `torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`, float32. Rows sum to 1, or to 0 if all pixels of
+        a superpixel are ignored.
     """
     counts = label_histograms(superpixels, labels, num_superpixels, num_labels, ignore_index)
     return counts / counts.sum(dim=2, keepdim=True).clamp(min=1)
@@ -123,11 +121,11 @@ def superpixel_soft_labels(
 
 def soft_cross_entropy(token_logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
     """
-    Cross-entropy with soft labels, mean over the tokens that have one; 0 with a gradient where none has.
+    Compute the cross-entropy with soft labels, mean over the tokens with a label. Without any label it is 0 and has a gradient.
 
     Args:
         token_logits (`torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`): Scores before softmax.
-        soft_labels (`torch.Tensor` of the same shape): Rows sum to 1, or to 0 for tokens that do not count.
+        soft_labels (`torch.Tensor` of the same shape): Rows sum to 1, or to 0 for tokens without a label.
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
@@ -140,15 +138,14 @@ def crop_superpixels(
     pixel_values: torch.Tensor, boxes: torch.Tensor, image_size: torch.Tensor, crop_size: int, sampling_ratio: int
 ) -> torch.Tensor:
     """
-    Cuts out the superpixels' boxes and resizes them to squares by ROIAlign, all at once.
+    Crop the boxes of superpixels and resize them to squares by ROIAlign.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Images.
         boxes (`torch.Tensor` of shape `(batch_size, num_superpixels, 4)`, int64): Left, top, right, bottom.
-        image_size (`torch.Tensor` of shape `(batch_size, 2)`, int64): Width and height of each image without padding,
-            which must not be seen.
-        crop_size (`int`): Side P of the squares.
-        sampling_ratio (`int`): Samples per pixel of a square and axis; 0 adapts it to the box.
+        image_size (`torch.Tensor` of shape `(batch_size, 2)`, int64): Width and height of each image without its padding.
+        crop_size (`int`): Side P of the squares in pixels.
+        sampling_ratio (`int`): Samples per pixel of a square along each axis; 0 adapts the number to the box.
 
     Returns:
         `torch.Tensor` of shape `(batch_size * num_superpixels, num_channels, crop_size, crop_size)`, float32.
@@ -160,18 +157,18 @@ def crop_superpixels(
         from torchvision.ops import roi_align
     except ImportError as error:
         raise ImportError(
-            "SuperpixelViT cuts out superpixels with torchvision's ROIAlign: `pip install torchvision`."
+            "SuperpixelViT crops superpixels with ROIAlign of torchvision: `pip install torchvision`."
         ) from error
     batch_size, num_channels, height, width = pixel_values.shape
-    # samples near the border read the pixel behind it: let that be the last pixel of the image again, not padding
+    # samples near the border also read the pixel behind it: repeat the last pixel of the image there, instead of padding
     columns = torch.minimum(torch.arange(width, device=boxes.device), image_size[:, :1] - 1)
     rows = torch.minimum(torch.arange(height, device=boxes.device), image_size[:, 1:] - 1)
     images = pixel_values.gather(3, columns[:, None, None].expand(-1, num_channels, height, -1))
     images = images.gather(2, rows[:, None, :, None].expand(-1, num_channels, -1, width))
-    # (batch_size, N, 4) -> (batch_size * N, 5), the image's number first
+    # (batch_size, N, 4) -> (batch_size * N, 5), the index of the image first
     numbers = torch.arange(batch_size, device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
     rois = torch.cat([numbers, boxes], dim=-1).flatten(0, 1).float()
-    # float32: half precision has no room for coordinates, and CPUs have no kernel for bfloat16
+    # float32: half precision is too coarse for coordinates, and CPUs have no kernel for bfloat16
     return roi_align(images.float(), rois, crop_size, sampling_ratio=sampling_ratio, aligned=True)
 
 
@@ -179,7 +176,7 @@ def crop_superpixels(
 class SuperpixelViTPreTrainedModel(SegmentationPreTrainedModel):
     config: SuperpixelViTConfig
     base_model_prefix = "superpixel_vit"
-    # the main experiments' recipe: position embeddings, tokens and norms do not decay
+    # the recipe of the main experiments: position embeddings, tokens and norms do not decay
     parameter_rules = ((r"norm|_embeddings$|_token$", 1.0, 0.0),)
 
     @torch.no_grad()
@@ -191,8 +188,8 @@ class SuperpixelViTPreTrainedModel(SegmentationPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    RegProxy's pilot: superpixels, resized to squares, are the tokens of a vision transformer; a linear layer classifies
-    each, and its scores are painted over its pixels (section 3, Table 1).
+    Pilot model of RegProxy: superpixels, resized to squares, are the tokens of a vision transformer. A linear layer classifies
+    each token, and the scores are painted onto the pixels of the superpixel (section 3, Table 1).
     """
 )
 class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
@@ -204,22 +201,22 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         self.post_init()
 
     def _check_inputs(self, pixel_values: torch.Tensor, superpixels: torch.Tensor | None) -> torch.Tensor:
-        """The superpixels as int64, if they and the images fit together."""
+        """Check images and superpixels, and return the superpixels as int64."""
         num_channels = self.backbone.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
             raise ValueError(
                 f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width), got "
                 f"{tuple(pixel_values.shape)}. Convert the images to {num_channels} channels, or set `num_channels` in "
-                "the backbone's config."
+                "the configuration of the backbone."
             )
         if superpixels is None:
             raise ValueError(
-                "`superpixels` are missing: pass all that the model's image processor returns, as in "
+                "`superpixels` are missing: pass all outputs of the image processor, as in "
                 "`model(**image_processor(image, return_tensors='pt'))`."
             )
         if superpixels.shape != (pixel_values.shape[0], *pixel_values.shape[2:]) or superpixels.is_floating_point():
             raise ValueError(
-                f"Expected integer `superpixels` with the batch size, height and width of `pixel_values` "
+                "Expected integer `superpixels` with the batch size, height and width of `pixel_values` "
                 f"{tuple(pixel_values.shape)}, got {tuple(superpixels.shape)} of {superpixels.dtype}."
             )
         if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
@@ -227,30 +224,35 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         return superpixels.long()
 
     def _count_superpixels(self, superpixels: torch.Tensor) -> int:
-        """Number of tokens per image: `config.max_superpixels`, or that of the image with the most superpixels."""
+        """Return `config.max_superpixels`, or the largest number of superpixels of an image in the batch."""
         limit = self.config.max_superpixels
-        # as with labels: reading values would break a compiled graph and, where it can be spared, stall a GPU
+        # reading values would break a compiled graph and stall a GPU
         if limit is not None and (superpixels.device.type != "cpu" or torch.compiler.is_compiling()):
             return limit
         number = int(superpixels.max()) + 1
         if number < 1:
-            raise ValueError("`superpixels` is negative everywhere, which means padding: number superpixels from 0.")
+            raise ValueError(
+                "`superpixels` is negative everywhere, so all pixels are padding: number superpixels from 0."
+            )
         if limit is not None and number > limit:
             raise ValueError(
-                f"An image has {number} superpixels but `max_superpixels` is {limit}: raise it in the config, or let the "
-                "image processor make fewer (`n_segments`)."
+                f"An image has {number} superpixels but `max_superpixels` is {limit}: increase `max_superpixels` in the "
+                "configuration, or decrease `n_segments` of the image processor."
             )
         return limit or number
 
     def _sample_position_embeddings(self, centroids: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
         """
-        Position embeddings `(batch_size, num_prefix_tokens + num_superpixels, hidden_size)`: the grid's are sampled at
-        the centroids, relative to the image. For patches that is what resizing the grid gives.
+        Return position embeddings `(batch_size, num_prefix_tokens + num_superpixels, hidden_size)`. The embeddings of the
+        grid are sampled at the centroids, relative to the image. For square patches this equals resizing the grid.
         """
-        prefix, grid = self.backbone.embeddings.split_position_embeddings()
+        config = self.backbone.config
+        prefix, grid = split_position_embeddings(
+            self.backbone.embeddings.position_embeddings, config.num_prefix_tokens, config.position_grid
+        )
         # (batch_size, N, 2) in pixels -> (1, batch_size, N, 2) from -1 at the left or top edge to 1 at the other
         positions = (2 * centroids / image_size[:, None] - 1)[None]
-        mode = self.backbone.config.position_embedding_interpolation
+        mode = config.position_embedding_interpolation
         sampled = nn.functional.grid_sample(
             grid.float(), positions, mode=mode, padding_mode="border", align_corners=False
         )
@@ -258,14 +260,14 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         sampled = sampled[0].permute(1, 2, 0).to(prefix.dtype)
         return torch.cat([prefix.expand(sampled.shape[0], -1, -1), sampled], dim=1)
 
-    def _classify_superpixels(
+    def classify_superpixels(
         self, pixel_values: torch.Tensor, superpixels: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, BackboneOutput]:
-        """Scores of the superpixels `(batch_size, num_superpixels, num_labels)` and the encoder's outputs."""
+    ) -> SuperpixelViTOutput:
+        """Encode and classify superpixels `(batch_size, height, width)`; the output has no `logits`."""
         embedder, backbone_config = self.backbone.embeddings, self.backbone.config
         batch_size, num_superpixels = superpixels.shape[0], self._count_superpixels(superpixels)
         boxes, centroids, is_present = superpixel_geometry(superpixels, num_superpixels)
-        # (batch_size, 2), width and height; an image of padding alone counts as one pixel
+        # (batch_size, 2), width and height; an image that is all padding counts as one pixel
         image_size = boxes[..., 2:].amax(dim=1).clamp(min=1)
         crops = crop_superpixels(
             pixel_values, boxes, image_size, backbone_config.patch_size, self.config.roi_align_sampling_ratio
@@ -279,11 +281,23 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         attention_mask = create_bidirectional_mask(
             config=backbone_config, inputs_embeds=embeddings, attention_mask=token_mask
         )
-        for name in ("output_attentions", "output_hidden_states"):
-            kwargs.setdefault(name, getattr(self.config, name))
-        outputs = self.backbone.encode_tokens(embeddings, attention_mask=attention_mask, **kwargs)
-        tokens = outputs.feature_maps[-1]
-        return self.classifier(tokens).masked_fill(~is_present[..., None], 0.0), outputs
+        flags = self._with_output_flags(kwargs)
+        outputs = self.backbone.encode_tokens(embeddings, attention_mask=attention_mask, **flags)
+        token_logits = self.classifier(outputs.feature_maps[-1]).masked_fill(~is_present[..., None], 0.0)
+        return SuperpixelViTOutput(
+            token_logits=token_logits,
+            superpixels=superpixels,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def compute_loss(self, outputs: SuperpixelViTOutput, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the terms of the loss from the output of `classify_superpixels`."""
+        token_logits, superpixels = outputs.token_logits, outputs.superpixels
+        soft_labels = superpixel_soft_labels(
+            superpixels, labels, *token_logits.shape[1:], self.config.semantic_loss_ignore_index
+        )
+        return {"loss_ce": soft_cross_entropy(token_logits, soft_labels)}
 
     @can_return_tuple
     @auto_docstring
@@ -298,15 +312,16 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Normalized images of any size.
         superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
-            The superpixel of each pixel, counted from 0 in each image, -1 in the padding: what
-            [`SuperpixelViTImageProcessor`] gives, or any other partition of the images.
+            Superpixel of each pixel, counted from 0 in each image, -1 in the padding: the output of
+            [`SuperpixelViTImageProcessor`], or any other partition of the images.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count.
 
         Raises:
-            ValueError: for missing superpixels, sizes that do not fit together, a wrong number of channels, or labels
-                outside the classes.
-            ImportError: without torchvision.
+            ValueError: if `superpixels` are missing, `superpixels` or `labels` have another size than `pixel_values`,
+                `pixel_values` has another number of channels than the encoder, an image has more than
+                `config.max_superpixels` superpixels, or a label is neither a class nor `config.semantic_loss_ignore_index`.
+            ImportError: if torchvision is not installed.
 
         Example:
 
@@ -325,67 +340,56 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         superpixels = self._check_inputs(pixel_values, superpixels)
         if labels is not None:
             self._check_labels(pixel_values, labels)
-        token_logits, outputs = self._classify_superpixels(pixel_values, superpixels, **kwargs)
-
-        loss = logits = None
+        outputs = self.classify_superpixels(pixel_values, superpixels, **kwargs)
+        loss = loss_dict = logits = None
         if labels is not None:
-            ignore_index = self.config.semantic_loss_ignore_index
-            num_superpixels, num_labels = token_logits.shape[1:]
-            soft_labels = superpixel_soft_labels(superpixels, labels, num_superpixels, num_labels, ignore_index)
-            loss = soft_cross_entropy(token_logits, soft_labels)
+            loss_dict = self.compute_loss(outputs, labels)
+            loss = torch.stack(list(loss_dict.values())).sum()
         if labels is None or not self.training:
-            logits = paint_scores(token_logits, superpixels)
-        return SuperpixelViTOutput(
-            loss=loss,
-            logits=logits,
-            token_logits=token_logits,
-            superpixels=superpixels,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+            logits = paint_scores(outputs.token_logits, superpixels)
+        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
 
     @torch.no_grad()
     def predict(
         self,
         pixel_values: torch.Tensor,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-        window_size: int | Sequence[int] | None = None,
-        window_stride: int | Sequence[int] | None = None,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        return_scores: bool = False,
-        max_windows: int = 8,
+        *,
         superpixels: torch.Tensor | None = None,
+        return_scores: bool = False,
+        **options: Any,
     ) -> list[torch.Tensor]:
         """
-        Segments whole images at one scale. Label maps are found without full-resolution scores: each superpixel's label
-        is painted. Dropout and stochastic depth are off, whatever mode the model is in.
+        Segment whole images at one scale, without dropout and stochastic depth in any mode of the model. Label maps are found
+        without scores at full resolution: the label of each superpixel is painted.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalized images.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                `(height, width)` wanted for each image, usually that before preprocessing: superpixels are resized to it
-                (nearest). The input's by default.
-            window_size, window_stride, scales, flip, max_windows:
-                The other models' options. Superpixels are made from the whole image as it is, so only the defaults (and
-                a `window_size` of 0) are accepted.
+                Target `(height, width)` of each image, usually the size before preprocessing, to which superpixels are
+                resized (nearest). Defaults to the size of `pixel_values`.
+            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
+                Superpixel of each pixel, from the image processor.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return scores instead of labels.
-            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
-                The superpixel of each pixel, from the image processor.
+            options: Options of `predict` of the other models, such as `window_size`, `scales` and `flip`. Superpixels belong to
+                the whole image, so only their defaults (and `window_size=0`) are accepted.
 
         Returns:
             For each image a label map `(height, width)`, int64; or, with `return_scores`, logits `(num_labels, height,
             width)`, float32.
 
         Raises:
-            ValueError: for options and sizes that make no sense.
+            ValueError: if an option is not its default, `superpixels` do not fit `pixel_values`, or `target_sizes` are not
+                one size of at least one pixel for each image.
         """
-        if window_size or window_stride is not None or tuple(scales) != (1.0,) or flip:
+        options.pop("max_windows", None)
+        changed = [name for name, value in options.items() if value not in (None, 0, (1.0,), [1.0])]
+        if changed:
             raise ValueError(
-                "Superpixels are those of the whole image as it is: leave `window_size`, `window_stride`, `scales` and "
-                "`flip` out."
+                f"{changed} cannot be used with superpixels, which belong to the whole image: leave `window_size`, "
+                "`window_stride`, `scales` and `flip` out."
             )
         superpixels = self._check_inputs(pixel_values, superpixels)
         if target_sizes is None:
@@ -397,7 +401,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
                 f"got {sizes}."
             )
         with eval_mode(self):
-            token_logits, _ = self._classify_superpixels(pixel_values, superpixels)
+            token_logits = self.classify_superpixels(pixel_values, superpixels).token_logits
         paint = paint_scores if return_scores else paint_labels
         return [
             paint(logits[None].float(), resize_regions(regions[None], size))[0]

@@ -237,7 +237,7 @@ def build_optimizer(model: SegmentationPreTrainedModel, recipe: Recipe) -> torch
     """Return AdamW or Nesterov SGD, with the parameter groups of the method or of the recipe."""
     if recipe.parameter_rules is not None:
         model.parameter_rules = tuple(map(tuple, recipe.parameter_rules))
-    groups = model.parameter_groups(recipe.learning_rate, recipe.weight_decay)
+    groups = model.get_optimizer_param_groups(recipe.learning_rate, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)

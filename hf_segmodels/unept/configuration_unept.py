@@ -18,20 +18,18 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.utils import auto_docstring
 
-from ..configuration_utils import SegmentationConfig
-from ..inference.window_grid import as_pair
+from ..configuration_utils import SegmentationConfig, as_pair
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 
 
-# Pixels per context query: the spatial branch has three convolutions of stride 2.
+# Pixels per context query, down and across: the spatial branch has three convolutions of stride 2.
 QUERY_STRIDE = 8
 
 
 @auto_docstring(
     custom_intro="""
     Configuration of [`UNEPTForSemanticSegmentation`]. The defaults give the DeiT-B model for ADE20K with the architecture
-    and losses of the released code, except that the decoder's self-attention and the refinement at inference are the
-    paper's.
+    and losses of the released code, except that self-attention in the decoder and refinement at inference follow the paper.
     """
 )
 @strict
@@ -39,45 +37,45 @@ class UNEPTConfig(SegmentationConfig):
     r"""
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
         Configuration of the encoder, whose feature maps (one to four, of any strides) are the levels of the pyramid: a
-        [`PlainViTConfig`] (by default DeiT-B with the outputs of layers 4, 8 and 12), a [`ResNetV1cConfig`] (the
-        paper's ResNet-50 with `out_features=["stage2", "stage3", "stage4"]`), or that of any transformers backbone.
+        [`PlainViTConfig`], a [`ResNetV1cConfig`] (ResNet-50 of the paper with
+        `out_features=["stage2", "stage3", "stage4"]`), or the configuration of any transformers backbone. Defaults to
+        DeiT-B with the outputs of layers 4, 8 and 12.
     num_feature_levels (`int`, *optional*):
-        Levels L of the pyramid; as many as the encoder gives feature maps when not given. The two have to agree.
+        Number L of levels of the pyramid; must equal the number of feature maps of the encoder, which is the default.
     hidden_size (`int`, *optional*, defaults to 256):
-        Width of the context and the spatial branch; a multiple of 4 and of `num_attention_heads`.
+        Hidden size of the context and the spatial branch; a multiple of 4 and of `num_attention_heads`.
     encoder_num_hidden_layers (`int`, *optional*, defaults to 2):
-        Layers of the context branch's encoder.
+        Number of encoder layers of the context branch.
     decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
-        Layers of the context branch's decoder.
+        Number of decoder layers of the context branch.
     num_attention_heads (`int`, *optional*, defaults to 8):
-        Heads M of each attention of the context branch.
+        Number M of heads of each attention of the context branch.
     num_points (`int`, *optional*, defaults to 16):
-        Points N that each head samples on each level.
+        Number N of points that each head samples on each level.
     intermediate_size (`int`, *optional*, defaults to 2048):
-        Width of the feed-forward layers in the context branch.
+        Hidden size of the feed-forward layers in the context branch.
     hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
         Dropout after each attention and in the feed-forward layers of the context branch.
     attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
         Dropout on the attention weights of `"dense"` and `"across_batch"` self-attention.
     layer_norm_eps (`float`, *optional*, defaults to 1e-05):
-        Epsilon of the context branch's LayerNorms.
+        Epsilon of the LayerNorms of the context branch.
     spatial_hidden_sizes (`list[int]`, *optional*, defaults to `(64, 128)`):
         Channels after the first and second convolution of the spatial branch; the third gives `hidden_size`.
     spatial_final_activation (`bool`, *optional*, defaults to `False`):
-        Whether a ReLU follows the spatial branch's third convolution as well, as the paper says; the released code has
-        none.
+        Whether a ReLU also follows the third convolution of the spatial branch, as in the paper. The released code has none.
     image_size (`int` or pair, *optional*, defaults to 480):
-        `(height, width)` in pixels, multiples of 8, whose grid of an eighth is the grid of the stored query embeddings.
-        Any other input size works: the embeddings are interpolated bilinearly.
+        `(height, width)` in pixels, multiples of 8. The stored query embeddings have one eighth of this size. Images of any
+        size can be used: the embeddings are interpolated bilinearly.
     decoder_self_attention (`"sparse"`, `"dense"` or `"across_batch"`, *optional*, defaults to `"sparse"`):
-        How context queries attend to each other: to sampled points of their own map (section 3.1.1), to all queries of
-        their image, or, as the released code does, to the queries at the same place in the other images of the batch.
-        `"across_batch"` makes predictions depend on the batch; it is for checkpoints that were trained with it.
+        Positions that context queries attend to: sampled points of their own map (section 3.1.1), all queries of the same
+        image, or the queries at the same position in the other images of the batch, as in the released code.
+        `"across_batch"` makes predictions depend on the batch and is meant for checkpoints that were trained with it.
     refine_at_inference (`bool`, *optional*, defaults to `True`):
         Whether `logits` are refined along predicted boundaries (section 3.2), at full resolution. The released code
-        refines only inside the training loss, although the paper reports refined results.
+        refines only in the training loss, although the paper reports refined results.
     boundary_distance (`int`, *optional*, defaults to 5):
-        Pixels from the edge of their class up to which pixels are boundary, for the training targets.
+        Largest distance in pixels from the edge of a class at which a pixel is boundary in the training targets.
     coarse_loss_weight (`float`, *optional*, defaults to 0.8):
         Weight of the cross-entropy of the coarse scores (1 in the paper).
     refined_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -87,23 +85,13 @@ class UNEPTConfig(SegmentationConfig):
     direction_loss_weight (`float`, *optional*, defaults to 0.6):
         Weight of the direction loss (0.7 in the paper).
     semantic_loss_reduction (`"pixel_mean"` or `"valid_mean"`, *optional*, defaults to `"pixel_mean"`):
-        Whether the two cross-entropies are means over all pixels, ignored ones counting as zero (the released code), or
-        over those that are not ignored.
+        Mean of the two cross-entropies over all pixels, where ignored pixels count as 0 (the released code), or over the
+        pixels that are not ignored.
     ignore_unlabeled_boundaries (`bool`, *optional*, defaults to `False`):
-        Whether ignored pixels are left out of the boundary and direction losses too. In the released code they count,
-        as boundary.
-    freeze_backbone (`bool`, *optional*, defaults to `False`):
-        Whether the encoder gets no gradients and stays in eval mode while training.
-    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-        Label of pixels that do not count in the loss.
-    window_size (`int` or pair, *optional*):
-        Sliding window `(height, width)` for `predict` and for `forward` in eval mode; none when not given. The paper's
-        models use their training crop.
-    window_stride (`int` or pair, *optional*):
-        Stride of the window; the window size when not given.
+        Whether ignored pixels are also left out of the boundary and direction losses. The released code counts them as
+        boundary.
     small_image_mode (`"upscale"`, `"pad"` or `"none"`, *optional*, defaults to `"pad"`):
-        What happens to images smaller than the window: padded with zeros at the bottom and right (the released code),
-        scaled up until the short side fills it, or nothing.
+        How images smaller than the window are enlarged; see [`SegmentationConfig`]. The released code pads.
 
     Example:
 
@@ -157,7 +145,7 @@ class UNEPTConfig(SegmentationConfig):
         return height // QUERY_STRIDE, width // QUERY_STRIDE
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: checks fields against each other."""
+        """Check the fields against each other, as part of the `@strict` validation."""
         self._check_at_least_one(
             "num_feature_levels",
             "hidden_size",
@@ -170,7 +158,7 @@ class UNEPTConfig(SegmentationConfig):
         if self.hidden_size % self.num_attention_heads != 0 or self.hidden_size % 4 != 0:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads}) and of 4 (sines and cosines of rows and columns): change one of the two."
+                f"({self.num_attention_heads}), and of 4 for the sines and cosines of rows and columns: change one of the two."
             )
         if len(self.spatial_hidden_sizes) != 2 or min(self.spatial_hidden_sizes) < 1:
             raise ValueError(
@@ -182,7 +170,7 @@ class UNEPTConfig(SegmentationConfig):
             raise ValueError(
                 f"`image_size` ({self.image_size}) must be a multiple of {QUERY_STRIDE}, such as "
                 f"{[max(side // QUERY_STRIDE, 1) * QUERY_STRIDE for side in sides]}: there is one query for each "
-                f"{QUERY_STRIDE} x {QUERY_STRIDE} pixels. Images of any size can be used all the same."
+                f"{QUERY_STRIDE} x {QUERY_STRIDE} pixels. Images may have any size."
             )
 
 

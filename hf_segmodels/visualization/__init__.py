@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of label maps, attention and regions. Everything takes and returns PIL images; there is no plotting library."""
+"""Pictures of label maps, attention and regions, from and to PIL images without a plotting library."""
 
 from .attention import attention_map, overlay_heat_map, patch_at
 from .boundaries import DIRECTION_COLORS, draw_boundaries, draw_directions

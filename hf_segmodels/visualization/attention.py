@@ -1,9 +1,9 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """
-Attention maps over the image, as in figures 1 and 6 of the Segmenter paper (appendix B): where does one patch, or one
-class of the mask transformer, look?
+Attention maps over the image, as in figures 1 and 6 of the Segmenter paper (appendix B): the attention of one patch, or of
+one class of the mask transformer, to all patches.
 
-A model gives attention weights with `output_attentions=True` when it was loaded with `attn_implementation="eager"`.
+Models return attention weights with `output_attentions=True` if they were loaded with `attn_implementation="eager"`.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 
-# dark violet, purple, red, orange, light yellow: ever lighter, so that it also reads in gray
+# dark violet, purple, red, orange, light yellow: increasing lightness, so that the map is also readable in gray
 _HEAT = np.array([[10, 7, 46], [92, 18, 110], [190, 49, 87], [244, 125, 35], [252, 236, 145]])
 
 
@@ -26,33 +26,34 @@ def attention_map(
     head: int | None = None,
 ) -> torch.Tensor:
     """
-    How much one token attends to each patch.
+    Return the attention of one query token to each patch.
 
-    Encoder: the tokens are `num_prefix_tokens` (cls, distillation) and then the patches. Decoder of a mask transformer:
-    no prefix tokens, the patches and then the classes.
+    In the encoder, `num_prefix_tokens` class and distillation tokens precede the patches. In the decoder of a mask
+    transformer there are no prefix tokens, and the classes follow the patches.
 
     Args:
         attention (`torch.Tensor` of shape `(..., num_heads, num_tokens, num_tokens)`):
             Attention weights of one layer, for example `outputs.attentions[-1]` or `outputs.decoder_attentions[-1][0]`.
         grid (`tuple[int, int]`):
-            Rows and columns of patches, for example `outputs.logits.shape[-2:]`.
+            `(height, width)` of the patch grid, for example `outputs.logits.shape[-2:]`.
         patch (`tuple[int, int]`, *optional*):
-            Row and column of the patch that looks; see [`patch_at`].
+            Row and column of the query patch; see [`patch_at`].
         class_index (`int`, *optional*):
-            Class that looks (decoder).
+            Query class (decoder).
         token (`int`, *optional*):
-            Place in the sequence of the token that looks, 0 for cls. Exactly one of the three is given.
+            Position of the query token in the sequence, 0 for the class token. Exactly one of `patch`, `class_index` and
+            `token` must be given.
         num_prefix_tokens (`int`, *optional*, defaults to 0):
-            Tokens before the patches.
+            Number of tokens before the patches.
         head (`int`, *optional*):
-            Attention head; the mean of all heads if unset.
+            Attention head. Defaults to the mean of all heads.
 
     Returns:
-        `torch.Tensor` of shape `(..., height, width)` of the grid, float32. Its sum is below 1 by what goes to tokens
-        that are not patches.
+        `torch.Tensor` of shape `(..., height, width)`, float32, of the size of the grid. The sum is 1 minus the attention to
+        tokens that are not patches.
 
     Raises:
-        ValueError: if there are fewer tokens than grid and prefix need, or the token that looks is not among them.
+        ValueError: if there are fewer tokens than grid and prefix need, or the query token does not exist.
 
     Example:
 
@@ -69,12 +70,12 @@ def attention_map(
     num_tokens, num_patches = attention.shape[-1], rows * columns
     if attention.ndim < 3 or attention.shape[-2] != num_tokens or num_tokens < num_prefix_tokens + num_patches:
         raise ValueError(
-            f"Attention weights of shape {tuple(attention.shape)} do not fit {num_prefix_tokens} prefix tokens and a grid "
-            f"of {rows} x {columns} patches: give one layer's (..., num_heads, num_tokens, num_tokens), and the grid of "
-            "the padded image. Window attention (Swin) has no such maps."
+            f"`attention` of shape {tuple(attention.shape)} does not fit {num_prefix_tokens} prefix tokens and a `grid` of "
+            f"{rows} x {columns} patches: give the weights of one layer (..., num_heads, num_tokens, num_tokens), and the grid "
+            "of the padded image. Window attention (Swin) is not supported."
         )
     if [patch, class_index, token].count(None) != 2:
-        raise ValueError("Give exactly one of `patch`, `class_index` and `token`: the one that looks.")
+        raise ValueError("Give exactly one of `patch`, `class_index` and `token` as the query.")
     if patch is not None:
         if not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
             raise ValueError(f"`patch` {tuple(patch)} is outside the grid of {rows} rows and {columns} columns.")
@@ -84,7 +85,7 @@ def attention_map(
         if class_index < 0 or token >= num_tokens:
             raise ValueError(
                 f"`class_index` {class_index} is not among the {num_tokens - num_prefix_tokens - num_patches} class tokens "
-                "after the patches: only the decoder of a mask transformer has them."
+                "after the patches: give the attention of the decoder of a mask transformer."
             )
     elif token is not None and not 0 <= token < num_tokens:
         raise ValueError(f"`token` {token} is not among the {num_tokens} tokens.")
@@ -102,13 +103,16 @@ def patch_at(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[int, int]:
     """
-    Row and column of the patch under a point of the image.
+    Return row and column of the patch at a point of the image.
 
     Args:
         point (`tuple[float, float]`): `(x, y)` in pixels of the image.
         size (`tuple[int, int]`): `(height, width)` of the image.
-        grid (`tuple[int, int]`): Rows and columns of patches.
-        coverage (`tuple[float, float]`, *optional*): As in [`overlay_heat_map`].
+        grid (`tuple[int, int]`): `(height, width)` of the patch grid.
+        coverage (`tuple[float, float]`, *optional*): See [`overlay_heat_map`].
+
+    Raises:
+        ValueError: if the point is outside the image.
     """
     (x, y), (height, width) = point, size
     if not (0 <= x < width and 0 <= y < height):
@@ -120,11 +124,15 @@ def patch_at(
 
 def check_coverage(coverage: tuple[float, float]) -> None:
     """
+    Check that a map with this `coverage` extends over the whole image.
+
     Raises:
-        ValueError: if a map with this `coverage` leaves pixels of the image out.
+        ValueError: if it leaves pixels of the image out.
     """
     if min(coverage) < 1:
-        raise ValueError(f"`coverage` {tuple(coverage)} is below 1: the heat map would not cover the whole image.")
+        raise ValueError(
+            f"`coverage` {tuple(coverage)} must be at least 1, so that the map extends over the whole image."
+        )
 
 
 def overlay_heat_map(
@@ -135,33 +143,36 @@ def overlay_heat_map(
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
     """
-    Lays a heat map over an image, from dark violet (the lowest value) to light yellow (the highest).
+    Overlay a heat map on an image, from dark violet (the lowest value) to light yellow (the highest value).
 
     Args:
         image (`PIL.Image.Image`):
-            The image, of any size. Not changed.
+            Image of any size.
         heat_map (`torch.Tensor` or `np.ndarray` of shape `(rows, columns)`):
             Values of any range; scaled up bilinearly.
         alpha (`float`, *optional*, defaults to 0.6):
             Opacity of the heat map, from 0 to 1.
         coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
-            How much the heat map covers in units of the image's height and width; above 1 where the image was padded at
-            the bottom and right to whole patches: `(padded_height / height, padded_width / width)`.
+            Extent of the heat map in units of the height and width of the image. It is above 1 if the image was padded to
+            whole patches: `(padded_height / height, padded_width / width)`.
         limits (`tuple[float, float]`, *optional*):
-            Values drawn darkest and lightest. The lowest and the 99.5th percentile if unset: one strong patch would
-            darken all others.
+            Values of the darkest and the lightest color. Defaults to the lowest value and the 99.5th percentile, since one
+            strong patch would darken all others.
 
     Returns:
-        `PIL.Image.Image`: an RGB image of the same size.
+        `PIL.Image.Image`: RGB image of the same size.
+
+    Raises:
+        ValueError: if `heat_map` is not two-dimensional or empty, or `coverage` is below 1.
     """
     values = heat_map.detach().cpu().numpy() if isinstance(heat_map, torch.Tensor) else np.asarray(heat_map)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"A heat map has the shape (rows, columns), but this one {values.shape}.")
+        raise ValueError(f"`heat_map` must have the shape (rows, columns) and at least one value, got {values.shape}.")
     check_coverage(coverage)
     values = values.astype(np.float32)
     low, high = limits or (values.min(), np.quantile(values, 0.995))
     scaled = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-    # the part of the heat map that lies over the image, in its own cells
+    # the part of the heat map over the image, in cells
     box = (0, 0, values.shape[1] / coverage[1], values.shape[0] / coverage[0])
     large = np.asarray(Image.fromarray(scaled).resize(image.size, Image.Resampling.BILINEAR, box=box))
     stops = np.linspace(0, 1, len(_HEAT))

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Predicted boundaries and directions over the image."""
+"""Boundaries and directions that UN-EPT predicts, as overlays."""
 
 import colorsys
 
@@ -11,7 +11,7 @@ from torch import nn
 from .attention import check_coverage, overlay_heat_map
 
 
-# One hue a direction, red for left, round the wheel clockwise.
+# One hue for each direction, clockwise from red for left.
 DIRECTION_COLORS = np.array(
     [[round(255 * part) for part in colorsys.hsv_to_rgb(index / 8, 1, 1)] for index in range(8)], dtype=np.uint8
 )
@@ -24,13 +24,13 @@ def draw_boundaries(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> Image.Image:
     """
-    Lays the probability of a boundary over an image.
+    Overlay the probability of a boundary on an image.
 
     Args:
-        image (`PIL.Image.Image`): The image, of any size. Not changed.
-        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): Such as `outputs.boundary_logits[0]`.
+        image (`PIL.Image.Image`): Image of any size.
+        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
         alpha (`float`, *optional*, defaults to 0.6): Opacity, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): As in [`overlay_heat_map`].
+        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): See [`overlay_heat_map`].
     """
     _check(boundary_logits, 2, "boundary_logits")
     return overlay_heat_map(image, boundary_logits.detach().float().softmax(dim=0)[1], alpha, coverage)
@@ -44,24 +44,24 @@ def draw_directions(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> Image.Image:
     """
-    Paints the pixels that refinement moves in the color of their direction (`DIRECTION_COLORS`: left, up left, up, and so
-    on clockwise), and leaves the others as they are.
+    Color the pixels whose scores the refinement replaces by their direction (`DIRECTION_COLORS`: left, up left, up, and so on
+    clockwise). Other pixels stay unchanged.
 
     Args:
-        image (`PIL.Image.Image`): The image, of any size. Not changed.
-        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): Such as `outputs.boundary_logits[0]`.
-        direction_logits (`torch.Tensor` of shape `(8, h, w)`): Such as `outputs.direction_logits[0]`.
+        image (`PIL.Image.Image`): Image of any size.
+        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
+        direction_logits (`torch.Tensor` of shape `(8, h, w)`): For example `outputs.direction_logits[0]`.
         alpha (`float`, *optional*, defaults to 0.8): Opacity, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): As in [`overlay_heat_map`].
+        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): See [`overlay_heat_map`].
 
     Returns:
-        `PIL.Image.Image`: an RGB image of the same size.
+        `PIL.Image.Image`: RGB image of the same size.
     """
     _check(boundary_logits, 2, "boundary_logits")
     _check(direction_logits, 8, "direction_logits")
     check_coverage(coverage)
-    size = tuple(round(side * share) for side, share in zip((image.height, image.width), coverage, strict=True))
-    # corner pixels on corner pixels, as the refinement resizes them
+    size = tuple(round(side * extent) for side, extent in zip((image.height, image.width), coverage, strict=True))
+    # aligned corners, as in the refinement
     boundaries, directions = (
         nn.functional.interpolate(logits.detach().float()[None], size=size, mode="bilinear", align_corners=True)[
             0, :, : image.height, : image.width
@@ -78,7 +78,8 @@ def draw_directions(
 def _check(logits: torch.Tensor, num_channels: int, name: str) -> None:
     if logits.ndim != 3 or logits.shape[0] != num_channels:
         raise ValueError(
-            f"Expected `{name}` of one image, ({num_channels}, h, w), got {tuple(logits.shape)}: take `outputs.{name}[0]`."
+            f"`{name}` must have the shape ({num_channels}, h, w) of one image, got {tuple(logits.shape)}: give "
+            f"`outputs.{name}[0]`."
         )
 
 

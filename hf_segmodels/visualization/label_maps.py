@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Label maps as pictures: colors over the image, a legend, panels."""
+"""Label maps as pictures: overlays, legends, panels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ _TEXT = (32, 32, 32)
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How much of a label map one class covers."""
+    """Number and share of the pixels of one class in a label map."""
 
     index: int
     name: str
     pixels: int
     share: float
-    """Between 0 and 1, of the pixels that are not ignored."""
+    """Share of the pixels that are not ignored, from 0 to 1."""
 
     @property
     def percent(self) -> str:
@@ -38,39 +38,39 @@ class ClassShare:
 
 def to_label_array(label_map: LabelMap) -> np.ndarray:
     """
-    A label map from torch, numpy or PIL as an integer array `(height, width)`.
+    Convert a label map of torch, numpy or PIL to an integer array `(height, width)`.
 
     Raises:
-        ValueError: if it has other than two dimensions or its values are not integers.
+        ValueError: if the label map is not two-dimensional, or its values are not integers.
     """
     if hasattr(label_map, "detach"):
         label_map = label_map.detach().cpu().numpy()
     labels = np.asarray(label_map)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"A label map is an integer array of shape (height, width), but this one has shape {labels.shape} and dtype "
-            f"{labels.dtype}: give one item of what `predict` or `post_process_semantic_segmentation` returns."
+            f"`label_map` must be an integer array of shape (height, width), got {labels.shape} of {labels.dtype}: give one "
+            "label map that `predict` or `post_process_semantic_segmentation` returned."
         )
     return labels
 
 
 def _count_labels(labels: np.ndarray) -> dict[int, int]:
-    """Number of pixels of each label that occurs, in the order of the labels."""
+    """Return the number of pixels of each label in the label map, in ascending order of labels."""
     if labels.size and labels.min() < 0:
-        raise ValueError(f"The label map has the label {labels.min()}: labels start at 0, and 255 means no class.")
+        raise ValueError(f"`label_map` has the label {labels.min()}: labels start at 0, and 255 means no class.")
     counts = np.bincount(labels.ravel())
     return {int(label): int(counts[label]) for label in counts.nonzero()[0]}
 
 
 def class_shares(label_map: LabelMap, id2label: Mapping[int, str], ignore_index: int | None = 255) -> list[ClassShare]:
     """
-    The classes in a label map, largest first.
+    Return the classes in a label map, largest first.
 
     Args:
         label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
             Class of each pixel.
         id2label (`Mapping[int, str]`):
-            Names, as in a model's configuration.
+            Class names, as in the configuration of a model.
         ignore_index (`int`, *optional*, defaults to 255):
             Label of pixels that do not count.
     """
@@ -86,7 +86,7 @@ def class_shares(label_map: LabelMap, id2label: Mapping[int, str], ignore_index:
 
 def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int | None = 255) -> Image.Image:
     """
-    Paints each pixel in the color of its class; ignored pixels are black.
+    Color each pixel by its class; ignored pixels are black.
 
     Args:
         label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
@@ -97,7 +97,7 @@ def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int 
             Label of pixels without a class.
 
     Returns:
-        `PIL.Image.Image`: an RGB image of the label map's size.
+        `PIL.Image.Image`: RGB image of the size of the label map.
 
     Raises:
         ValueError: if a label has no color.
@@ -106,8 +106,8 @@ def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int 
     missing = [label for label in _count_labels(labels) if label >= len(palette) and label != ignore_index]
     if missing:
         raise ValueError(
-            f"The label map has the labels {missing[:5]} but the palette only colors for 0 to {len(palette) - 1}: give "
-            "a palette of the same model, or `ignore_index` if the label means that there is no class."
+            f"`label_map` has the labels {missing[:5]}, but `palette` has colors for 0 to {len(palette) - 1} only: give the "
+            "palette of the same model, or `ignore_index` if the label means no class."
         )
     colors = np.zeros((max(len(palette), (ignore_index or 0) + 1), 3), dtype=np.uint8)
     colors[: len(palette)] = palette
@@ -129,35 +129,35 @@ def overlay(
     ignore_index: int | None = 255,
 ) -> Image.Image:
     """
-    Lays the colors of the classes over an image.
+    Overlay the colors of the classes on an image.
 
     Args:
         image (`PIL.Image.Image`):
-            The image that was segmented. Not changed.
+            Segmented image.
         label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
             Class of each pixel of the image.
         palette (`np.ndarray` of shape `(num_labels, 3)`):
             Colors from 0 to 255; see [`palette_for`].
         alpha (`float`, *optional*, defaults to 0.5):
-            Opacity of the colors, from 0 (only the image) to 1 (only the colors).
+            Opacity of the colors, from 0 (image only) to 1 (colors only).
         ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels where the image shows unchanged.
+            Label of pixels that stay unchanged.
 
     Returns:
-        `PIL.Image.Image`: an RGB image of the same size.
+        `PIL.Image.Image`: RGB image of the same size.
 
     Raises:
         ValueError: if the sizes differ, a label has no color, or `alpha` is not between 0 and 1.
     """
     labels = to_label_array(label_map)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` is {alpha}: it must be between 0 (only the image) and 1 (only the colors).")
+        raise ValueError(f"`alpha` must be from 0 (image only) to 1 (colors only), got {alpha}.")
     if labels.shape != (image.height, image.width):
         raise ValueError(
-            f"The label map has (height, width) {labels.shape} but the image {(image.height, image.width)}: pass "
-            "`target_sizes=[(image.height, image.width)]` where the label map is made."
+            f"`label_map` has (height, width) {labels.shape}, but the image has {(image.height, image.width)}: pass "
+            "`target_sizes=[(image.height, image.width)]` to `predict` or `post_process_semantic_segmentation`."
         )
-    # (height, width), 0 where nothing is to be painted
+    # (height, width), 0 at ignored pixels
     opacity = np.where(labels == ignore_index, 0, round(alpha * 255)).astype(np.uint8)
     return Image.composite(
         color_label_map(labels, palette, ignore_index), image.convert("RGB"), Image.fromarray(opacity)
@@ -172,37 +172,37 @@ def legend(
     max_columns: int = 2,
 ) -> Image.Image:
     """
-    A list of classes: patch of color, name, share of the pixels.
+    Draw a list of classes: color, name, share of the pixels.
 
     Args:
         shares (`Sequence[ClassShare]`):
-            What to list, in this order; see [`class_shares`].
+            Classes in the order of the list; see [`class_shares`].
         palette (`np.ndarray` of shape `(num_labels, 3)`):
             Colors from 0 to 255.
         font_size (`int`, *optional*, defaults to 16):
             Height of the text in pixels.
         height (`int`, *optional*):
-            Where the list becomes longer than this (and than six classes), another column begins. One column if unset.
+            Height in pixels at which a new column begins, after at least six classes. Defaults to a single column.
         max_columns (`int`, *optional*, defaults to 2):
-            Classes for which these columns have no room are summed up in a last line.
+            Number of columns. Classes that do not fit are summed up in a last line.
 
     Returns:
-        `PIL.Image.Image`: an RGB image, no larger than its contents need.
+        `PIL.Image.Image`: RGB image of the size of the list.
     """
     palette, font = check_palette(palette), ImageFont.load_default(font_size)
     margin, line, patch, gap = font_size, round(font_size * 1.7), round(font_size * 1.1), font_size // 2
 
-    # (color or none, name, share)
+    # (color or `None`, name, share)
     entries: list[tuple[tuple[int, ...] | None, str, str]] = [
         (tuple(int(value) for value in palette[item.index]), item.name, item.percent) for item in shares
     ]
     rows = len(shares) if height is None else max(6, (height - 2 * margin) // line)
-    room = rows * max_columns
-    if len(entries) > room:
-        others = shares[room - 1 :]
+    capacity = rows * max_columns
+    if len(entries) > capacity:
+        others = shares[capacity - 1 :]
         name = f"{len(others)} more"
         rest = ClassShare(-1, name, sum(item.pixels for item in others), sum(item.share for item in others))
-        entries[room - 1 :] = [(None, rest.name, rest.percent)]
+        entries[capacity - 1 :] = [(None, rest.name, rest.percent)]
     num_columns = max(1, math.ceil(len(entries) / max(rows, 1)))
     rows = math.ceil(len(entries) / num_columns)
     columns = [entries[start : start + rows] for start in range(0, len(entries), rows or 1)]
@@ -228,11 +228,11 @@ def legend(
 
 def add_legend(image: Image.Image, shares: Sequence[ClassShare], palette: np.ndarray) -> Image.Image:
     """
-    Puts a [`legend`] to the right of an image, in letters that suit its size.
+    Add a [`legend`] to the right of an image, with a font size that suits the image.
 
     Args:
-        image (`PIL.Image.Image`): Usually what [`overlay`] gives.
-        shares (`Sequence[ClassShare]`): What to list.
+        image (`PIL.Image.Image`): Image, usually the result of [`overlay`].
+        shares (`Sequence[ClassShare]`): Classes of the legend; see [`class_shares`].
         palette (`np.ndarray` of shape `(num_labels, 3)`): Colors from 0 to 255.
     """
     font_size = min(max(round(max(image.size) / 40), 13), 48)
@@ -241,19 +241,19 @@ def add_legend(image: Image.Image, shares: Sequence[ClassShare], palette: np.nda
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = None, gap: int = 8) -> Image.Image:
     """
-    Puts images next to each other, aligned at the top, on white.
+    Place images next to each other, aligned at the top, on a white background.
 
     Args:
-        images (`Sequence[PIL.Image.Image]`): From left to right; sizes may differ.
-        titles (`Sequence[str]`, *optional*): A line of text above each image.
+        images (`Sequence[PIL.Image.Image]`): Images of any sizes, from left to right.
+        titles (`Sequence[str]`, *optional*): One line of text above each image.
         gap (`int`, *optional*, defaults to 8): Pixels between two images.
 
     Raises:
-        ValueError: if there is no image or not one title for each.
+        ValueError: if there is no image, or not one title for each image.
     """
     if not images or (titles is not None and len(titles) != len(images)):
         raise ValueError(
-            f"Got {len(images)} images and titles {titles}: give at least one image, and each a title or none."
+            f"Got {len(images)} images and `titles` {titles}: give at least one image, and one title for each image or none."
         )
     font_size = min(max(round(max(images[0].size) / 40), 13), 48)
     font = ImageFont.load_default(font_size)
@@ -274,7 +274,7 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = N
 
 
 def label_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """The class indices as an image: mode "P" with the classes' colors; with more than 256 classes 16-bit gray."""
+    """Return class indices as an image: mode "P" with the colors of the classes, or 16-bit gray for more than 256 classes."""
     if len(palette) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Colors for classes: the data set's own where they are known, generated ones otherwise."""
+"""Colors of classes: the palette of a known data set, or generated colors."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,16 +12,19 @@ from ..labels import DATASETS, load_labels
 
 def palette_for(config: PreTrainedConfig) -> np.ndarray:
     """
-    Colors for the classes of a model.
+    Return colors for the classes of a model.
 
     Args:
         config (`PreTrainedConfig`):
-            Configuration of a segmentation model. In this order: its own `palette` (a list of `[red, green, blue]`, one
-            for each class) if it has one, the palette of the data set whose class names are those in `id2label`, or
-            [`generate_palette`].
+            Configuration of a segmentation model. The first of these palettes is used: the `palette` of the configuration (a
+            list with one `[red, green, blue]` for each class), the palette of the data set with the class names in
+            `id2label`, and [`generate_palette`].
 
     Returns:
         `np.ndarray` of shape `(num_labels, 3)`, uint8.
+
+    Raises:
+        ValueError: if `palette` of the configuration does not hold one color for each class.
     """
     palette = getattr(config, "palette", None)
     if palette is None:
@@ -31,8 +34,8 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
     palette = check_palette(palette)
     if len(palette) != config.num_labels:
         raise ValueError(
-            f"The palette has {len(palette)} colors but the model has {config.num_labels} classes: give `palette` in "
-            "the configuration one [red, green, blue] for each class, or remove it."
+            f"`palette` of the configuration has {len(palette)} colors, but the model has {config.num_labels} classes: give "
+            "one [red, green, blue] for each class, or remove `palette`."
         )
     return palette
 
@@ -40,13 +43,11 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
 @lru_cache(maxsize=8)
 def generate_palette(num_labels: int) -> np.ndarray:
     """
-    Colors that are as different as possible from each other, from black and from white; always the same ones, and the
-    first ones of a longer palette are those of a shorter.
-
-    Each color is the one farthest (in CIELAB) from all colors before it.
+    Generate colors that differ as much as possible from each other, from black and from white. Each color is the farthest (in
+    CIELAB) from all colors before it. The result is deterministic, and a shorter palette is the beginning of a longer one.
 
     Args:
-        num_labels (`int`): How many. Beyond 4096 they repeat.
+        num_labels (`int`): Number of colors. More than 4096 colors repeat.
 
     Returns:
         `np.ndarray` of shape `(num_labels, 3)`, uint8, read-only.
@@ -60,27 +61,32 @@ def generate_palette(num_labels: int) -> np.ndarray:
     for _ in range(min(num_labels, len(candidates))):
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-        distance[chosen[-1]] = -1.0  # never twice, even when all distances have become 0
+        distance[chosen[-1]] = -1.0  # not again, even after all distances have become 0
     palette = np.resize(candidates[chosen], (num_labels, 3)).astype(np.uint8)
     palette.setflags(write=False)
     return palette
 
 
 def check_palette(palette: np.ndarray | list) -> np.ndarray:
-    """`palette` as a uint8 array `(num_labels, 3)`; a `ValueError` where it cannot be one."""
+    """
+    Convert a palette to a uint8 array `(num_labels, 3)`.
+
+    Raises:
+        ValueError: if the palette has another shape, or a color is not three integers from 0 to 255.
+    """
     array = np.asarray(palette)
     if array.ndim != 2 or array.shape[1] != 3 or array.size == 0:
-        raise ValueError(f"A palette needs the shape (num_labels, 3), red, green and blue, but has {array.shape}.")
+        raise ValueError(f"`palette` must have the shape (num_labels, 3) for red, green and blue, got {array.shape}.")
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
-        raise ValueError("The colors of a palette must be integers from 0 to 255.")
+        raise ValueError("`palette` must hold integers from 0 to 255.")
     return array.astype(np.uint8)
 
 
 def _dataset_palette(names: Sequence[str]) -> np.ndarray | None:
-    wanted = [name.lower() for name in names]
+    target_names = [name.lower() for name in names]
     for dataset in DATASETS:
         dataset_names, palette = load_labels(dataset)
-        if wanted == dataset_names:
+        if target_names == dataset_names:
             return np.array(palette)
     return None
 

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""The regions that RegProxy's tokens stand for, as in figures 6 and 8 of its paper."""
+"""Regions of the tokens of RegProxy, as in figures 6 and 8 of the paper."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from .attention import overlay_heat_map
 
 def region_maps(affinity: torch.Tensor, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
     """
-    How much each pixel belongs to each of some tokens (section 4.1, the probabilistic region).
+    Return the affinity of each pixel to the given tokens (section 4.1, the probabilistic region).
 
     Args:
-        affinity (`torch.Tensor` of shape `(9, h, w, H, W)`): One image's affinity, such as `outputs.affinity[0]`.
+        affinity (`torch.Tensor` of shape `(9, h, w, H, W)`): Affinity of one image, for example `outputs.affinity[0]`.
         tokens (`list[tuple[int, int]]`): Row and column of each token; see [`patch_at`].
 
     Returns:
@@ -22,23 +22,24 @@ def region_maps(affinity: torch.Tensor, tokens: Sequence[tuple[int, int]]) -> to
         token. The maps of all tokens of an image add up to 1 in each pixel.
 
     Raises:
-        ValueError: if the affinity has another shape, or a token is outside the grid.
+        ValueError: if `affinity` has another shape, or a token is outside the grid.
     """
     if affinity.ndim != 5 or affinity.shape[0] != 9:
         raise ValueError(
-            f"Expected one image's affinity (9, h, w, H, W), got {tuple(affinity.shape)}: take `outputs.affinity[0]`."
+            f"`affinity` must have the shape (9, h, w, H, W) of one image, got {tuple(affinity.shape)}: give "
+            "`outputs.affinity[0]`."
         )
     _, cell_height, cell_width, height, width = affinity.shape
     for row, column in tokens:
         if not (0 <= row < height and 0 <= column < width):
-            raise ValueError(f"Token {(row, column)} is outside the grid of {height} rows and {width} columns.")
+            raise ValueError(f"`tokens` has {(row, column)}, outside the grid of {height} rows and {width} columns.")
     index = torch.arange(len(tokens), device=affinity.device)
-    places = torch.tensor(tokens, dtype=torch.long, device=affinity.device).view(-1, 2)
-    # a border of cells around the image, which neighbors of the outer tokens fall into
+    positions = torch.tensor(tokens, dtype=torch.long, device=affinity.device).view(-1, 2)
+    # with a border of one cell around the image for the neighbors of the outer tokens
     maps = affinity.new_zeros(len(tokens), height + 2, width + 2, cell_height, cell_width, dtype=torch.float32)
     for neighbor in range(9):
-        # the cell for which the token is this neighbor lies in the opposite direction
-        rows, columns = places[:, 0] - (neighbor // 3 - 1), places[:, 1] - (neighbor % 3 - 1)
+        # the token is this neighbor of the cell in the opposite direction
+        rows, columns = positions[:, 0] - (neighbor // 3 - 1), positions[:, 1] - (neighbor % 3 - 1)
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         # (h, w, num_inside) -> (num_inside, h, w)
         shares = affinity[neighbor][:, :, rows[inside], columns[inside]].detach().float().permute(2, 0, 1)
@@ -55,23 +56,23 @@ def draw_regions(
     coverage: tuple[float, float] = (1.0, 1.0),
 ) -> Image.Image:
     """
-    Draws the regions of some tokens over an image, from dark violet (no share) to light yellow (the largest share), and
-    the tokens' own cells as white frames.
+    Overlay the regions of tokens on an image, from dark violet (no affinity) to light yellow (the largest affinity), and draw
+    the cells of the tokens as white frames.
 
     Args:
         image (`PIL.Image.Image`):
-            The image, of any size. Not changed.
+            Image of any size.
         affinity (`torch.Tensor` of shape `(9, h, w, H, W)`):
-            Its affinity, such as `outputs.affinity[0]`.
+            Affinity of the image, for example `outputs.affinity[0]`.
         tokens (`list[tuple[int, int]]`):
             Row and column of each token.
         alpha (`float`, *optional*, defaults to 0.6):
             Opacity of the regions, from 0 to 1.
         coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
-            As in [`overlay_heat_map`]: how much the tokens cover in units of the image's height and width.
+            See [`overlay_heat_map`].
 
     Returns:
-        `PIL.Image.Image`: an RGB image of the same size.
+        `PIL.Image.Image`: RGB image of the same size.
     """
     maps = region_maps(affinity, tokens)
     shares = maps.sum(dim=0)

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Where UN-EPT's context queries look, and what its pyramid holds, as in figures 7 and 5 of its paper."""
+"""Sampled points of the context queries of UN-EPT, and its feature pyramid, as in figures 7 and 5 of the paper."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ _STAR = "#00d020"
 
 class SampledPoints(NamedTuple):
     """
-    Where one query looks.
+    Points that one context query samples.
 
     Args:
-        query (`tuple[float, float]`): The query's own place, `(x, y)` in pixels.
-        points (`torch.Tensor` of shape `(num_levels, num_heads * num_points, 2)`): Places `(x, y)` in pixels; they may be
-            outside the image, where they see nothing.
-        weights (`torch.Tensor` of shape `(num_levels, num_heads * num_points)`): How much each counts, from 0 to 1; they
-            add up to the number of heads.
+        query (`tuple[float, float]`): Position of the query, `(x, y)` in pixels.
+        points (`torch.Tensor` of shape `(num_levels, num_heads * num_points, 2)`): Positions `(x, y)` in pixels. Values
+            outside the image are 0.
+        weights (`torch.Tensor` of shape `(num_levels, num_heads * num_points)`): Attention weights from 0 to 1, whose sum is
+            the number of heads.
         size (`tuple[int, int]`): `(height, width)` of the image in the same pixels.
     """
 
@@ -40,34 +40,36 @@ def sampled_points(
     model: Any, pixel_values: torch.Tensor, point: tuple[float, float], layer: int = -1
 ) -> SampledPoints:
     """
-    The points that the context query at a place samples from each level of the pyramid, in a decoder layer.
+    Return the points that the context query at a position samples from each level of the pyramid, in one decoder layer.
 
     Args:
-        model ([`UNEPTForSemanticSegmentation`]): The model, in eval mode.
-        pixel_values (`torch.Tensor` of shape `(1, num_channels, height, width)`): One image, not larger than memory
-            allows: it goes through the network as a whole.
-        point (`tuple[float, float]`): `(x, y)` in its pixels.
-        layer (`int`, *optional*, defaults to -1): The decoder's layer.
+        model ([`UNEPTForSemanticSegmentation`]): Model in eval mode.
+        pixel_values (`torch.Tensor` of shape `(1, num_channels, height, width)`): One image, which is processed without
+            windows.
+        point (`tuple[float, float]`): Position `(x, y)` in pixels of the image.
+        layer (`int`, *optional*, defaults to -1): Index of the decoder layer.
 
     Raises:
-        ValueError: for several images, or a point outside the image.
+        ValueError: if there are several images, or the point is outside the image.
     """
     (height, width), (x, y) = pixel_values.shape[-2:], point
     if pixel_values.ndim != 4 or len(pixel_values) != 1:
-        raise ValueError(f"Give one image, (1, num_channels, height, width); got {tuple(pixel_values.shape)}.")
-    if not (0 <= x < width and 0 <= y < height):
         raise ValueError(
-            f"The point (x, y) = {tuple(point)} is outside the image of height {height} and width {width}."
+            f"`pixel_values` must be one image (1, num_channels, height, width), got {tuple(pixel_values.shape)}."
         )
-    seen: list[tuple] = []
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"`point` (x, y) = {tuple(point)} is outside the image of height {height} and width {width}.")
+    inputs: list[tuple] = []
     attention = model.decoder.layers[layer].cross_attention
-    hook = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    hook = attention.register_forward_pre_hook(lambda module, args: inputs.append(args))
     try:
-        _, boundary_logits, _, padded_size, _ = model._encode_decode(pixel_values)
+        encoded = model.encode(pixel_values)
+        outputs = model.decode(encoded)
     finally:
         hook.remove()
-    queries, _, references, spatial_shapes = seen[0]
-    rows, columns = boundary_logits.shape[-2:]
+    queries, _, references, spatial_shapes = inputs[0]
+    rows, columns = outputs.boundary_logits.shape[-2:]
+    padded_size = encoded.padded_size
     index = int(y / padded_size[0] * rows) * columns + int(x / padded_size[1] * columns)
     locations, weights = attention.sample(queries[:, index : index + 1], references[index : index + 1], spatial_shapes)
     scale = locations.new_tensor([padded_size[1], padded_size[0]])
@@ -79,15 +81,15 @@ def sampled_points(
 
 def draw_sampled_points(image: Image.Image, sampled: SampledPoints) -> Image.Image:
     """
-    Draws, for each level side by side, the points that a query samples: the more a point counts, the redder it is. A
-    green star marks the query.
+    Draw the points that a query samples, one panel for each level. Points with larger weights are redder. A green star marks
+    the query.
 
     Args:
-        image (`PIL.Image.Image`): The image, of any size. Not changed.
-        sampled ([`SampledPoints`]): What [`sampled_points`] gives.
+        image (`PIL.Image.Image`): Image of any size.
+        sampled ([`SampledPoints`]): Output of [`sampled_points`].
 
     Returns:
-        `PIL.Image.Image`: an RGB image.
+        `PIL.Image.Image`: RGB image.
     """
     scale = np.array([image.width / sampled.size[1], image.height / sampled.size[0]])
     radius = max(2.0, min(image.size) / 120)
@@ -107,7 +109,7 @@ def draw_sampled_points(image: Image.Image, sampled: SampledPoints) -> Image.Ima
 
 
 def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a five-pointed star."""
+    """Return the corners of a five-pointed star."""
     lengths = [radius if corner % 2 == 0 else 0.45 * radius for corner in range(10)]
     angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
     return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
@@ -115,22 +117,23 @@ def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
 
 def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """
-    A feature map in colors: its first three principal components as red, green and blue.
+    Draw the first three principal components of a feature map as red, green and blue.
 
     Args:
-        feature_map (`torch.Tensor` of shape `(num_channels, height, width)`): One level, such as
-            `model.backbone(pixel_values).feature_maps[0][0]`; at least three channels.
-        size (`tuple[int, int]`, *optional*): `(height, width)` of the picture; the map's own by default.
+        feature_map (`torch.Tensor` of shape `(num_channels, height, width)`): One level with at least three channels, for
+            example `model.encode(pixel_values).feature_maps[0][0]`.
+        size (`tuple[int, int]`, *optional*): `(height, width)` of the picture. Defaults to the size of the feature map.
 
     Returns:
-        `PIL.Image.Image`: an RGB image.
+        `PIL.Image.Image`: RGB image.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: if `feature_map` has another shape, or fewer than three channels.
     """
     if feature_map.ndim != 3 or feature_map.shape[0] < 3:
         raise ValueError(
-            f"Expected one feature map (num_channels, height, width) of at least 3 channels, got {tuple(feature_map.shape)}."
+            f"`feature_map` must have the shape (num_channels, height, width) with at least 3 channels, got "
+            f"{tuple(feature_map.shape)}."
         )
     # (D, h, w) -> (h * w, D)
     cells = feature_map.detach().float().flatten(1).T
@@ -138,7 +141,7 @@ def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = No
     _, _, axes = torch.linalg.svd(cells, full_matrices=False)
     if len(axes) < 3:
         axes = nn.functional.pad(axes, (0, 0, 0, 3 - len(axes)))
-    # an axis and its opposite are both principal: take the one whose largest entry is positive, so that pictures repeat
+    # the sign of a principal axis is arbitrary: make the largest entry positive, so that pictures are reproducible
     axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(dim=1, keepdim=True)).sign()
     components = cells @ axes.T
     low, high = components.quantile(torch.tensor([0.01, 0.99], device=cells.device), dim=0)
@@ -151,10 +154,10 @@ def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = No
 
 def pyramid_picture(feature_maps: Sequence[torch.Tensor], size: tuple[int, int]) -> Image.Image:
     """
-    The levels of a pyramid side by side, each as [`feature_picture`].
+    Draw the levels of a pyramid side by side, each as [`feature_picture`].
 
     Args:
-        feature_maps (`list[torch.Tensor]`, each of shape `(num_channels, h, w)`): Levels of one image.
+        feature_maps (`list[torch.Tensor]`, each of shape `(num_channels, h, w)`): Levels of the pyramid of one image.
         size (`tuple[int, int]`): `(height, width)` of each panel.
     """
     titles = [f"scale {number}" for number in range(1, len(feature_maps) + 1)]

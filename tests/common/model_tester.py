@@ -162,6 +162,24 @@ class SegmentationModelTester:
         with torch.no_grad():
             assert torch.equal(model(images, return_dict=False)[0], model(images).logits)
 
+    def test_the_loss_is_the_sum_of_its_named_terms(self):
+        model = self.model()
+        with torch.no_grad():
+            outputs = model(random_images(2, 3, 70, 90), labels=random_labels(self.num_labels, 2, 70, 90))
+        assert all(name.startswith("loss_") for name in outputs.loss_dict)
+        torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()), atol=0, rtol=1e-6)
+        assert model.config.keys_to_ignore_at_inference == ["loss_dict"]
+
+    def test_forward_is_encode_and_decode(self):
+        model, images = self.model(), random_images(2, 3, 70, 90)
+        with torch.no_grad():
+            encoded = model.encode(images, output_hidden_states=True)
+            decoded, outputs = model.decode(encoded), model(images, output_hidden_states=True)
+        for name in set(outputs) - {"logits", "hidden_states"}:
+            torch.testing.assert_close(outputs[name], decoded[name], msg=name)
+        assert len(decoded.hidden_states) == len(outputs.hidden_states) > 0
+        assert all(side >= size for side, size in zip(encoded.padded_size, (70, 90), strict=True))
+
     def test_output_flags_of_the_config(self, tmp_path):
         self.model().save_pretrained(tmp_path)
         loaded = AutoModelForSemanticSegmentation.from_pretrained(
@@ -245,10 +263,10 @@ class SegmentationModelTester:
 
     # Training
 
-    def test_parameter_groups_hold_each_trainable_parameter_once(self):
+    def test_optimizer_param_groups_hold_each_trainable_parameter_once(self):
         model = self.model()
         next(model.parameters()).requires_grad_(False)
-        groups = model.parameter_groups(learning_rate=0.5, weight_decay=0.1)
+        groups = model.get_optimizer_param_groups(learning_rate=0.5, weight_decay=0.1)
         grouped = [id(parameter) for group in groups for parameter in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
         assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)

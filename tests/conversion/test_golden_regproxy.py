@@ -158,7 +158,7 @@ def test_optimizer_groups_of_the_original(case: str):
     assert renamed.keys() <= shapes.keys()
     model = model_of(shapes, hybrid="hybrid" in case)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = model.parameter_groups(learning_rate=6e-5, weight_decay=0.01)
+    groups = model.get_optimizer_param_groups(learning_rate=6e-5, weight_decay=0.01)
     ours = {names[p]: [group["lr"], group["weight_decay"]] for group in groups for p in group["params"]}
     assert ours == {renamed[original]: pytest.approx(values) for original, values in expected.items()}
 

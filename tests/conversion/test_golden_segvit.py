@@ -179,7 +179,7 @@ def test_optimizer_groups_of_the_original(case: str):
     )
     assert not dropped
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = model.parameter_groups(learning_rate=2e-5, weight_decay=0.01)
+    groups = model.get_optimizer_param_groups(learning_rate=2e-5, weight_decay=0.01)
     ours = {names[p]: [group["lr"], group["weight_decay"]] for group in groups for p in group["params"]}
     # queries, keys and values are one parameter in the original
     split = {}

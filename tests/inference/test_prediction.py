@@ -246,11 +246,11 @@ def test_gradients_reach_the_image_through_windows():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window_size": 32, "window_stride": 40}, "a larger one would leave pixels out"),
+        ({"window_size": 32, "window_stride": 40}, "a larger stride skips pixels"),
         ({"window_size": 32, "window_stride": 0}, r"must be from 1 to `window_size`"),
-        ({"window_size": -1}, "must be a number of pixels or"),
-        ({"window_size": (32, 32, 32)}, "must be a number of pixels or"),
-        ({"window_size": 32.5}, "must be a number of pixels or"),
+        ({"window_size": -1}, "must be an integer or"),
+        ({"window_size": (32, 32, 32)}, "must be an integer or"),
+        ({"window_size": 32.5}, "must be an integer or"),
         ({"window_size": 32, "max_windows": 0}, "`max_windows` must be at least 1"),
         ({"window_size": 0, "window_stride": 8}, r"`window_stride` 8 needs a `window_size`"),
         ({"window_stride": 8}, r"`window_stride` 8 needs a `window_size`"),

@@ -172,7 +172,7 @@ def test_wrong_number_of_channels():
         ({"num_attention_heads": 0}, "`num_attention_heads` must be at least 1"),
         ({"num_channels": 0}, "`num_channels` must be at least 1"),
         ({"hidden_act": "nope"}, "`hidden_act` is 'nope'"),
-        ({"image_size": 8}, "at least one patch"),
+        ({"image_size": 8}, "must be at least `patch_size`"),
         ({"image_size": [64]}, r"`image_size` must be an int or \(height, width\)"),
         ({"drop_path_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"use_cls_token": False, "use_distillation_token": True}, "DeiT has both tokens"),

@@ -94,7 +94,7 @@ def test_wrong_number_of_channels():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depths": [1, 1]}, "need one entry a stage"),
+        ({"depths": [1, 1]}, "must have one entry for each stage"),
         ({"strides": [1, 2, 0, 1]}, "must be at least 1"),
         ({"embedding_size": 7}, "`embedding_size` must be a multiple of 2"),
         ({"hidden_sizes": [16, 18, 24, 32]}, "and `hidden_sizes` of 4"),

@@ -77,7 +77,7 @@ def test_only_weight_matrices_decay():
     backbone = PlainViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=64)
     model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=backbone, num_labels=4))
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(1.0, 0.05)}
+    groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.get_optimizer_param_groups(1.0, 0.05)}
     assert set(groups) == {0.05, 0.0}
     assert {"backbone.encoder.layers.0.mlp.fc1.weight", "decoder.patch_projection"} <= groups[0.05]
     assert {
@@ -108,7 +108,7 @@ def test_defaults_are_those_of_the_released_code():
         ({"decoder_hidden_size": 200}, r"`decoder_hidden_size` \(200.*`decoder_num_attention_heads` \(3"),
         ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
         ({"num_labels": 0}, "`num_labels` must be at least 1"),
-        ({"window_size": -5}, "`window_size` must be a number of pixels"),
+        ({"window_size": -5}, "`window_size` must be an integer or"),
         ({"window_size": 32, "window_stride": 64}, "must be from 1 to `window_size`"),
         ({"decoder_type": "mlp"}, "'mask_transformer', 'linear'"),
         ({"small_image_mode": "crop"}, "'upscale', 'pad', 'none'"),

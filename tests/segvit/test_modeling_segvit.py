@@ -219,7 +219,8 @@ class TestShrunkSegViT(SegViTModelTester):
     def test_interpolated_queries(self):
         module = self.model().decoder.query_upsampling
         queries, grid = module.interpolate_queries(4, 4)
-        assert queries is module.queries
+        assert queries.data_ptr() == module.queries.data_ptr()
+        assert queries.shape == module.queries.shape
         queries, grid = module.interpolate_queries(8, 2)
         table = module.queries.T.reshape(1, 24, 4, 4)
         expected = nn.functional.interpolate(table, (8, 2), mode="bilinear")[0].flatten(1).T
@@ -307,12 +308,12 @@ def test_transposed_image_gives_the_transposed_map(decoder_type, fields, predict
 # Configuration, parameters
 
 
-def test_parameter_groups_of_the_recipe():
+def test_optimizer_param_groups_of_the_recipe():
     model = SegViTForSemanticSegmentation(SegViTConfig(backbone_config=encoder(), num_labels=3, **TINY_DECODER))
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {
         (group["lr"], group["weight_decay"]): {names[p] for p in group["params"]}
-        for group in model.parameter_groups(2e-5, 0.01)
+        for group in model.get_optimizer_param_groups(2e-5, 0.01)
     }
     decoder = groups.pop((2e-5 * 10, 0.01))
     assert groups.keys() == {(2e-5, 0.01), (2e-5, 0.0)}
@@ -361,9 +362,9 @@ def test_defaults_are_those_of_the_released_code():
             r"`decoder_hidden_size` \(100\) must be a multiple of `decoder_num_attention_heads`",
         ),
         ({"decoder_num_hidden_layers": 0}, "`decoder_num_hidden_layers` must be at least 1"),
-        ({"prediction_size": 0}, "`prediction_size` must be a number or a pair"),
-        ({"prediction_size": [64, 64, 64]}, "`prediction_size` must be a number or a pair"),
-        ({"query_grid": [4]}, "`query_grid` must be a number or a pair"),
+        ({"prediction_size": 0}, "`prediction_size` must be an integer or"),
+        ({"prediction_size": [64, 64, 64]}, "`prediction_size` must be an integer or"),
+        ({"query_grid": [4]}, "`query_grid` must be an integer or"),
         ({"mask_loss_weight": -1.0}, "`mask_loss_weight` must not be negative"),
         ({"min_scaled_size": 0}, "`min_scaled_size` must be at least 1"),
         ({"decoder_type": "atm"}, "'cascade', 'shrunk'"),
@@ -378,5 +379,5 @@ def test_bad_config(fields, message):
 
 def test_shrunk_decoder_without_a_grid():
     backbone_config = ResNetConfig(depths=[1], hidden_sizes=[16], embedding_size=16)
-    with pytest.raises(ValueError, match=r"needs `query_grid`, .* \(ResNetConfig\) has no `image_size`"):
+    with pytest.raises(ValueError, match="`query_grid` must be set .* on ResNetConfig, which has no `image_size`"):
         SegViTForSemanticSegmentation(SegViTConfig(backbone_config=backbone_config, decoder_type="shrunk"))

@@ -40,7 +40,7 @@ def no_kernel(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(kernels, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(kernels, "_asked_for", None)
+    monkeypatch.setattr(kernels, "_requested_kernel", None)
     kernels.forget_kernel()
     yield
     kernels.forget_kernel()
@@ -165,7 +165,7 @@ def test_hub_kernel_that_cannot_be_loaded_gives_a_warning_and_the_reference(monk
 
 @pytest.mark.parametrize("options", [{}, {"revision": "main", "version": 1}])
 def test_hub_kernel_needs_one_revision(options):
-    with pytest.raises(ValueError, match="Say which kernel"):
+    with pytest.raises(ValueError, match="Give exactly one of `revision`"):
         use_hub_kernel(**options)
 
 

@@ -193,7 +193,7 @@ def test_compiled_without_breaks_for_every_size():
         ({"value": torch.zeros(3, 42, 2, 3)}, "same batch size"),
         ({"value": torch.zeros(2, 42, 3, 3)}, "number of heads"),
         ({"locations": torch.zeros(2, 4, 2, 3, 5)}, "Expected `value` of shape"),
-        ({"locations": torch.zeros(2, 4, 2, 3, 5, 2, dtype=torch.bfloat16)}, "compute them in float32"),
+        ({"locations": torch.zeros(2, 4, 2, 3, 5, 2, dtype=torch.bfloat16)}, "compute locations in float32"),
         ({"weights": torch.zeros(2, 4, 2, 3, 4)}, "must have the shape of `sampling_locations` without"),
         ({"weights": torch.zeros(2, 4, 2, 3, 5, device="meta")}, "move them to one device"),
     ],

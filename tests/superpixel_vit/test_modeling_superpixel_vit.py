@@ -291,10 +291,16 @@ class TestLoss:
             assert model.train()(*batch).logits.shape == (2, NUM_LABELS, 64, 80)
             assert model(*batch, labels=labels).logits is None
 
+    def test_the_loss_has_one_named_term(self, batch):
+        with torch.no_grad():
+            outputs = make_model()(*batch, labels=random_labels(NUM_LABELS, 2, 64, 80))
+        assert list(outputs.loss_dict) == ["loss_ce"]
+        assert torch.equal(outputs.loss, outputs.loss_dict["loss_ce"])
+
     def test_loss_of_a_few_steps_falls(self, batch):
         model, labels = make_model().train(), torch.zeros(2, 64, 80, dtype=torch.long)
         labels[:, 32:] = 1
-        optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, 0.01))
+        optimizer = torch.optim.AdamW(model.get_optimizer_param_groups(3e-3, 0.01))
         losses = []
         for _ in range(12):
             loss = model(*batch, labels=labels).loss
@@ -318,7 +324,9 @@ class TestLoss:
     def test_position_embeddings_tokens_and_norms_do_not_decay(self):
         model = make_model()
         names = {parameter: name for name, parameter in model.named_parameters()}
-        groups = {g["weight_decay"]: {names[p] for p in g["params"]} for g in model.parameter_groups(1.0, 0.01)}
+        groups = {
+            g["weight_decay"]: {names[p] for p in g["params"]} for g in model.get_optimizer_param_groups(1.0, 0.01)
+        }
         assert groups[0.0] == {name for name in names.values() if "norm" in name} | {
             "backbone.embeddings.cls_token",
             "backbone.embeddings.position_embeddings",
@@ -424,7 +432,7 @@ def test_gpu_agrees_with_cpu(batch):
 
 def test_missing_superpixels(batch):
     for call in (make_model(), make_model().predict):
-        with pytest.raises(ValueError, match=r"`superpixels` are missing: pass all that .* image processor returns"):
+        with pytest.raises(ValueError, match="`superpixels` are missing: pass all outputs of the image processor"):
             call(batch[0])
 
 
@@ -477,7 +485,7 @@ def test_torchvision_is_named_where_it_is_missing(batch, monkeypatch):
         ({"backbone_config": Dinov2Config()}, "must be a `PlainViTConfig` with `stem_type='patch'`, got Dinov2Config"),
         ({"backbone_config": {"stem_type": "resnetv2", "patch_size": 32}}, "`stem_type='patch'`"),
         ({"backbone_config": {"position_embedding_resize_rule": "token_count"}}, "no patch grid"),
-        ({"backbone_config": {"query_downsampling_layer": 1}}, "no grid that could be down-sampled"),
+        ({"backbone_config": {"query_downsampling_layer": 1}}, "no grid to down-sample"),
     ],
 )
 def test_bad_config(fields, message):

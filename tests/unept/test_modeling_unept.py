@@ -201,7 +201,7 @@ class TestUNEPT(UNEPTTester):
             assert all(parameter.grad.abs().sum() > 0 for parameter in model.projections.parameters())
 
     def test_levels_that_disagree(self):
-        with pytest.raises(ValueError, match=r"is 3 but the backbone gives 2 feature maps \(stage1, stage2\)"):
+        with pytest.raises(ValueError, match=r"is 3, but the encoder returns 2 feature maps \(stage1, stage2\)"):
             self.model(num_feature_levels=3)
 
     @pytest.mark.parametrize("name", ["distance_maps", "angle_maps"])
@@ -210,7 +210,7 @@ class TestUNEPT(UNEPTTester):
         maps = {"distance_maps": labels, "angle_maps": labels, name: labels[:, :32]}
         with pytest.raises(ValueError, match=rf"`{name}` \(1, 32, 64\) must have the shape of `labels`"):
             model(images, labels=labels, **maps)
-        with pytest.raises(ValueError, match="both or"):
+        with pytest.raises(ValueError, match="need both `distance_maps` and `angle_maps`"):
             model(images, labels=labels, **{name: labels})
 
     def test_merged_windows_of_refined_scores(self):
@@ -418,7 +418,7 @@ def test_number_of_parameters(backbone_config, self_attention, millions):
 
 def test_the_encoder_learns_at_a_tenth_of_the_rate_and_everything_decays():
     model = released_model()
-    slow, fast = sorted(model.parameter_groups(1e-4, 1e-4), key=lambda group: group["lr"])
+    slow, fast = sorted(model.get_optimizer_param_groups(1e-4, 1e-4), key=lambda group: group["lr"])
     assert (slow["lr"], fast["lr"]) == (pytest.approx(1e-5), 1e-4)
     assert slow["weight_decay"] == fast["weight_decay"] == 1e-4
     assert [id(parameter) for parameter in slow["params"]] == [id(p) for p in model.backbone.parameters()]

@@ -47,7 +47,7 @@ def test_rows_of_encoder_and_decoder(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patch": (0, 0), "num_prefix_tokens": 9}, "do not fit"),
+        ({"patch": (0, 0), "num_prefix_tokens": 9}, "does not fit"),
         ({"patch": (3, 0)}, "outside"),
         ({"class_index": 1}, "class tokens"),
         ({"token": 13}, "13"),

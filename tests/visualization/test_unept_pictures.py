@@ -55,7 +55,7 @@ def test_points_are_drawn_where_they_are(model):
 
 
 def test_one_image_and_a_point_in_it(model):
-    with pytest.raises(ValueError, match="Give one image"):
+    with pytest.raises(ValueError, match="must be one image"):
         sampled_points(model, torch.randn(2, 3, 32, 32), (1.0, 1.0))
     with pytest.raises(ValueError, match="outside the image of height 32 and width 32"):
         sampled_points(model, torch.randn(1, 3, 32, 32), (32.0, 1.0))
@@ -89,7 +89,9 @@ def test_boundaries_and_directions():
     # half of the maps lie outside the image
     pixels = np.asarray(draw_directions(image, boundary_logits, direction_logits, alpha=1.0, coverage=(1.0, 2.0)))
     assert (pixels[:, 15] == 128).all()
-    with pytest.raises(ValueError, match=r"\(8, h, w\), got \(1, 8, 4, 4\): take `outputs.direction_logits\[0\]`"):
+    with pytest.raises(
+        ValueError, match=r"\(8, h, w\) of one image, got \(1, 8, 4, 4\): give `outputs.direction_logits\[0\]`"
+    ):
         draw_directions(image, boundary_logits, direction_logits[None])
-    with pytest.raises(ValueError, match=r"`coverage` \(0.5, 1.0\) is below 1"):
+    with pytest.raises(ValueError, match=r"`coverage` \(0.5, 1.0\) must be at least 1"):
         draw_directions(image, boundary_logits, direction_logits, coverage=(0.5, 1.0))
