@@ -130,7 +130,7 @@ class Recipe:
     num_workers: int = _setting(0, "Worker processes that load data.", minimum=0)
     report_to: Sequence[str] = _setting(
         (),
-        "Trackers besides `curves.png`: `tensorboard`, `trackio` and others that Accelerate and the Trainer support.",
+        "Trackers in addition to `curves.png`: `tensorboard`, `trackio` and others that Accelerate and the Trainer support.",
     )
     log_steps: int = _setting(10, "Training steps between log lines.", minimum=1)
     eval_steps: int = _setting(500, "Training steps between evaluations.", minimum=1)
