@@ -1,34 +1,60 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Registration of the models with transformers' Auto classes."""
+"""The public classes of the package, and their registration with transformers' Auto classes."""
+
+from typing import Any
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
-from . import plain_vit, regproxy, resnet_v1c, segmenter, segvit, superpixel_vit, unept
+from .plain_vit import PlainViTBackbone, PlainViTConfig
+from .regproxy import (
+    RegProxyConfig,
+    RegProxyForSemanticSegmentation,
+    RegProxyImageProcessor,
+    RegProxyImageProcessorPil,
+)
+from .resnet_v1c import ResNetV1cBackbone, ResNetV1cConfig
+from .segmenter import (
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterImageProcessor,
+    SegmenterImageProcessorPil,
+)
+from .segvit import SegViTConfig, SegViTForSemanticSegmentation, SegViTImageProcessor, SegViTImageProcessorPil
+from .superpixel_vit import (
+    SuperpixelViTConfig,
+    SuperpixelViTForSemanticSegmentation,
+    SuperpixelViTImageProcessor,
+    SuperpixelViTImageProcessorPil,
+)
+from .unept import UNEPTConfig, UNEPTForSemanticSegmentation, UNEPTImageProcessor, UNEPTImageProcessorPil
 
 
-_BACKBONES = {"PlainViT": plain_vit, "ResNetV1c": resnet_v1c}
-_MODELS = {
-    "RegProxy": regproxy,
-    "Segmenter": segmenter,
-    "SegViT": segvit,
-    "SuperpixelViT": superpixel_vit,
-    "UNEPT": unept,
-}
+_BACKBONES = ((PlainViTConfig, PlainViTBackbone), (ResNetV1cConfig, ResNetV1cBackbone))
+_MODELS = (
+    (RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessorPil, RegProxyImageProcessor),
+    (SegmenterConfig, SegmenterForSemanticSegmentation, SegmenterImageProcessorPil, SegmenterImageProcessor),
+    (SegViTConfig, SegViTForSemanticSegmentation, SegViTImageProcessorPil, SegViTImageProcessor),
+    (
+        SuperpixelViTConfig,
+        SuperpixelViTForSemanticSegmentation,
+        SuperpixelViTImageProcessorPil,
+        SuperpixelViTImageProcessor,
+    ),
+    (UNEPTConfig, UNEPTForSemanticSegmentation, UNEPTImageProcessorPil, UNEPTImageProcessor),
+)
 
 
 def register() -> None:
-    """Register all models of the package with transformers' Auto classes. Calling it again changes nothing."""
-    for name, module in _BACKBONES.items():
-        config_class = getattr(module, f"{name}Config")
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoBackbone.register(config_class, getattr(module, f"{name}Backbone"), exist_ok=True)
-    for name, module in _MODELS.items():
-        config_class, model_class = getattr(module, f"{name}Config"), getattr(module, f"{name}ForSemanticSegmentation")
-        processor_classes = {"pil": getattr(module, f"{name}ImageProcessorPil")}
+    """Register the models of the package with transformers' Auto classes. Calling it again changes nothing."""
+    for backbone_config_class, backbone_class in _BACKBONES:
+        AutoConfig.register(backbone_config_class.model_type, backbone_config_class, exist_ok=True)
+        AutoBackbone.register(backbone_config_class, backbone_class, exist_ok=True)
+    for config_class, model_class, pil_class, torchvision_class in _MODELS:
+        processor_classes: dict[str, Any] = {"pil": pil_class}
         if is_torchvision_available():
-            processor_classes["torchvision"] = getattr(module, f"{name}ImageProcessor")
+            processor_classes["torchvision"] = torchvision_class
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes=processor_classes, exist_ok=True)

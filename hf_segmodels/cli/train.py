@@ -46,6 +46,3 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     train(recipe)
     return 0
-
-
-__all__ = ["add_parser", "run"]

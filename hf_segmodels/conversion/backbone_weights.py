@@ -187,6 +187,3 @@ def _read_folder(source: str | Path, backbone_class: Any, maker: str) -> Any:
             f"{source} lacks weights: {', '.join(sorted(info['missing_keys']))}. Write it again with {maker}."
         )
     return pretrained
-
-
-__all__ = ["ARCHITECTURE", "load_backbone_weights", "resize_position_embeddings"]

@@ -128,6 +128,3 @@ class CheckpointFormat(ABC):
         renamed, dropped = rename(list(used), key_map, self.dropped)
         tensors = self.map_tensors(used, renamed)
         return MappedWeights(self.model_config(used, tensors, values), tensors, key_map, unused + dropped, used)
-
-
-__all__ = ["CheckpointFormat", "MappedWeights", "Weights"]

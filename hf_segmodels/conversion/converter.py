@@ -162,6 +162,3 @@ def output_directory(folder: Path, overwrite: bool) -> AbstractContextManager[Pa
     if files.is_non_empty(folder) and not overwrite:
         raise ConversionError(f"{folder} is not empty: choose another --output_dir, or pass --overwrite.")
     return files.atomic_directory(folder, _artifacts)
-
-
-__all__ = ["CheckpointFormat", "Conversion", "convert", "find_format", "output_directory"]

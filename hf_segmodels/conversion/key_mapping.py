@@ -126,6 +126,3 @@ def _original_name(name: str, key_map: KeyMap) -> str:
             else:
                 return _fill(original, parts)
     return name
-
-
-__all__ = ["KeyMap", "add_prefix", "count_parts", "load_strictly", "rename"]

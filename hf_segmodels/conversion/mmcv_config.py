@@ -236,17 +236,3 @@ def _code(node: ast.stmt | ast.expr, origin: str) -> ConversionError:
         f"Line {node.lineno} of the configuration in {origin} is more than values and was not run: "
         f"`{ast.unparse(node)[:80]}`. Give the configuration as JSON with --config."
     )
-
-
-__all__ = [
-    "check_config_matches_weights",
-    "image_processor_fields",
-    "label_fields",
-    "min_size",
-    "norm_eps",
-    "parse_mmcv_config",
-    "raise_as_conversion_error",
-    "read_mmseg_config",
-    "window_fields",
-    "with_pipelines",
-]

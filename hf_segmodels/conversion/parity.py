@@ -129,6 +129,3 @@ def format_report(report: dict[str, Any]) -> str:
             f"labels equal {case['labels_equal_percent']:g} %"
         )
     return "\n".join(lines)
-
-
-__all__ = ["REPORT_NAME", "TOLERANCE", "compare", "format_report", "verify"]

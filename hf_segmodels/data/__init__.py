@@ -11,31 +11,28 @@ opened in one form for each use:
 - `shards.ImageShards`: the images alone, in shards for several processes, for `hf-segmodels segment-dataset`.
 """
 
-import sys
-from typing import TYPE_CHECKING
+from .checks.label_checks import ISSUES
+from .checks.report import DataReport, LabelIssue, SplitReport
+from .checks.runner import check_data, quick_check
+from .dataset import SegmentationData
+from .detection import find_id2label
+from .layouts import LAYOUTS, detect_layouts
+from .loading import load_segmentation_dataset
+from .specs import DatasetSpec, LabelSpec
 
-from transformers.utils import _LazyModule
 
-
-_import_structure = {
-    "checks.label_checks": ["ISSUES"],
-    "checks.report": ["DataReport", "LabelIssue", "SplitReport"],
-    "checks.runner": ["check_data", "quick_check"],
-    "dataset": ["SegmentationData"],
-    "detection": ["find_id2label"],
-    "layouts": ["LAYOUTS", "detect_layouts"],
-    "loading": ["load_segmentation_dataset"],
-    "specs": ["DatasetSpec", "LabelSpec"],
-}
-
-if TYPE_CHECKING:
-    from .checks.label_checks import ISSUES
-    from .checks.report import DataReport, LabelIssue, SplitReport
-    from .checks.runner import check_data, quick_check
-    from .dataset import SegmentationData
-    from .detection import find_id2label
-    from .layouts import LAYOUTS, detect_layouts
-    from .loading import load_segmentation_dataset
-    from .specs import DatasetSpec, LabelSpec
-else:
-    sys.modules[__name__] = _LazyModule(__name__, __file__, _import_structure, module_spec=__spec__)
+__all__ = [
+    "ISSUES",
+    "LAYOUTS",
+    "DataReport",
+    "DatasetSpec",
+    "LabelIssue",
+    "LabelSpec",
+    "SegmentationData",
+    "SplitReport",
+    "check_data",
+    "detect_layouts",
+    "find_id2label",
+    "load_segmentation_dataset",
+    "quick_check",
+]

@@ -56,6 +56,3 @@ def read_mat(path: str) -> np.ndarray:
     except ImportError as error:
         raise ImportError("COCO-Stuff's `.mat` files need SciPy: pip install scipy") from error
     return loadmat(path, variable_names=["S"])["S"]
-
-
-__all__ = ["decode_segments", "read_detail", "read_mat"]

@@ -145,6 +145,3 @@ class SegmentationData(Dataset):
             label_map = self._read_label_map(row["label"], index)
             counts += torch.bincount(label_map[label_map != self.labels.ignore_index].long(), minlength=num_labels)
         return counts
-
-
-__all__ = ["SegmentationData"]

@@ -112,6 +112,3 @@ def find_id2label(
     if not found or found.keys() != set(map(str, range(len(found)))):
         raise ValueError(f"{where} must name the classes from 0 on, such as {{0: 'road', 1: 'sky'}}.")
     return {index: found[str(index)] for index in range(len(found))}
-
-
-__all__ = ["detect_dataset", "detect_labels", "find_id2label", "find_splits"]

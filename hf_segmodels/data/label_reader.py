@@ -174,6 +174,3 @@ def read_label_mapping(source: Mapping[Any, Any] | str | Path) -> dict[int, int 
         except (TypeError, ValueError):
             raise ValueError(f"{where} must map integers to integers or null, not {value!r} to {label!r}.") from None
     return mapping
-
-
-__all__ = ["LabelReader", "name_of", "open_image", "read_label_mapping"]

@@ -406,16 +406,3 @@ def _match(
             found.setdefault(name, ([], []))[side].append(path)
     pairs = [Pair(name, *(paths[0] if paths else None for paths in sides)) for name, sides in sorted(found.items())]
     return SplitFiles(pairs, mapping, [name for name, sides in found.items() if max(map(len, sides)) > 1])
-
-
-__all__ = [
-    "CITYSCAPES_TRAIN_IDS",
-    "IMAGE_SUFFIXES",
-    "LAYOUTS",
-    "Layout",
-    "Pair",
-    "SplitFiles",
-    "detect_layouts",
-    "find_layout",
-    "image_files",
-]

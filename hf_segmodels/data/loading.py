@@ -218,6 +218,3 @@ def _layout_hint(source: str | Path) -> str:
     """Suggestion of a layout for error messages."""
     found = detect_layouts(source) if Path(source).is_dir() else []
     return f", or `layout` to {' or '.join(found)}" if found else ""
-
-
-__all__ = ["RawSplit", "check_partners", "load_segmentation_dataset", "open_split"]

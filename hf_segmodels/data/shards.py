@@ -267,6 +267,3 @@ def _can_hold_images(feature: Any) -> bool:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-__all__ = ["ImageRow", "ImageShard", "ImageShards", "open_image_shards"]

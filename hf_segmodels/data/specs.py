@@ -81,6 +81,3 @@ class LabelSpec:
 def as_dataset_spec(dataset: DatasetSpec | str | Path) -> DatasetSpec:
     """`dataset`, or the specification of a source without options."""
     return dataset if isinstance(dataset, DatasetSpec) else DatasetSpec(dataset)
-
-
-__all__ = ["DatasetSpec", "LabelSpec", "as_dataset_spec"]

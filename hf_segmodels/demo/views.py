@@ -252,6 +252,3 @@ def _pyramid(predictor: Predictor, image: Image.Image, selection: ViewSelection)
     feature_maps = [feature_map[0] for feature_map in model.encode(pixel_values).feature_maps]
     panel = _panel(image)
     return pyramid_picture(feature_maps, (panel.height, panel.width))
-
-
-__all__ = ["MethodView", "ViewSelection", "method_views"]

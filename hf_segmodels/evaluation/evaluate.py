@@ -174,6 +174,3 @@ def _print_scores(scores: dict[str, Any], id2label: dict[int, str]) -> None:
     for name, score in scores.items():
         if name.startswith("mean_") and name not in ("mean_iou", "mean_accuracy"):
             print(f"{name.replace('_', ' '):{width}}  {100 * score:5.2f}")
-
-
-__all__ = ["evaluate", "evaluate_model"]

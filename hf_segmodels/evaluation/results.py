@@ -195,6 +195,3 @@ def results_as_json(values: Any) -> str:
 
 def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 1
-
-
-__all__ = ["EvaluationResults", "describe_protocol", "describe_run", "package_commit", "results_as_json"]

@@ -336,6 +336,3 @@ def _set_auto_map(part: Any, auto_map: dict | None) -> None:
 def _requirements(config: PreTrainedConfig) -> list[str]:
     model_types = (config.model_type, config.backbone_config.model_type)
     return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])
-
-
-__all__ = ["RemoteCode", "RemoteCodeCallback", "export_for_hub", "exported_files", "is_exported_module"]

@@ -206,6 +206,3 @@ def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
         raise RemoteCodeError(
             f"{file} names modules that are not exported, perhaps in a docstring: {', '.join(wrong)}."
         )
-
-
-__all__ = ["MARK", "RemoteCodeError", "flat_name", "flatten"]

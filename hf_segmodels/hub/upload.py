@@ -209,6 +209,3 @@ def _hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
         ) from error
     except ValueError as error:  # the Hub checks the metadata of the card
         raise UserError(f"the Hub did not accept the model card: {' '.join(str(error).split())}") from error
-
-
-__all__ = ["Publication", "publish"]

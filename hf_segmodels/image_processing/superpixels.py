@@ -168,6 +168,3 @@ class SuperpixelMixin(_Base):
             )
             for label_map, logits, maps in zip(labels, token_logits, regions, strict=True)
         ]
-
-
-__all__ = ["SuperpixelMixin", "SuperpixelMixinKwargs", "slic_superpixels"]

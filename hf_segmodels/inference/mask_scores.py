@@ -368,6 +368,3 @@ def _reduce_parts(values: torch.Tensor, tiles: Sequence[tuple[torch.Tensor, int]
         index = tile.view([-1 if axis == dim else 1 for axis in range(3)]).expand_as(values)
         values = values.new_zeros(size).scatter_reduce_(dim, index, values, reduction, include_self=False)
     return values
-
-
-__all__ = ["MaskScores", "mask_argmax"]

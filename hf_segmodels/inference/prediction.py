@@ -290,6 +290,3 @@ def slide_when_configured(forward: Callable) -> Callable:
         return output_class(logits=torch.stack(scores))
 
     return wrapper
-
-
-__all__ = ["DensePredictionMixin", "LazyScores", "choose_windows", "dense_prediction", "slide_when_configured"]

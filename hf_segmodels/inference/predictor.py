@@ -166,6 +166,3 @@ def describe_failure(error: ValueError | RuntimeError) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory: try a smaller --window, fewer --scales or --device cpu"
     return first_line(error)
-
-
-__all__ = ["Predictor", "describe_failure", "load_predictor"]

@@ -410,6 +410,3 @@ class BatchSegmenter:
             columns["label_map"].append(png_bytes(label_image(image.label_map, self.palette)))
             columns["classes"].append(json.dumps({share.name: share.share for share in shares}, ensure_ascii=False))
         return {**batch, **{name: np.array(values, dtype=object) for name, values in columns.items()}}
-
-
-__all__ = ["BatchSegmenter", "SegmentedDataset", "segment_dataset", "segment_rows"]

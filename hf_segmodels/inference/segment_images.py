@@ -250,6 +250,3 @@ def segment_images(
     finally:
         folder.write_summary(results.failed)
     return results
-
-
-__all__ = ["SUMMARY", "ResultsFolder", "SegmentedImages", "find_images", "segment_images"]

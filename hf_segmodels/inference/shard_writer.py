@@ -359,15 +359,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _format_value(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
-
-
-__all__ = [
-    "COLUMNS",
-    "FORMATS",
-    "MANIFEST",
-    "DatasetResults",
-    "RowResult",
-    "ShardResults",
-    "png_bytes",
-    "summarize",
-]

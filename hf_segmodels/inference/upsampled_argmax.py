@@ -428,6 +428,3 @@ def _argmax(scores: torch.Tensor, has_nan: bool) -> torch.Tensor:
     # On CPUs, max pooling of a channels-last tensor works on vectors of pixels: ten times as fast as `argmax`.
     images = scores.as_strided((n, pixels, slots, 1), (slots * pixels, 1, pixels, pixels))
     return nn.functional.max_pool2d(images, (slots, 1), return_indices=True)[1].view(n, pixels)
-
-
-__all__ = ["UpsampledScores", "resize_rows", "upsample_argmax"]

@@ -167,6 +167,3 @@ def tile_windows(grids: torch.Tensor) -> torch.Tensor:
     """`(batch_size, rows, columns, K, h, w)` -> `(batch_size, K, rows * h, columns * w)`: windows side by side."""
     # (batch_size, rows, columns, K, h, w) -> (batch_size, K, rows, h, columns, w)
     return grids.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-
-__all__ = ["Network", "WindowAxis", "WindowGrid", "as_sizes", "run_windows", "tile_windows"]

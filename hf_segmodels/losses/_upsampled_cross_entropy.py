@@ -332,6 +332,3 @@ def _band_loss(
         grad_scores.addr_(targets.source_counts, class_weights, alpha=-smoothing)
     grad_scores.view(-1).scatter_add_(0, indices, -sharp * targets.weights)
     return loss
-
-
-__all__ = ["LossOptions", "check_targets", "loss_dtype", "upsampled_cross_entropy"]

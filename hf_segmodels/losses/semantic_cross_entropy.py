@@ -125,6 +125,3 @@ def semantic_cross_entropy(
     sum_of_weights = weight.to(total.dtype)[labels.long().where(is_valid, 0)].where(is_valid, 0).sum()
     # 0 with a gradient where the sum of weights is 0
     return torch.where(sum_of_weights > 0, total / torch.where(sum_of_weights > 0, sum_of_weights, 1), total * 0)
-
-
-__all__ = ["semantic_cross_entropy"]

@@ -117,6 +117,3 @@ def _over_windows(
         maps = extreme(maps.narrow(dim, 0, kept), maps.narrow(dim, reach, kept))
         reach *= 2
     return extreme(maps.narrow(dim, 0, length), maps.narrow(dim, size - reach, length))
-
-
-__all__ = ["BoundaryIoU", "near_contours"]

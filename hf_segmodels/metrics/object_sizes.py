@@ -75,6 +75,3 @@ class ObjectSizes(ClassCounts):
             for name, classes in zip(GROUPS, order.tensor_split(len(GROUPS)), strict=True)
         }
         return {**scores, "per_category_size": sizes.tolist()}
-
-
-__all__ = ["GROUPS", "ObjectSizes"]

@@ -122,6 +122,3 @@ def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores 
         torch.distributed.all_reduce(counts)
         part.counts = counts.cpu()
     return total
-
-
-__all__ = ["SegmentationScores", "sum_over_processes"]

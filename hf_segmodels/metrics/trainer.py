@@ -76,6 +76,3 @@ def trainer_metrics(
         return {name: value for name, value in results.items() if isinstance(value, float)}
 
     return preprocess_logits_for_metrics, compute_metrics
-
-
-__all__ = ["trainer_metrics"]

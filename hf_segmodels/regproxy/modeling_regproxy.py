@@ -202,7 +202,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
 
     def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size  # type: ignore[return-value]
+        return self.decode(encoded).logits, encoded.padded_size
 
     @can_return_tuple
     @slide_when_configured

@@ -78,6 +78,3 @@ def _paint_by_products(token_logits: torch.Tensor, affinity: torch.Tensor) -> to
     # -> (batch_size, H, h, W, w, K) -> (batch_size, H * h, W * w, K) -> (batch_size, K, H * h, W * w)
     painted = painted.transpose(2, 3).flatten(3, 4).flatten(1, 2).contiguous()
     return painted.permute(0, 3, 1, 2)
-
-
-__all__ = ["neighbors", "paint"]

@@ -175,7 +175,7 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
             encoded = self.encode(crops)
             outputs = self.decode(encoded)
             queries = (outputs.class_queries_logits, outputs.masks_queries_logits)
-            return queries, encoded.padded_size  # type: ignore[return-value]
+            return queries, encoded.padded_size
 
         (class_logits, mask_logits), padded_size = run_windows(network, pixel_values, grid, max_windows)
         axes = grid.axes(mask_logits.shape[-2:], padded_size)

@@ -173,6 +173,3 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
     scores = evaluate_and_save()
     accelerator.end_training()
     return {**scores, "losses": history.losses}
-
-
-__all__ = ["train"]

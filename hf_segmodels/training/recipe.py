@@ -302,6 +302,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be a number, got {value!r}.") from None
-
-
-__all__ = ["Recipe"]

@@ -136,6 +136,3 @@ def stack_rows(rows: Sequence[Image.Image], gap: int = 8) -> Image.Image:
         sheet.paste(row, (0, top))
         top += row.height + gap
     return sheet
-
-
-__all__ = ["History", "RunReport", "draw_curves", "draw_predictions", "log_metrics", "stack_rows"]

@@ -183,6 +183,3 @@ def _augment(sample: Sample, transform: Any, key: tuple[int, ...]) -> Sample:
         torch.manual_seed(hash(key) % 2**63)
         image, label_map = transform(*sample)
     return image.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)
-
-
-__all__ = ["AugmentedData", "AugmentedStream", "TrainingBatches", "TrainingCollator"]

@@ -89,6 +89,3 @@ def learning_rate_factor(recipe: Recipe) -> Schedule:
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
     """Return the recipe's scheduler. The factor depends only on the step, so a resumed run continues bit for bit."""
     return LambdaLR(optimizer, learning_rate_factor(recipe))
-
-
-__all__ = ["build_scheduler", "learning_rate_factor"]

@@ -155,6 +155,3 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
     if trainer.is_world_process_zero():
         report.write(run.model, trainer.state.global_step, trainer.scores)
     return {**trainer.scores, "losses": report.history.losses}
-
-
-__all__ = ["SegmentationTrainer", "train"]

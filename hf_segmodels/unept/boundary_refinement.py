@@ -74,6 +74,3 @@ def refine(scores: torch.Tensor, boundary_logits: torch.Tensor, direction_logits
     """
     boundaries, directions = resize_boundary_maps(boundary_logits, direction_logits, scores.shape[-2:])
     return gather_at_offsets(scores, refinement_offsets(boundaries, directions))
-
-
-__all__ = ["DIRECTION_OFFSETS", "gather_at_offsets", "refine", "refinement_offsets", "resize_boundary_maps"]

@@ -172,13 +172,3 @@ def direction_labels(angle_map: torch.Tensor) -> torch.Tensor:
     """
     # the sector around -180 continues at 157.5
     return ((angle_map.float() + 157.5) / 45).ceil().long().clamp(0, 8) % 8
-
-
-__all__ = [
-    "batch_boundary_targets",
-    "boundary_labels",
-    "compute_boundary_targets",
-    "direction_labels",
-    "flip_boundary_targets",
-    "read_boundary_targets",
-]

@@ -108,6 +108,3 @@ class RefinedScores:
         x = torch.arange(self.columns.window_size, device=grid.device) + steps[..., 1]
         source = (y.clamp(0, height - 1) - low) * width + x.clamp(0, width - 1)
         return coarse.flatten(1)[:, source.flatten()].unflatten(1, source.shape)
-
-
-__all__ = ["RefinedScores"]

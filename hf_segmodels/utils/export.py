@@ -18,6 +18,3 @@ def crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     # The strides of a slice would specialize an exported graph to sizes that are cropped, or to sizes that are not.
     rows, columns = (torch.arange(side, device=maps.device) for side in size)
     return maps.index_select(2, rows).index_select(3, columns)
-
-
-__all__ = ["crop", "is_exporting"]

@@ -72,6 +72,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-__all__ = ["atomic_directory", "atomic_path", "atomic_write", "is_non_empty", "remove"]

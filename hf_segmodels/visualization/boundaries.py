@@ -81,6 +81,3 @@ def _check(logits: torch.Tensor, num_channels: int, name: str) -> None:
             f"`{name}` must have the shape ({num_channels}, h, w) of one image, got {tuple(logits.shape)}: give "
             f"`outputs.{name}[0]`."
         )
-
-
-__all__ = ["DIRECTION_COLORS", "draw_boundaries", "draw_directions"]

@@ -85,6 +85,3 @@ def draw_regions(
         left, top = column * cell_width, row * cell_height
         draw.rectangle((left, top, left + cell_width - 1, top + cell_height - 1), outline="white")
     return picture
-
-
-__all__ = ["draw_regions", "region_maps"]

@@ -162,6 +162,3 @@ def pyramid_picture(feature_maps: Sequence[torch.Tensor], size: tuple[int, int])
     """
     titles = [f"scale {number}" for number in range(1, len(feature_maps) + 1)]
     return side_by_side([feature_picture(feature_map, size) for feature_map in feature_maps], titles)
-
-
-__all__ = ["SampledPoints", "draw_sampled_points", "feature_picture", "pyramid_picture", "sampled_points"]

@@ -167,6 +167,3 @@ class BackboneFormat(CheckpointFormat):
 
     def model_scores(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return model(pixel_values).feature_maps[-1]
-
-
-__all__ = ["NORMALIZATIONS", "BackboneFormat"]

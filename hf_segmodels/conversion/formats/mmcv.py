@@ -106,6 +106,3 @@ def num_patches(weights: Weights) -> int:
     """Number of patches that the position embeddings of mmsegmentation's `VisionTransformer` are of."""
     positions: torch.Tensor = weights["backbone.pos_embed"]
     return positions.shape[1] - sum(f"backbone.{token}_token" in weights for token in ("cls", "dist"))
-
-
-__all__ = ["MMCVFormat", "mmseg_vit_config", "num_patches"]

@@ -145,6 +145,3 @@ class RegProxyFormat(MMCVFormat):
             batch_norm_eps=config.batch_norm_eps,
             **reference_fields(config.backbone_config),
         )
-
-
-__all__ = ["REGPROXY", "RELEASES", "RegProxyFormat", "Release"]

@@ -26,6 +26,3 @@ RESNET_V1C = {
 }
 # The ImageNet classifier.
 RESNET_DROPPED = ("fc.{p}", "head.fc.{p}")
-
-
-__all__ = ["MMSEG_RESNET_V1C", "RESNET_DROPPED", "RESNET_V1C"]

@@ -230,6 +230,3 @@ class SegmenterFormat(CheckpointFormat):
         if not _class_names(values, mapped.config.num_labels):
             return [f"classes are named LABEL_0, ...: {mapped.config.num_labels} are not the classes of {name}"]
         return []
-
-
-__all__ = ["SEGMENTER", "SegmenterFormat", "read_variant"]

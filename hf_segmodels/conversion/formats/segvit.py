@@ -302,6 +302,3 @@ def _differing_num_classes(config: SegViTConfig, values: Mapping[str, Any]) -> i
     """`num_classes` of the original's configuration if the weights have another number."""
     configured = values["model"]["decode_head"].get("num_classes")
     return None if configured == config.num_labels else configured
-
-
-__all__ = ["RELEASES", "SEGVIT", "SEGVIT_SHRUNK", "Release", "SegViTFormat"]

@@ -236,6 +236,3 @@ class UNEPTFormat(MMCVFormat):
             feature_layers=list(backbone.out_indices),
             encoder=encoder,
         )
-
-
-__all__ = ["UNEPT", "UNEPTFormat"]

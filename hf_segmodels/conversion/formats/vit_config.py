@@ -111,6 +111,3 @@ def reference_fields(config: Any) -> dict[str, Any]:
         "mode": config.position_embedding_interpolation,
         "eps": config.layer_norm_eps,
     }
-
-
-__all__ = ["infer_config", "position_grid", "reference_fields"]

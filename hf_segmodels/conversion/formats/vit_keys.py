@@ -91,6 +91,3 @@ MMSEG_VIT = {
     **add_prefix(_MMSEG_LAYER, "layers.{i}.", "encoder.layers.{i}."),
     "ln1.{p}": "layernorm.{p}",
 }
-
-
-__all__ = ["AUGREG", "AUGREG_DROPPED", "MMSEG_VIT", "STEM", "TIMM_DROPPED", "TIMM_VIT", "TRANSFORMER_LAYER"]

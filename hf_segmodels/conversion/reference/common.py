@@ -69,6 +69,3 @@ def pad(image: torch.Tensor, multiple: int) -> torch.Tensor:
     padded = image.new_zeros(*image.shape[:2], height, width)
     padded[..., : image.shape[2], : image.shape[3]] = image
     return padded
-
-
-__all__ = ["Weights", "add_positions", "attend", "batch_norm", "linear", "norm", "pad"]

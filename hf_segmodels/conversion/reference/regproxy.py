@@ -72,6 +72,3 @@ def _unpack(scores: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
     # (batch_size, 9, h, w, H, W) -> (batch_size, 9, H, h, W, w)
     cells = scores.unflatten(1, (9, *cell_size)).permute(0, 1, 4, 2, 5, 3)
     return cells.reshape(len(scores), 9, rows, columns)
-
-
-__all__ = ["regproxy_forward"]

@@ -54,6 +54,3 @@ def segmenter_forward(
     masks = masks.mT.reshape(*masks.mT.shape[:2], *(size // patch_size for size in padded.shape[-2:]))
     logits = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
     return logits[..., :height, :width]
-
-
-__all__ = ["segmenter_forward"]

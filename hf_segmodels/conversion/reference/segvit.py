@@ -114,6 +114,3 @@ def segvit_forward(
     probabilities = linear(weights, f"{head}.class_embed", query).softmax(dim=-1)[..., :-1]
     scores = torch.einsum("bqc,bqhw->bchw", probabilities, masks.sigmoid())
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-
-
-__all__ = ["segvit_forward"]

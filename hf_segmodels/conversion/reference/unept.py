@@ -199,6 +199,3 @@ def unept_forward(
     logits = F.conv2d(queries.mT.unflatten(2, grid), weights["cls.weight"], weights["cls.bias"])
     logits = F.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
     return logits[..., :height, :width]
-
-
-__all__ = ["resnet_v1c_features", "unept_forward"]

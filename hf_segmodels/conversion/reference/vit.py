@@ -260,6 +260,3 @@ def mmseg_tokens(
         tokens = tokens + linear(weights, f"{layer}.ffn.layers.1", hidden)
         outputs.append(tokens[:, num_prefix_tokens:].mT.unflatten(2, (rows, columns)))
     return outputs
-
-
-__all__ = ["augreg_tokens", "mmseg_tokens", "timm_hidden_states", "timm_layers", "timm_tokens"]

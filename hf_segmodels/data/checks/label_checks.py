@@ -317,6 +317,3 @@ def _of_values(
     count = max((split.samples[value] for value in values), default=0)
     unexplained -= values
     return LabelIssue(message, count, list(examples)[:MAX_EXAMPLES], is_warning)
-
-
-__all__ = ["CHECKS", "ISSUES", "run_checks"]

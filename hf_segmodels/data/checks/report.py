@@ -136,6 +136,3 @@ class DataReport:
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
-
-
-__all__ = ["MAX_EXAMPLES", "DataReport", "LabelIssue", "SplitReport"]

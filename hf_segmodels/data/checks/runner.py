@@ -167,6 +167,3 @@ def _sample_name(row: Mapping[str, Any], index: int) -> str:
         if isinstance(value, Mapping) and value.get("path"):
             return str(value["path"]) if value.get("bytes") is None else f"row {index} ({value['path']})"
     return f"row {index}"
-
-
-__all__ = ["LabelChecker", "check_data", "quick_check"]

@@ -116,6 +116,3 @@ SAMPLE_CHECKS = (
         "after all, allow this issue.",
     ),
 )
-
-
-__all__ = ["SAMPLE_CHECKS", "SampleCheck"]

@@ -143,6 +143,3 @@ def _count(values: np.ndarray) -> dict[int, int]:
         (present,) = counts.nonzero()
         return {int(value): int(counts[value]) for value in present}
     return {int(value): int(pixels) for value, pixels in zip(*np.unique(values, return_counts=True), strict=True)}
-
-
-__all__ = ["SampleFacts", "read_sample_facts"]

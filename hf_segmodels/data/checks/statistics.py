@@ -100,6 +100,3 @@ class SplitStatistics:
             else:
                 report.other_values[value] = pixels
         return report
-
-
-__all__ = ["SplitStatistics"]

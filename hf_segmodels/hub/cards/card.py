@@ -180,6 +180,3 @@ def _is_repository(name: str) -> bool:
 def _public_name(source: str | None) -> str | None:
     """Name of a repository, or the last part of a path, whose folders are private."""
     return source and (source if _is_repository(source) else Path(source).name)
-
-
-__all__ = ["create_model_card"]

@@ -189,6 +189,3 @@ DATASETS = {
         num_classes=11,
     ),
 }
-
-
-__all__ = ["DATASETS", "METHODS", "Dataset", "Method"]

@@ -162,6 +162,3 @@ def _dataset_key(dataset: Any, layout: str | None) -> str:
         return str(layout)
     name = Path(str(dataset)).name if dataset else "unknown"
     return name.lower() if name.lower() in DATASETS else name
-
-
-__all__ = ["TASK", "Measurement", "describe_window", "metric_name", "read_results"]

@@ -126,6 +126,3 @@ def is_public(address: str) -> bool:
     if embedded is not None:
         return is_public(str(embedded))
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-__all__ = ["fetch", "is_public"]

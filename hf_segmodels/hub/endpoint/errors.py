@@ -29,6 +29,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)  # torch's allocator on CPUs raises a plain RuntimeError
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
-
-
-__all__ = ["RequestError", "ServerError", "is_out_of_memory"]

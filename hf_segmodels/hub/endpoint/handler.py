@@ -266,6 +266,3 @@ def _palette(config: Any, num_labels: int) -> np.ndarray:
     # bits 0, 3, 6, ... of the index become the bits of red from the highest on, the next ones those of green and blue
     bits = [sum((index >> (3 * level + band) & 1) << (7 - level) for level in range(8)) for band in range(3)]
     return np.stack(bits, axis=-1).astype(np.uint8)
-
-
-__all__ = ["EndpointHandler", "RequestError", "ServerError"]

@@ -276,6 +276,3 @@ def _short(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # numbers with thousands of digits
         return type(value).__name__
-
-
-__all__ = ["PARAMETERS", "Parameters", "Settings", "read_image", "read_parameters", "read_request"]
