@@ -245,7 +245,7 @@ def test_label_ids_read_as_train_ids(tmp_path):
     write_folders(tmp_path, {"a": label_map(7, 8, 26, 0), "b": label_map(7, 11, 23, 33)})
     issue = only_issue(check(tmp_path, 19), "label-ids")
     assert "layout: cityscapes" in issue.message
-    # the files' names say it, too
+    # the file names reveal the ids, too
     write_folders(tmp_path / "more", {"a_gtFine_labelIds": label_map(7, 8, 19, 22), "b_gtFine_labelIds": label_map(0)})
     only_issue(check(tmp_path / "more", 19), "label-ids")
 

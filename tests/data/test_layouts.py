@@ -111,7 +111,7 @@ def write_detail(root, segments, size=(4, 6)):
 def test_pascal_context_from_segments(tmp_path):
     names = load_labels("pascal_context_60")[0]
     columns = np.arange(6)[None].repeat(4, axis=0)
-    # person lies over sky
+    # the person covers the sky
     write_detail(tmp_path, [(360, columns < 4), (284, columns == 2), (458, columns == 5)])
     mapped = labels_of(load_segmentation_dataset(DatasetSpec(tmp_path, "pascal_context_60"), "train"))
     assert [names[label] for label in mapped[0]] == ["sky", "sky", "person", "sky", "background", "wood"]
@@ -187,7 +187,7 @@ def test_files_without_a_partner_are_refused(tmp_path, change, message):
         load_segmentation_dataset(DatasetSpec(tmp_path, "folder"), "train")
 
 
-def test_what_lies_otherwise_is_refused(tmp_path):
+def test_other_layouts_are_refused(tmp_path):
     for layout in LAYOUTS:
         with pytest.raises(ValueError, match=rf"does not have the layout '{layout}': it needs"):
             load_segmentation_dataset(DatasetSpec(tmp_path, layout), "train")

@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Data of training: layouts, mappings and streams; and label checks that read a recipe as training does."""
+"""Data of training: layouts, mappings and streams; and the labels of a recipe."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from common.segmentation_folders import write_folders
 from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.data import SegmentationData, load_segmentation_dataset, read_data_fields
+from hf_segmodels.data import DatasetSpec, SegmentationData, load_segmentation_dataset
 from hf_segmodels.training import AugmentedStream
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.factory import build_data, build_model, load_id2label
@@ -26,7 +26,8 @@ NUMBER = 12
 def numbered(tmp_path):
     """A stream of samples, each of which has its number as its class."""
     maps = {f"{index:02d}": np.full((6, 8), index, np.uint8) for index in range(NUMBER)}
-    return SegmentationData(write_folders(tmp_path / "numbered", maps), "train", layout="folder", streaming=True)
+    folder = write_folders(tmp_path / "numbered", maps)
+    return SegmentationData(DatasetSpec(folder, "folder", streaming=True), "train")
 
 
 def flip_at_random(image, label_map):
@@ -127,28 +128,28 @@ def test_classes_are_those_of_the_layout(recipe):
     assert model.config.num_labels == processor.num_labels == 19
 
 
-def test_label_checks_read_recipes_as_training_does(repository):
+def test_labels_of_recipes_are_those_of_their_models(repository):
     recipes = sorted((repository / "training" / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        recipe, fields = Recipe.read(path), read_data_fields(path)
+        recipe = Recipe.read(path)
+        labels = recipe.label_spec()
         with torch.device("meta"):
             model, processor = build_model(recipe)
-        assert fields.num_labels == model.config.num_labels
-        assert fields.id2label == model.config.id2label
+        assert labels.num_labels == model.config.num_labels
+        assert labels.id2label == model.config.id2label
         for name in ("do_reduce_labels", "ignore_index"):
-            assert getattr(fields, name) == getattr(processor, name), (path, name)
-        for name in ("dataset", "layout", "image_column", "label_column", "label_mapping", "streaming"):
-            assert getattr(fields, name) == getattr(recipe, name), (path, name)
-        assert fields.splits == list(dict.fromkeys([recipe.train_split, recipe.eval_split]))
+            assert getattr(labels, name) == getattr(processor, name), (path, name)
+        for name in ("layout", "image_column", "label_column", "label_mapping", "streaming"):
+            assert getattr(recipe.dataset_spec, name) == getattr(recipe, name), (path, name)
+        assert recipe.dataset_spec.source == recipe.dataset
+        assert recipe.splits == list(dict.fromkeys([recipe.train_split, recipe.eval_split]))
 
 
-def test_defaults_are_those_of_the_scripts(tmp_path):
+def test_defaults_of_a_recipe(tmp_path):
     path = Path(tmp_path / "recipe.yaml")
     path.write_text("dataset: x\nmodel: {model_type: segmenter}\n")
-    recipe, fields = Recipe.read(path), read_data_fields(path)
-    for name in ("layout", "image_column", "label_column", "label_mapping", "streaming"):
-        assert getattr(fields, name) == getattr(recipe, name), name
-    assert fields.splits == [recipe.train_split, recipe.eval_split]
+    recipe = Recipe.read(path)
+    assert recipe.dataset_spec == DatasetSpec("x")
     with torch.device("meta"):
-        assert fields.num_labels == build_model(recipe)[0].config.num_labels == 150
+        assert recipe.label_spec().num_labels == build_model(recipe)[0].config.num_labels == 150
