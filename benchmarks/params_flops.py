@@ -17,7 +17,7 @@ five operations for each element of a LayerNorm and four for each of a bilinear 
 training crop, and scores from there to the image, as in the released code.
 
 UN-EPT's number is counted in mmcv's way, with the backbone's linear layers but without the decoder's self-attention. What the
-sampling of points costs is in neither count (`grid_sample` is no product): about 0.8 billion for DeiT-B.
+sampling of points costs is in neither count (`grid_sample` is not a product): about 0.8 billion for DeiT-B.
 
 A number fits if it is within one unit of the last digit in the paper, which may have been rounded or cut; an increment (+)
 is the difference of two such numbers and may be two units off. Rows that do not fit are marked, and say so.

@@ -63,7 +63,7 @@ def main() -> None:
         ways[f"{name}, forward"] = lambda model=model: model(images)
     seconds = interleaved(ways, arguments.repeats, device)
     ratios = {
-        f"{part}, Shrunk over plain": seconds[f"Shrunk, {part}"] / seconds[f"plain, {part}"]
+        f"{part}, Shrunk relative to plain": seconds[f"Shrunk, {part}"] / seconds[f"plain, {part}"]
         for part in ("network", "forward")
     }
     for text, ratio in ratios.items():

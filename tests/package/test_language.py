@@ -27,7 +27,7 @@ BANNED = {
     r"\bModelShelf\b|\bworkbench\b": "cache, session",
     r"\bthe plain way\b|\bours over plain\b|\bover plain\b": "baseline, speed-up",
     r"\bpeaked\b": "low-entropy logits",
-    r"(?<!pictures and )(?<!\.)\bfigures\b": "numbers, metrics, results",
+    r"(?<!\.)\bfigures\b(?! \d)": "numbers, metrics, results",
     r"\bdeviations?\b(?<!standard deviation)(?<!standard deviations)": "standard deviation, std",
     r"\brooms?\b|\bhouse rules?\b|\bof the house\b": "module, conventions",
     r"\bst(?:and|ands|ood) on\b|\bst(?:and|ands|ood) (?:beside|over|under)\b": "built on, next to",

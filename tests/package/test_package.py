@@ -62,7 +62,7 @@ def test_versions_agree(repository: Path):
     assert hf_segmodels.__version__ == project["version"]
 
 
-def test_every_room_declares_what_exists():
+def test_every_module_declares_what_exists():
     for path in Path(hf_segmodels.__file__).parent.rglob("*.py"):
         parts = path.relative_to(Path(hf_segmodels.__file__).parent).with_suffix("").parts
         if parts[-1] in {"__init__", "__main__"}:
@@ -85,11 +85,11 @@ def pinned_versions(constraints: Path) -> dict[str, Version]:
 def test_pinned_versions_satisfy_the_project(repository: Path):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     extras = [line for extra in project["optional-dependencies"].values() for line in extra]
-    wanted = requirements(project["dependencies"] + extras)
-    del wanted["hf-segmodels"]
+    required = requirements(project["dependencies"] + extras)
+    del required["hf-segmodels"]
     pins = pinned_versions(repository / "constraints.txt")
-    assert wanted.keys() <= pins.keys()
-    for name, requirement in wanted.items():
+    assert required.keys() <= pins.keys()
+    for name, requirement in required.items():
         for versions in (pins, pinned_versions(repository / "constraints-minimum.txt")):
             if name in versions:
                 assert requirement.specifier.contains(versions[name], prereleases=True), f"{name} {versions[name]}"

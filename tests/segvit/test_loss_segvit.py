@@ -60,7 +60,7 @@ def test_masks_that_cover_more_than_the_label_map():
     masks = nn.functional.interpolate(mask_logits, size=(48, 64), mode="bilinear", align_corners=False)[..., :40, :56]
     terms = attention_to_mask_loss(class_logits, mask_logits, labels, padded_size=(48, 64))
     torch.testing.assert_close(terms, attention_to_mask_loss(class_logits, masks, labels))
-    # padding is no background
+    # padding is not background
     assert terms["loss_mask"] != attention_to_mask_loss(class_logits, mask_logits, padded)["loss_mask"]
 
 

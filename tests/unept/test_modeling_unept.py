@@ -38,7 +38,7 @@ class UNEPTTester(SegmentationModelTester):
 
     def model(self, **overrides):
         model = super().model(**overrides)
-        # an untrained head predicts no boundary: give it scores around 0.5 of deviation 1
+        # an untrained head predicts no boundary: give it scores around 0.5 with a std of 1
         head, weight = model.boundary_head, model.boundary_head.classifier.weight
         with torch.no_grad():
             context = model.spatial_branch(random_images(1, model.spatial_branch.convolutions[0].in_channels, 64, 64))

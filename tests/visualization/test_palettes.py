@@ -1,5 +1,5 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Classes get the colors of their data set, or generated ones that can be told apart."""
+"""Classes get the colors of their data set, or generated ones that differ."""
 
 import numpy as np
 import pytest
