@@ -3,7 +3,6 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,12 +61,11 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def recipe_settings_page() -> str:
-    """Return the page of all recipe settings, from the fields and the docstring of `Recipe`, as Markdown."""
-    meanings = _documented_arguments(Recipe.__doc__ or "")
+    """Return the page of all recipe settings, from the fields of `Recipe`, as Markdown."""
     lines = ["# Recipe settings", "", "Each setting of a recipe; `key=value` on the command line changes it.", ""]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(Recipe):
-        lines.append(f"| `{field.name}` | {_default(field)} | {_escape(meanings.get(field.name, ''))} |")
+        lines.append(f"| `{field.name}` | {_default(field)} | {_escape(field.metadata['help'])} |")
     return "\n".join([*lines, ""])
 
 
@@ -76,20 +74,6 @@ def _default(field: dataclasses.Field) -> str:
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     return "required" if value is dataclasses.MISSING else f"`{value}`"
-
-
-def _documented_arguments(docstring: str) -> dict[str, str]:
-    """Return the meaning of each entry under `Args:`; entries are indented by eight spaces, their continuation by twelve."""
-    meanings: dict[str, str] = {}
-    names: list[str] = []
-    for line in docstring.splitlines():
-        entry = re.match(r"^ {8}(\w[\w, ]*?) \((.*?)\): ?(.*)$", line)
-        if entry:
-            names = [name.strip() for name in entry[1].split(",")]
-            meanings |= dict.fromkeys(names, entry[3])
-        elif names and line.startswith(" " * 12):
-            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-    return meanings
 
 
 def _escape(text: str) -> str:

@@ -363,5 +363,11 @@ def test_site_builds_without_warnings(tmp_path: Path):
     assert finished.returncode == 0, finished.stderr[-2000:]
     fields = (tmp_path / "site" / "api" / "configurations" / "index.html").read_text()
     assert "region_resolution" in fields
+    settings = (tmp_path / "site" / "recipe_settings" / "index.html").read_text()
+    assert "gradient_accumulation_steps" in settings
+    assert "Forward passes per training step." in settings
+    options = (tmp_path / "site" / "command_line" / "index.html").read_text()
+    assert all(f'id="{command}"' in options for command in ("segment", "train", "convert", "check-data"))
+    assert "--window" in options
     models = (tmp_path / "site" / "api" / "models" / "index.html").read_text()
     assert "pixel_values" in models
