@@ -263,7 +263,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--port", "0"], "not a port"),
+            (["--port", "0"], "not a whole number from 1 to 65535"),
             (["--long-edge", "x"], "not a whole number"),
             (["--model", "/no/such/model"], "there is no folder /no/such/model"),
             (["--device", "nonsense"], "cannot use the device"),
