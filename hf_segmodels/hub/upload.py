@@ -92,7 +92,15 @@ def publish(
         UserError: if the folder holds no model that can be exported, `repo_id` is malformed, there is no token or it does not
             permit the upload, or the Hub cannot be reached.
     """
-    _check_name(repo_id)
+    try:
+        validate_repo_id(repo_id)
+        problem = None if repo_id.count("/") == 1 else "the owner is missing"
+    except HFValidationError as error:
+        problem = first_line(error).rstrip(".")
+    if problem is not None:
+        raise UserError(
+            f"{repo_id!r} is not a valid repository name ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
+        )
     if create_pr and revision is not None:
         raise UserError("a pull request always targets `main`: leave out the revision or the pull request.")
     folder = Path(folder).expanduser()
@@ -105,18 +113,14 @@ def publish(
         )
     predictor = load_predictor(str(folder), device="cpu", dtype="auto")
     readme, own_results = folder / "README.md", folder / "results.json"
-    if own_results.is_file() and not readme.is_file():
+    card = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    if card is None and own_results.is_file():
         card_options.setdefault("results", own_results)
     with contextlib.ExitStack() as stack:
         if output is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model")
         exported = export_for_hub(
-            predictor.model,
-            predictor.image_processor,
-            output,
-            repo_id=repo_id,
-            card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
-            **card_options,
+            predictor.model, predictor.image_processor, output, repo_id=repo_id, card=card, **card_options
         )
         files = sorted(exported_files(exported))
         sizes = {path.name: path.stat().st_size for path in files}
@@ -166,18 +170,6 @@ def _is_stale(api: HfApi, repo_id: str, commit: str | None, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in _WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
         return is_exported_module(Path(api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
-
-
-def _check_name(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        problem = None if repo_id.count("/") == 1 else "the owner is missing"
-    except HFValidationError as error:
-        problem = first_line(error).rstrip(".")
-    if problem is not None:
-        raise UserError(
-            f"{repo_id!r} is not a valid repository name ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
-        )
 
 
 @contextlib.contextmanager

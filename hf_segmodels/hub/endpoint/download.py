@@ -18,16 +18,8 @@ from .errors import RequestError
 def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
     """
     Download a file. Redirects are not followed. The connection goes to the address that was checked, so that a second
-    look-up of the name cannot lead elsewhere.
-
-    Args:
-        url (`str`): URL that starts with `http://` or `https://`.
-        max_bytes (`int`): Limit of the file's size.
-        timeout (`float`): Limit of the whole download in seconds.
-        public_only (`bool`): Whether to refuse hosts with an address that is not public.
-
-    Returns:
-        `bytes`: Content of the file.
+    look-up of the name cannot lead elsewhere. `timeout` limits the whole download, in seconds. `public_only` refuses hosts
+    with an address that is not public.
 
     Raises:
         RequestError: if the URL is malformed, the host is unreachable or not public, the status is not 200, the download
@@ -98,7 +90,7 @@ def _timed_out() -> RequestError:
 
 def _connect(addresses: list[Any], port: int, deadline: float) -> socket.socket:
     """Connect to the first address that answers."""
-    error: OSError = OSError("the host has no address")
+    error = OSError("the host has no address")
     for address in addresses:
         remaining = deadline - time.monotonic()
         if remaining <= 0:

@@ -147,9 +147,7 @@ class EndpointHandler:
         except ValueError as error:
             # windows and scales that do not fit the model or the image
             raise RequestError(first_line(error)[:300]) from None
-        if not with_scores:
-            return self._answer(result.cpu().numpy(), None, parameters)
-        labels, confidences = self._confidences(result, parameters)
+        labels, confidences = self._confidences(result, parameters) if with_scores else (result.cpu().numpy(), None)
         return self._answer(labels, confidences, parameters)
 
     def _check_processed_size(self, image: PIL.Image.Image) -> None:
@@ -173,11 +171,10 @@ class EndpointHandler:
         for scale in parameters.scales:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             pixels += _window_pixels(size, windows, config.small_image_mode) * (2 if parameters.flip else 1)
-        limit = self.settings.max_network_pixels
-        if pixels > limit:
+        if pixels > self.settings.max_network_pixels:
             raise RequestError(
-                f"all windows, scales and flipped copies have {pixels} pixels, at most {limit} are allowed: send a larger "
-                "`window_stride`, fewer or smaller `scales`, or a smaller image.",
+                f"all windows, scales and flipped copies have {pixels} pixels, at most {self.settings.max_network_pixels} are "
+                "allowed: send a larger `window_stride`, fewer or smaller `scales`, or a smaller image.",
                 413,
             )
 
@@ -242,13 +239,10 @@ def _window_pixels(
     """Pixels of all windows of an image of a size `(height, width)`."""
     if windows is None:
         return size[0] * size[1]
-    window, stride = windows
-    fitted = WindowGrid(size, window, stride, small_image_mode).image_size
-    pixels = 1
-    for side, limit, step in zip(fitted, window, stride, strict=True):
-        # counted, since a list of the windows can be huge
-        pixels *= min(side, limit) * (1 + math.ceil(max(side - limit, 0) / step))
-    return pixels
+    grid = WindowGrid(size, *windows, small_image_mode)
+    sides = zip(grid.image_size, grid.crop_size, grid.window_stride, strict=True)
+    # counted, since a list of the windows can be huge
+    return math.prod(crop * (1 + math.ceil((side - crop) / stride)) for side, crop, stride in sides)
 
 
 def _png(image: PIL.Image.Image) -> str:

@@ -112,14 +112,8 @@ class Parameters:
 
 def read_request(data: Any, settings: Settings) -> tuple["bytes | PIL.Image.Image", Parameters]:
     """
-    Check a request, and get its image file by download or from base64.
-
-    Args:
-        data (`dict`): The request, with the keys `inputs` and, optionally, `parameters`.
-        settings ([`Settings`]): Limits.
-
-    Returns:
-        The image file or image, not decoded yet, and the parameters.
+    Check a request, and get its image file by download or from base64. Returns the file or image, not decoded yet, and the
+    parameters.
 
     Raises:
         RequestError: if there is no image, a key or parameter is unknown or invalid, or the file is too large.
@@ -173,13 +167,6 @@ def read_image(source: "bytes | PIL.Image.Image", settings: Settings) -> PIL.Ima
     """
     Decode an image as 8-bit RGB, rotated as its EXIF data says. Animations and files with several pages give their first
     picture. The size is checked before the pixels are decoded.
-
-    Args:
-        source (`bytes` or `PIL.Image.Image`): An image file or an image.
-        settings ([`Settings`]): Limits.
-
-    Returns:
-        `PIL.Image.Image`: The image in mode `RGB`.
 
     Raises:
         RequestError: if the file is damaged or its format is not supported, or the image is too large.
