@@ -186,10 +186,10 @@ class TestModels:
         monkeypatch.setattr(session_module, "load_predictor", load)
         folders = {name: str(folder) for name, folder in method_folders.items()}
         cache = ModelCache(folders)
-        assert cache.loaded == []
+        assert list(cache.loaded) == []
         for name in ("segmenter", "regproxy", "segmenter"):
             assert cache.get(name).model.config.model_type == name
-        assert cache.loaded == ["regproxy", "segmenter"]
+        assert list(cache.loaded) == ["regproxy", "segmenter"]
         assert len(loads) == 2
 
         small = ModelCache(folders, memory_limit=0)
@@ -197,7 +197,7 @@ class TestModels:
         weight = next(first.parameters())
         reference = weakref.ref(first)
         small.get("regproxy")
-        assert small.loaded == ["regproxy"]
+        assert list(small.loaded) == ["regproxy"]
         del first, weight
         gc.collect()
         assert reference() is None  # and out of memory
