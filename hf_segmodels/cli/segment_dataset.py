@@ -42,27 +42,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--format", choices=["parquet", "png"], default="parquet", help="format of the results (default: parquet)"
     )
-    parser.add_argument(
-        "--shard-size",
-        type=whole_number(1),
-        default=500,
-        metavar="N",
-        help="images per shard of a folder (default: 500)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="images of one size per batch (default: 1)",
-    )
-    parser.add_argument(
-        "--num-workers",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="preprocessing processes (default: 0)",
-    )
+    for option, low, default, text in (
+        ("--shard-size", 1, 500, "images per shard of a folder"),
+        ("--batch-size", 1, 1, "images of one size per batch"),
+        ("--num-workers", 0, 0, "preprocessing processes"),
+    ):
+        text += f" (default: {default})"
+        parser.add_argument(option, type=whole_number(low), default=default, metavar="N", help=text)
     add_device_options(parser)
     add_prediction_options(parser)
 

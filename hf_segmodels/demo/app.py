@@ -341,7 +341,8 @@ def create_app(
     Args:
         models (`Sequence[str]`, *optional*): Folders and repositories on the Hub to choose from; the first one is selected.
             Defaults to the packaged model.
-        device, dtype (`str`, *optional*): See [`~hf_segmodels.inference.predictor.load_predictor`].
+        device (`str`, *optional*): See [`~hf_segmodels.inference.predictor.load_predictor`].
+        dtype (`str`, *optional*, defaults to `"float32"`): See [`~hf_segmodels.inference.predictor.load_predictor`].
         long_edge (`int`, *optional*, defaults to 2048): Larger images are scaled down to this long edge.
     """
     return SegmentationDemo(DemoSession(ModelCache(name_models(models), device, dtype), long_edge))

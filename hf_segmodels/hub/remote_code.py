@@ -191,8 +191,8 @@ def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
         for node in ast.walk(ast.parse(source, filename=file))
         if isinstance(node, ast.ImportFrom) and node.level > 0
     }
-    if named != imported or not imported <= sources.keys():
-        wrong = sorted((named ^ imported) | (imported - sources.keys()))
+    wrong = sorted((named ^ imported) | (imported - sources.keys()))
+    if wrong:
         raise RemoteCodeError(
             f"{file} names modules that are not exported, perhaps in a docstring: {', '.join(wrong)}."
         )

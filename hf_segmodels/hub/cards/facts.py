@@ -6,27 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """
-    Facts about a method.
-
-    Args:
-        name (`str`): Name in the paper.
-        arxiv (`str`): arXiv number of the paper.
-        title (`str`): Title of the paper.
-        key, authors (`str`): Key and authors of the paper in BibTeX.
-        venue (`str`): Conference and year.
-        repository (`str`): Address of the authors' code.
-        code_license (`str`): License of the authors' code, in words.
-        summary (`str`): How the method works.
-        limits (`tuple[str, ...]`): Known limits.
-    """
+    """Facts about a method, its paper, and the authors' code."""
 
     name: str
-    arxiv: str
+    arxiv: str  # number
     title: str
-    key: str
-    authors: str
-    venue: str
+    key: str  # in BibTeX
+    authors: str  # in BibTeX
+    venue: str  # conference and year
     repository: str
     code_license: str
     summary: str
@@ -119,22 +106,13 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """
-    Facts about a data set.
-
-    Args:
-        name (`str`): Name in its paper.
-        scenes (`str`): Content of its images.
-        terms (`str`): License, in words.
-        num_classes (`int`): Number of classes.
-        hub_id (`str`, *optional*): Repository on the Hub.
-    """
+    """Facts about a data set."""
 
     name: str
     scenes: str
-    terms: str
+    terms: str  # license
     num_classes: int
-    hub_id: str | None = None
+    hub_id: str | None = None  # repository on the Hub
 
 
 _PASCAL_TERMS = "license unknown; the photographs are from PASCAL VOC 2010"

@@ -15,6 +15,9 @@ from ...utils.errors import first_line
 from .errors import RequestError
 
 
+_TIMED_OUT = "the URL in `inputs` took too long: send the image itself."
+
+
 def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
     """
     Download a file. Redirects are not followed. The connection goes to the address that was checked, so that a second
@@ -63,7 +66,7 @@ def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
         if isinstance(error, RequestError):
             raise
         if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-            raise _timed_out() from None
+            raise RequestError(_TIMED_OUT) from None
         raise RequestError(f"cannot fetch the URL in `inputs`: {first_line(error)[:300]}") from None
 
 
@@ -76,16 +79,12 @@ def _download(connection: http.client.HTTPConnection, target: str, max_bytes: in
             raise RequestError(f"the URL in `inputs` answered with status {response.status}{hint}.")
         data = response.read(max_bytes + 1)
     if time.monotonic() >= deadline:  # the answer may be incomplete
-        raise _timed_out()
+        raise RequestError(_TIMED_OUT)
     if len(data) > max_bytes:
         raise RequestError(
             f"the file at the URL in `inputs` has more than the {max_bytes} bytes allowed: send a smaller one.", 413
         )
     return data
-
-
-def _timed_out() -> RequestError:
-    return RequestError("the URL in `inputs` took too long: send the image itself.")
 
 
 def _connect(addresses: list[Any], port: int, deadline: float) -> socket.socket:
