@@ -254,8 +254,8 @@ class _Layout:
         for note in result.notes:
             if note.startswith("scaled"):
                 gr.Info(f"The image was {note} to limit the waiting time.")
-        labels = label_image(result.label_map, result.palette)
-        labels_path = _save(labels, f"{Path(path or '').stem}_labels", self.labels_file)
+        picture = label_image(result.label_map, result.palette)
+        labels_path = _save(picture, f"{Path(path or '').stem}_labels", self.labels_file)
         view_names = [view.name for view in result.views]
         selected = view if view in view_names else None
         return [
@@ -280,11 +280,8 @@ class _Layout:
         found = [share.index for share in result.shares]
         others = [index for index in sorted(result.id2label) if index not in found]
         classes = [(result.id2label.get(index, f"class {index}"), index) for index in (*found, *others)]
-        hint = view.description
-        if view.needs == "point":
-            hint += " **Click a point in the picture above.**"
         return [
-            hint,
+            view.description + (" **Click a point in the picture above.**" if view.needs == "point" else ""),
             gr.Dropdown(classes, value=found[0], visible=view.needs == "class"),
             gr.Dropdown(list(view.layers), value=max(view.layers, default=None), visible=bool(view.layers)),
             gr.Image(label=view.name, visible=True),

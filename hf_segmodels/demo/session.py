@@ -86,10 +86,9 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for model in dict.fromkeys(models or [str(DEMO_MODEL)]):
         path = Path(model).expanduser()
-        if path.is_dir() and path.resolve() == DEMO_MODEL.resolve():
+        name = path.resolve().name if path.exists() else model.strip("/")
+        if path.resolve() == DEMO_MODEL.resolve():
             name = _DEMO_MODEL_NAME
-        else:
-            name = path.resolve().name if path.exists() else model.strip("/")
         candidates = chain([name], (f"{name} ({number})" for number in count(2)))
         names[next(candidate for candidate in candidates if candidate not in names)] = model
     return names

@@ -74,8 +74,8 @@ def method_views(model: Any) -> list[MethodView]:
         return []
     views = list(_METHOD_VIEWS[model.config.model_type])
     if isinstance(model.config.backbone_config, PlainViTConfig):
-        layers = tuple(number for number, _ in _encoder_layers(model))
         description = "Where the patch at this point looks, in a layer of the encoder (mean over heads)."
+        layers = tuple(_encoder_layers(model))
         views.append(MethodView("Attention from a point", description, "point", _encoder_attention, layers))
     if model.config.model_type == "segmenter" and hasattr(model.decoder, "class_embeddings"):
         description = "Where a class looks, in the last layer of the mask transformer (mean over heads)."
@@ -83,10 +83,10 @@ def method_views(model: Any) -> list[MethodView]:
     return views
 
 
-def _encoder_layers(model: Any) -> list[tuple[int, Any]]:
-    """Encoder layers with as many queries as keys, with their numbers from 1."""
+def _encoder_layers(model: Any) -> dict[int, Any]:
+    """Encoder layers with as many queries as keys, by their numbers from 1."""
     layers = enumerate(model.backbone.encoder.layers, start=1)
-    return [(number, layer) for number, layer in layers if layer.downsampling is None]
+    return {number: layer for number, layer in layers if layer.downsampling is None}
 
 
 def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
@@ -146,8 +146,7 @@ def _attention_weights(attention: Any) -> Iterator[list[torch.Tensor]]:
 @torch.inference_mode()
 def _encoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
-    config = model.config.backbone_config
-    layers = dict(_encoder_layers(model))
+    config, layers = model.config.backbone_config, _encoder_layers(model)
     number = selection.layer or max(layers)
     with _attention_weights(layers[number].attention) as weights:
         model.encode(pixel_values)

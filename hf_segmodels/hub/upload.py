@@ -116,11 +116,14 @@ def publish(
     card = readme.read_text(encoding="utf-8") if readme.is_file() else None
     if card is None and own_results.is_file():
         card_options.setdefault("results", own_results)
-    with contextlib.ExitStack() as stack:
-        if output is None:
-            output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model")
+    with tempfile.TemporaryDirectory() as temporary:
         exported = export_for_hub(
-            predictor.model, predictor.image_processor, output, repo_id=repo_id, card=card, **card_options
+            predictor.model,
+            predictor.image_processor,
+            Path(temporary, "model") if output is None else output,
+            repo_id=repo_id,
+            card=card,
+            **card_options,
         )
         files = sorted(exported_files(exported))
         sizes = {path.name: path.stat().st_size for path in files}
@@ -128,39 +131,25 @@ def publish(
             return Publication(sizes)
         api = HfApi(token=token)
         with _hub_errors(repo_id, api.endpoint):
-            url = _upload(api, files, repo_id, type(predictor.model).__name__, private, revision, create_pr)
-    return Publication(sizes, url)
-
-
-def _upload(
-    api: HfApi,
-    files: list[Path],
-    repo_id: str,
-    model_name: str,
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    info = api.model_info(repo_id, revision=revision)
-    if private and info.private is False:
-        raise UserError(
-            f"{repo_id} already exists and is public: make it private in its settings first, or leave out --private."
-        )
-    # `upload_folder` may make several commits, so that someone could load half of an update
-    names = {path.name for path in files}
-    present = [sibling.rfilename for sibling in info.siblings or []]
-    stale = [name for name in present if name not in names and _is_stale(api, repo_id, info.sha, name)]
-    commit = api.create_commit(
-        repo_id,
-        [*(CommitOperationDelete(name) for name in stale), *(CommitOperationAdd(path.name, path) for path in files)],
-        commit_message=f"Upload {model_name}",
-        revision=revision,
-        create_pr=create_pr,
-    )
-    return commit.pr_url or commit.commit_url
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            info = api.model_info(repo_id, revision=revision)
+            if private and info.private is False:
+                raise UserError(
+                    f"{repo_id} already exists and is public: make it private in its settings first, or leave out --private."
+                )
+            # `upload_folder` may make several commits, so that someone could load half of an update
+            present = {sibling.rfilename for sibling in info.siblings or []}
+            stale = [name for name in sorted(present - sizes.keys()) if _is_stale(api, repo_id, info.sha, name)]
+            commit = api.create_commit(
+                repo_id,
+                [*map(CommitOperationDelete, stale), *(CommitOperationAdd(path.name, path) for path in files)],
+                commit_message=f"Upload {type(predictor.model).__name__}",
+                revision=revision,
+                create_pr=create_pr,
+            )
+    return Publication(sizes, commit.pr_url or commit.commit_url)
 
 
 def _is_stale(api: HfApi, repo_id: str, commit: str | None, name: str) -> bool:

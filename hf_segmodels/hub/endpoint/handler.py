@@ -170,7 +170,11 @@ class EndpointHandler:
         pixels = 0
         for scale in parameters.scales:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
-            pixels += _window_pixels(size, windows, config.small_image_mode) * (2 if parameters.flip else 1)
+            grid = WindowGrid(size, *(windows or (size, size)), config.small_image_mode)
+            sides = zip(grid.image_size, grid.crop_size, grid.window_stride, strict=True)
+            # counted, since a list of the windows can be huge
+            pixels += math.prod(crop * (1 + math.ceil((side - crop) / stride)) for side, crop, stride in sides)
+        pixels *= 2 if parameters.flip else 1
         if pixels > self.settings.max_network_pixels:
             raise RequestError(
                 f"all windows, scales and flipped copies have {pixels} pixels, at most {self.settings.max_network_pixels} are "
@@ -231,18 +235,6 @@ class EndpointHandler:
             "classes": [{**item, "color": palette[item["index"]].tolist()} for item in classes],
             "unlabeled": {"index": unlabeled, "share": float(counts[unlabeled] / labels.size)},
         }
-
-
-def _window_pixels(
-    size: tuple[int, int], windows: tuple[tuple[int, int], tuple[int, int]] | None, small_image_mode: str
-) -> int:
-    """Pixels of all windows of an image of a size `(height, width)`."""
-    if windows is None:
-        return size[0] * size[1]
-    grid = WindowGrid(size, *windows, small_image_mode)
-    sides = zip(grid.image_size, grid.crop_size, grid.window_stride, strict=True)
-    # counted, since a list of the windows can be huge
-    return math.prod(crop * (1 + math.ceil((side - crop) / stride)) for side, crop, stride in sides)
 
 
 def _png(image: PIL.Image.Image) -> str:
