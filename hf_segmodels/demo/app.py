@@ -254,8 +254,8 @@ class _Layout:
         for note in result.notes:
             if note.startswith("scaled"):
                 gr.Info(f"The image was {note} to limit the waiting time.")
-        picture = label_image(result.label_map, result.palette)
-        labels_path = _save(picture, f"{Path(path or '').stem}_labels", self.labels_file)
+        labels = label_image(result.label_map, result.palette)
+        labels_path = _save(labels, f"{Path(path or '').stem}_labels", self.labels_file)
         view_names = [view.name for view in result.views]
         selected = view if view in view_names else None
         return [

@@ -81,7 +81,7 @@ def _num_bytes(predictor: Predictor) -> int:
 def name_models(models: Sequence[str]) -> dict[str, str]:
     """
     Map the names shown on the page to the models. Repositories keep their names. Folders are shown by their last part only,
-    so that visitors do not learn their location; equal names are numbered. No models stand for the packaged model.
+    so that visitors do not learn their location; equal names are numbered. Without models, the packaged model is used.
     """
     names: dict[str, str] = {}
     for model in dict.fromkeys(models or [str(DEMO_MODEL)]):
