@@ -349,7 +349,7 @@ def run_demo(
     models: Sequence[str], *, host: str = "127.0.0.1", port: int | None = None, share: bool = False, **options: Any
 ) -> None:
     """
-    Serve the page until interrupted. See [`create_app`] for models and options, and `gradio.Blocks.launch` for the server.
+    Serve the page until interrupted. See [`create_app`] for models and options, `gradio.Blocks.launch` for the server.
 
     Raises:
         UserError: if the first model cannot be loaded, or the port is in use.

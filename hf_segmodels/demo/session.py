@@ -132,7 +132,7 @@ class PredictOptions:
 @dataclass(frozen=True)
 class SegmentedPhoto:
     """
-    A segmented RGB image of one visitor, with the classes in it, largest first, and the name, views and class names of the
+    A segmented RGB image of one visitor, with its classes, largest first, and the name, views and class names of the
     model. The notes are size, number of classes, time, and scaling, for the page.
     """
 

@@ -31,8 +31,8 @@ def label_map_viewer(**options: Any) -> gr.HTML:
 
 def viewer_value(photo: SegmentedPhoto, cache: str) -> dict[str, Any]:
     """
-    Return the value of the component for a segmented image. Gradio serves files from the folder `cache`, `GRADIO_CACHE` of the
-    component.
+    Return the value of the component for a segmented image. Gradio serves files from the folder `cache`, the
+    `GRADIO_CACHE` of the component.
     """
     labels = photo.label_map.astype(np.uint16)
     # A browser reads 8 bits per channel: low byte, high byte, zeros.

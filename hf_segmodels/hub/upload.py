@@ -137,7 +137,8 @@ def publish(
             info = api.model_info(repo_id, revision=revision)
             if private and info.private is False:
                 raise UserError(
-                    f"{repo_id} already exists and is public: make it private in its settings first, or leave out --private."
+                    f"{repo_id} already exists and is public: make it private in its settings first, or leave out "
+                    "--private."
                 )
             # `upload_folder` may make several commits, so that someone could load half of an update
             present = {sibling.rfilename for sibling in info.siblings or []}

@@ -98,8 +98,8 @@ def create_model_card(
     known = DATASETS.get(dataset or "")
     if known is not None and known.num_classes != config.num_labels:
         raise ValueError(
-            f"{known.name} has {known.num_classes} classes, the model has {config.num_labels}: set `dataset` to its training "
-            "data."
+            f"{known.name} has {known.num_classes} classes, the model has {config.num_labels}: set `dataset` to its "
+            "training data."
         )
     dataset_name = known.name if known else _public_name(dataset)
     if title is None:

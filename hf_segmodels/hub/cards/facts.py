@@ -56,7 +56,8 @@ METHODS = {
         arxiv="2210.05844",
         title="SegViT: Semantic Segmentation with Plain Vision Transformers",
         key="zhang2022segvit",
-        authors="Zhang, Bowen and Tian, Zhi and Tang, Quan and Chu, Xiangxiang and Wei, Xiaolin and Shen, Chunhua and Liu, Yifan",
+        authors="Zhang, Bowen and Tian, Zhi and Tang, Quan and Chu, Xiangxiang and Wei, Xiaolin and Shen, Chunhua and "
+        "Liu, Yifan",
         venue="NeurIPS 2022",
         repository="https://github.com/zbwxp/SegVit",
         code_license="a two-clause BSD license for academic use (commercial use needs the authors' permission)",

@@ -21,8 +21,8 @@ _TIMED_OUT = "the URL in `inputs` took too long: send the image itself."
 def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
     """
     Download a file. Redirects are not followed. The connection goes to the address that was checked, so that a second
-    look-up of the name cannot lead elsewhere. `timeout` limits the whole download, in seconds. `public_only` refuses hosts
-    with an address that is not public.
+    look-up of the name cannot lead elsewhere. `timeout` limits the whole download, in seconds. `public_only` refuses
+    hosts with an address that is not public.
 
     Raises:
         RequestError: if the URL is malformed, the host is unreachable or not public, the status is not 200, the download

@@ -177,8 +177,9 @@ class EndpointHandler:
         pixels *= 2 if parameters.flip else 1
         if pixels > self.settings.max_network_pixels:
             raise RequestError(
-                f"all windows, scales and flipped copies have {pixels} pixels, at most {self.settings.max_network_pixels} are "
-                "allowed: send a larger `window_stride`, fewer or smaller `scales`, or a smaller image.",
+                f"all windows, scales and flipped copies have {pixels} pixels, at most "
+                f"{self.settings.max_network_pixels} are allowed: send a larger `window_stride`, fewer or smaller "
+                "`scales`, or a smaller image.",
                 413,
             )
 

@@ -70,7 +70,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The `parameters` of a request. Sizes are numbers of pixels or `[height, width]`; the model has defaults for them."""
+    """The `parameters` of a request. Sizes are pixels or `[height, width]`; the model has defaults for them."""
 
     window_size: int | list[int] | None = None  # 0 is the whole image
     window_stride: int | list[int] | None = None  # `window_size`, if only that is set
@@ -87,8 +87,8 @@ class Parameters:
 
 def read_request(data: Any, settings: Settings) -> tuple["bytes | PIL.Image.Image", Parameters]:
     """
-    Check a request, and get its image file by download or from base64. Returns the file or image, not decoded yet, and the
-    parameters.
+    Check a request, and get its image file by download or from base64. Returns the file or image, not decoded yet, and
+    the parameters.
 
     Raises:
         RequestError: if there is no image, a key or parameter is unknown or invalid, or the file is too large.
