@@ -233,8 +233,8 @@ _METHOD_VIEWS = {
         MethodView("Boundaries", "How likely each pixel is on a boundary between classes.", None, _boundaries),
         MethodView(
             "Directions",
-            "From which direction refinement takes the labels of pixels near boundaries: one hue per direction, red for "
-            "left.",
+            "From which direction refinement takes the labels of pixels near boundaries: one hue per direction, red "
+            "for left.",
             None,
             _directions,
         ),

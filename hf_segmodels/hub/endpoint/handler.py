@@ -128,8 +128,7 @@ class EndpointHandler:
                 413,
             )
         self._check_processed_size(image)
-        inputs = self.image_processor(images=[image], return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = self.image_processor(images=[image], return_tensors="pt").to(self.model.device, self.model.dtype)
         height, width = inputs["pixel_values"].shape[-2:]
         try:
             self._check_network_pixels(height, width, parameters)
@@ -152,9 +151,7 @@ class EndpointHandler:
 
     def _check_processed_size(self, image: PIL.Image.Image) -> None:
         """Refuse a narrow image whose longer edge becomes huge when the shorter edge is resized."""
-        if not self.image_processor.do_resize:
-            return
-        size = dict(self.image_processor.size)
+        size = dict(self.image_processor.size) if self.image_processor.do_resize else {}
         if size.keys() <= {"shortest_edge", "longest_edge"} and "shortest_edge" in size:
             scale = size["shortest_edge"] / min(image.size)
             scale = min(scale, size.get("longest_edge", math.inf) / max(image.size))
