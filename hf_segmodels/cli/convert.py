@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if not report["passed"]:
                     raise ParityError(
                         "the converted model differs from the original, so nothing was written. If the configuration "
-                        "is the checkpoint's own, this is a bug in the conversion: please report it with the lines above."
+                        "is the checkpoint's own, this is a bug in the conversion: please report it with the lines "
+                        "above."
                     )
     except OSError as error:
         raise UserError(str(error)) from error
