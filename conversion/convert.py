@@ -7,8 +7,8 @@ Convert a checkpoint of an original repository; the same as `hf-segmodels conver
 
 import sys
 
-from hf_segmodels.cli.convert import main
+from hf_segmodels.cli.main import main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["convert", *sys.argv[1:]]))

@@ -4,13 +4,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..utils.arguments import parse_positive
+from ..utils.arguments import whole_number
 from ..utils.errors import UserError, first_line
 
 
@@ -42,7 +41,7 @@ def add_parser(commands: Any) -> None:
         "(default: from the recipe, or detected)",
     )
     parser.add_argument(
-        "--num-labels", type=parse_positive, metavar="N", help="number of classes (default: from the recipe or layout)"
+        "--num-labels", type=whole_number(1), metavar="N", help="number of classes (default: from the recipe or layout)"
     )
     parser.add_argument(
         "--label-mapping", metavar="FILE", help="JSON: class of each value in the label maps, null for void"
@@ -61,12 +60,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--limit",
         dest="max_samples",
-        type=parse_positive,
+        type=whole_number(1),
         metavar="N",
         help="check N label maps, spread over the split",
     )
     parser.add_argument(
-        "--num-workers", type=parse_positive, metavar="N", help="processes that read (default: one per processor)"
+        "--num-workers", type=whole_number(1), metavar="N", help="processes that read (default: one per processor)"
     )
     parser.add_argument("--json", dest="json_path", type=Path, metavar="FILE", help="file for the complete report")
     parser.add_argument(
@@ -76,38 +75,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return check_data_command(**vars(arguments))
-
-
-def check_data_command(
-    source: str,
-    *,
-    splits: Sequence[str] | None = None,
-    json_path: Path | None = None,
-    allowed: Sequence[str] = (),
-    strict: bool = False,
-    num_workers: int | None = None,
-    max_samples: int | None = None,
-    **options: Any,
-) -> int:
-    """
-    Check the labels of a data set and print the report.
-
-    Args:
-        source (`str`): A recipe (`.yaml`), a folder, or a repository on the Hub.
-        splits (`Sequence[str]`, *optional*): Names of the splits. Defaults to the splits of the recipe, or all.
-        json_path (`Path`, *optional*): File for the whole report.
-        allowed (`Sequence[str]`, *optional*): Names of issues that do not count.
-        strict (`bool`, *optional*, defaults to `False`): Whether warnings count.
-        num_workers, max_samples: See [`check_data`].
-        options: Fields of [`DatasetSpec`] and [`LabelSpec`]. None stands for the value of the recipe or the data set.
-
-    Returns:
-        `int`: 0, or 1 if label issues were found.
-
-    Raises:
-        UserError: if the arguments are invalid or the data cannot be read.
-    """
+    source, json_path, allowed, strict = arguments.source, arguments.json_path, arguments.allowed, arguments.strict
     from ..data import ISSUES, DatasetSpec, LabelSpec, check_data
     from ..data.detection import detect_dataset, detect_labels, find_splits
     from ..data.loading import import_datasets
@@ -117,9 +85,9 @@ def check_data_command(
         raise UserError(f"--allow {', '.join(unknown)}: choose label issues among {', '.join(ISSUES)}.")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise UserError(f"there is no folder {json_path.resolve().parent} for {json_path.name}: create it first.")
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "source"}
     dataset_options, label_options = (
-        {field.name: options[field.name] for field in fields(spec) if field.name in options}
+        {field.name: given[field.name] for field in fields(spec) if field.name in given}
         for spec in (DatasetSpec, LabelSpec)
     )
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, BrokenProcessPool)
@@ -133,17 +101,17 @@ def check_data_command(
             if "num_labels" in label_options:
                 label_options["id2label"] = None
             labels = replace(labels, **label_options)
-            splits = splits or recipe.splits
+            splits = arguments.splits or recipe.splits
         else:
             dataset = detect_dataset(DatasetSpec(source, **dataset_options))
             labels = detect_labels(dataset, **label_options)
-            splits = splits or find_splits(dataset)
+            splits = arguments.splits or find_splits(dataset)
         report = check_data(
             dataset,
             splits,
             labels,
-            num_workers=num_workers,
-            max_samples=max_samples,
+            num_workers=arguments.num_workers,
+            max_samples=arguments.max_samples,
             progress=sys.stderr.isatty(),
         )
         if json_path is not None:

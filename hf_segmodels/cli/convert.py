@@ -8,8 +8,6 @@
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ METHODS = ("segmenter", "segvit", "unept", "regproxy", "backbone")
 
 class ParityError(UserError):
     """A converted model that differs from the original."""
+
+    exit_code = 1
 
 
 def add_parser(commands: Any) -> None:
@@ -66,54 +66,33 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run `hf-segmodels convert`.
-
-    Args:
-        argv (`Sequence[str]`, *optional*): Arguments after `convert`. Defaults to those of the process.
-
-    Returns:
-        `int`: 0 on success; 1 if the converted model differs from the original; 2 if the input cannot be converted.
-    """
-    from .main import main as run_program
-
-    return run_program(["convert", *(sys.argv[1:] if argv is None else argv)])
-
-
 def run(arguments: argparse.Namespace) -> int:
-    try:
-        _run(arguments)
-    except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        raise UserError(str(error)) from error
-    return 0
-
-
-def _run(arguments: argparse.Namespace) -> None:
     # wrong arguments are reported before torch and the models are imported
     from ..conversion.checkpoint_files import find_checkpoint
     from ..conversion.converter import convert, output_directory
     from ..conversion.parity import format_report, verify
 
-    with output_directory(arguments.output_dir, arguments.overwrite) as folder:
-        checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
-        conversion = convert(checkpoint, arguments.config, arguments.method)
-        if arguments.method is None:
-            print(f"recognized {conversion.format.title}: --method {conversion.format.method}")
-        if conversion.dropped_keys:
-            print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
-        for note in conversion.notes:
-            print(f"note: {note}")
-        conversion.save_pretrained(folder)
-        if arguments.verify:
-            report = verify(conversion, folder)
-            print(format_report(report))
-            if not report["passed"]:
-                raise ParityError(
-                    "the converted model differs from the original, so nothing was written. If the configuration is the "
-                    "checkpoint's own, this is a bug in the conversion: please report it with the lines above."
-                )
+    try:
+        with output_directory(arguments.output_dir, arguments.overwrite) as folder:
+            checkpoint = find_checkpoint(arguments.checkpoint, arguments.filename, arguments.revision)
+            conversion = convert(checkpoint, arguments.config, arguments.method)
+            if arguments.method is None:
+                print(f"recognized {conversion.format.title}: --method {conversion.format.method}")
+            if conversion.dropped_keys:
+                print(f"left out (not used for segmentation): {', '.join(conversion.dropped_keys)}")
+            for note in conversion.notes:
+                print(f"note: {note}")
+            conversion.save_pretrained(folder)
+            if arguments.verify:
+                report = verify(conversion, folder)
+                print(format_report(report))
+                if not report["passed"]:
+                    raise ParityError(
+                        "the converted model differs from the original, so nothing was written. If the configuration "
+                        "is the checkpoint's own, this is a bug in the conversion: please report it with the lines "
+                        "above."
+                    )
+    except OSError as error:
+        raise UserError(str(error)) from error
     print(f"wrote {arguments.output_dir}")
+    return 0

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from ..utils.arguments import add_device_options, parse_positive
+from ..utils.arguments import add_device_options, whole_number
 
 
 def add_parser(commands: Any) -> None:
@@ -25,12 +25,14 @@ def add_parser(commands: Any) -> None:
         help="folders, or names of repositories on the Hub, to choose from (default: the packaged model)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other machines")
-    parser.add_argument("--port", type=_parse_port, metavar="N", help="(default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--port", type=whole_number(1, 65535), metavar="N", help="(default: the first free one from 7860 on)"
+    )
     parser.add_argument(
         "--share", action="store_true", help="create a public link for 72 hours through Gradio's servers"
     )
     parser.add_argument(
-        "--long-edge", type=parse_positive, default=2048, metavar="N", help="scale larger images down (default: 2048)"
+        "--long-edge", type=whole_number(1), default=2048, metavar="N", help="scale larger images down (default: 2048)"
     )
     add_device_options(parser)
 
@@ -40,9 +42,3 @@ def run(arguments: argparse.Namespace) -> int:
 
     run_demo(**vars(arguments))
     return 0
-
-
-def _parse_port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
-    return int(text)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.arguments import add_device_options, add_model_option, add_prediction_options, parse_opacity
+from ..utils.arguments import add_device_options, add_model_option, add_prediction_options, number
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--recursive", action="store_true", help="also search subfolders")
     parser.add_argument("--skip-existing", action="store_true", help="skip images that have results in DIR")
     parser.add_argument(
-        "--alpha", type=parse_opacity, default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
+        "--alpha", type=number(0, 1), default=0.5, metavar="A", help="opacity of the overlay, 0 to 1 (default: 0.5)"
     )
     parser.add_argument(
         "--attention", choices=["eager", "sdpa"], help="attention implementation (default: that of transformers)"

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..utils import arguments as options
+from ..utils.arguments import add_device_options, add_model_option, add_prediction_options, whole_number
 from .segment import print_totals
 
 
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
         metavar="DATASET",
         help="a folder of images or of parquet files, a parquet file, or a data set's repository on the Hub",
     )
-    options.add_model_option(parser)
+    add_model_option(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in DIR")
     parser.add_argument("--split", help="(default: the only split)")
@@ -42,29 +42,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--format", choices=["parquet", "png"], default="parquet", help="format of the results (default: parquet)"
     )
-    parser.add_argument(
-        "--shard-size",
-        type=options.parse_positive,
-        default=500,
-        metavar="N",
-        help="images per shard of a folder (default: 500)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=options.parse_positive,
-        default=1,
-        metavar="N",
-        help="images of one size per batch (default: 1)",
-    )
-    parser.add_argument(
-        "--num-workers",
-        type=options.parse_non_negative,
-        default=0,
-        metavar="N",
-        help="preprocessing processes (default: 0)",
-    )
-    options.add_device_options(parser)
-    options.add_prediction_options(parser)
+    for option, low, default, text in (
+        ("--shard-size", 1, 500, "images per shard of a folder"),
+        ("--batch-size", 1, 1, "images of one size per batch"),
+        ("--num-workers", 0, 0, "preprocessing processes"),
+    ):
+        text += f" (default: {default})"
+        parser.add_argument(option, type=whole_number(low), default=default, metavar="N", help=text)
+    add_device_options(parser)
+    add_prediction_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

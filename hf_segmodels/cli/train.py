@@ -8,7 +8,6 @@ from ..utils.errors import UserError
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the subparsers of `hf-segmodels`."""
     parser = commands.add_parser(
         "train",
         help="train a model from a recipe",
@@ -30,7 +29,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train as `arguments` request and return the exit code."""
     try:
         from ..training.recipe import Recipe
 

@@ -48,12 +48,6 @@ except ImportError as error:
 
 MODELS_VARIABLE = "HF_SEGMODELS_MODELS"
 
-_DEFAULT_OPACITY = 50
-_UPLOAD_LIMIT = "64mb"
-_SECONDS_KEPT = 3600
-_SESSIONS_KEPT = 64
-_QUEUE_LENGTH = 64
-
 _TITLE = "Semantic segmentation"
 _INTRODUCTION = (
     "Upload a photograph, and the model predicts the class of every pixel. Point at the result to read the class names, "
@@ -70,7 +64,15 @@ _CSS = """
 
 
 class SegmentationDemo(gr.Blocks):
-    """The page. `launch` sets theme and limits."""
+    """The page of a session. `launch` sets theme and limits."""
+
+    def __init__(self, session: DemoSession):
+        # No telemetry, and uploads are deleted after an hour.
+        super().__init__(title=_TITLE, analytics_enabled=False, delete_cache=(3600, 3600))
+        self.models = session.models
+        with self:
+            _Layout(session).add_events(self)
+        self.queue(max_size=64)
 
     def launch(self, *arguments: Any, **options: Any) -> Any:
         """See `gradio.Blocks.launch`. `options` replace the defaults of the page."""
@@ -82,8 +84,8 @@ class SegmentationDemo(gr.Blocks):
                 primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono
             ),
             "css": _CSS,
-            "max_file_size": _UPLOAD_LIMIT,
-            "state_session_capacity": _SESSIONS_KEPT,
+            "max_file_size": "64mb",
+            "state_session_capacity": 64,
             "ssr_mode": False,
             "footer_links": ["api", "settings"],
         }
@@ -160,7 +162,7 @@ class _Layout:
     def _add_results(self) -> None:
         self.viewer = label_map_viewer(elem_id="viewer")
         self.status = gr.Markdown(elem_id="status")
-        self.opacity = gr.Slider(0, 100, value=_DEFAULT_OPACITY, step=1, label="Opacity", elem_id="opacity")
+        self.opacity = gr.Slider(0, 100, value=50, step=1, label="Opacity", elem_id="opacity")
         with gr.Row():
             self.labels_file = gr.DownloadButton("Label map (PNG)", interactive=False, size="md", elem_id="labels")
             self.picture_file = gr.DownloadButton(
@@ -271,19 +273,15 @@ class _Layout:
         """Controls of the selected view: hint, class, layer and picture."""
         view = result.view(name) if result else None
         if result is None or view is None:
-            hint = _SEGMENT_FIRST if result is None else "Choose a view."
-            if result is not None and not result.views:
-                hint = "This model has no views."
+            no_view = "Choose a view." if result and result.views else "This model has no views."
+            hint = no_view if result else _SEGMENT_FIRST
             hidden = gr.Dropdown(visible=False)
             return [hint, hidden, hidden, gr.Image(value=None, visible=False)]
         found = [share.index for share in result.shares]
         others = [index for index in sorted(result.id2label) if index not in found]
         classes = [(result.id2label.get(index, f"class {index}"), index) for index in (*found, *others)]
-        hint = view.description
-        if view.needs == "point":
-            hint += " **Click a point in the picture above.**"
         return [
-            hint,
+            view.description + (" **Click a point in the picture above.**" if view.needs == "point" else ""),
             gr.Dropdown(classes, value=found[0], visible=view.needs == "class"),
             gr.Dropdown(list(view.layers), value=max(view.layers, default=None), visible=bool(view.layers)),
             gr.Image(label=view.name, visible=True),
@@ -327,14 +325,6 @@ def _save(image: Image.Image, name: str, component: gr.components.Component, suf
     return str(path)
 
 
-def _build_page(session: DemoSession) -> SegmentationDemo:
-    # No telemetry, and uploads are deleted.
-    page = SegmentationDemo(title=_TITLE, analytics_enabled=False, delete_cache=(_SECONDS_KEPT, _SECONDS_KEPT))
-    with page:
-        _Layout(session).add_events(page)
-    return page.queue(max_size=_QUEUE_LENGTH)
-
-
 def create_app(
     models: Sequence[str] = (),
     *,
@@ -352,29 +342,22 @@ def create_app(
         dtype (`str`, *optional*, defaults to `"float32"`): See [`~hf_segmodels.inference.predictor.load_predictor`].
         long_edge (`int`, *optional*, defaults to 2048): Larger images are scaled down to this long edge.
     """
-    return _build_page(DemoSession(ModelCache(name_models(models), device, dtype), long_edge))
+    return SegmentationDemo(DemoSession(ModelCache(name_models(models), device, dtype), long_edge))
 
 
 def run_demo(
-    models: Sequence[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    share: bool = False,
-    device: str | None = None,
-    dtype: str = "float32",
-    long_edge: int = DEFAULT_LONG_EDGE,
+    models: Sequence[str], *, host: str = "127.0.0.1", port: int | None = None, share: bool = False, **options: Any
 ) -> None:
     """
-    Serve the page until interrupted. See [`create_app`] for the models, and `gradio.Blocks.launch` for the server.
+    Serve the page until interrupted. See [`create_app`] for models and options, `gradio.Blocks.launch` for the server.
 
     Raises:
         UserError: if the first model cannot be loaded, or the port is in use.
     """
-    session = DemoSession(ModelCache(name_models(models), device, dtype), long_edge)
-    session.models.get(next(iter(session.models.sources)))
+    page = create_app(models, **options)
+    page.models.get(next(iter(page.models.sources)))
     try:
-        _build_page(session).launch(server_name=host, server_port=port, share=share)
+        page.launch(server_name=host, server_port=port, share=share)
     except OSError as error:
         raise UserError(f"cannot listen on {host} ({first_line(error)}): choose another --port or --host.") from error
 

@@ -2,13 +2,11 @@
 """The packaged model and a photograph to try it on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from ..utils.errors import UserError
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 DEMO_MODEL = Path(__file__).parent / "model"
 """Folder of the packaged model: 11 classes of street scenes, trained on CamVid."""
@@ -20,7 +18,7 @@ CREDIT = (
 )
 
 
-def sample_photograph() -> "Image.Image":
+def sample_photograph() -> Image.Image:
     """
     Return scikit-learn's sample photograph, RGB.
 
@@ -34,6 +32,4 @@ def sample_photograph() -> "Image.Image":
             "the sample photograph is part of scikit-learn, which is not installed: `pip install 'hf_segmodels[demo]'`, or "
             "give a photograph with --image PATH."
         ) from error
-    from PIL import Image
-
     return Image.fromarray(load_sample_image(PHOTOGRAPH))

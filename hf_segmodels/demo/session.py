@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -38,32 +38,21 @@ _MAX_ASPECT = 12
 _MAX_WINDOWS = 1000
 
 
+@dataclass
 class ModelCache:
     """
     Models by name, loaded on first use. The most recently used models stay in memory while their weights take at most
     `memory_limit` bytes. A larger model stays in memory alone while it is in use.
-
-    Args:
-        sources (`dict[str, str]`): Folder or repository of each model by its name.
-        device (`str`, *optional*): See [`load_predictor`].
-        dtype (`str`, *optional*, defaults to `"float32"`): See [`load_predictor`].
-        memory_limit (`int`, *optional*, defaults to 4 GiB): Maximum total size of the weights in bytes.
     """
 
-    def __init__(
-        self, sources: dict[str, str], device: str | None = None, dtype: str = "float32", memory_limit: int = 4 << 30
-    ):
-        self.sources = sources
-        self.device = device
-        self.dtype = dtype
-        self.memory_limit = memory_limit
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def loaded(self) -> list[str]:
-        """Names of the models in memory, least recently used first."""
-        return list(self._loaded)
+    sources: dict[str, str]
+    """Folder or repository of each model by its name."""
+    device: str | None = None
+    dtype: str = "float32"
+    memory_limit: int = 4 << 30
+    loaded: OrderedDict[str, Predictor] = field(default_factory=OrderedDict, init=False)
+    """Models in memory by name, least recently used first."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def get(self, name: str) -> Predictor:
         """
@@ -75,14 +64,14 @@ class ModelCache:
         if name not in self.sources:
             raise UserError(f"there is no model {name!r} here: choose one of {', '.join(self.sources)}.")
         with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = load_predictor(self.sources[name], device=self.device, dtype=self.dtype)
-            self._loaded.move_to_end(name)
-            while len(self._loaded) > 1 and sum(map(_num_bytes, self._loaded.values())) > self.memory_limit:
-                self._loaded.popitem(last=False)
+            if name not in self.loaded:
+                self.loaded[name] = load_predictor(self.sources[name], device=self.device, dtype=self.dtype)
+            self.loaded.move_to_end(name)
+            while len(self.loaded) > 1 and sum(map(_num_bytes, self.loaded.values())) > self.memory_limit:
+                self.loaded.popitem(last=False)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-            return self._loaded[name]
+            return self.loaded[name]
 
 
 def _num_bytes(predictor: Predictor) -> int:
@@ -92,18 +81,14 @@ def _num_bytes(predictor: Predictor) -> int:
 def name_models(models: Sequence[str]) -> dict[str, str]:
     """
     Map the names shown on the page to the models. Repositories keep their names. Folders are shown by their last part only,
-    so that visitors do not learn their location; equal names are numbered.
-
-    Args:
-        models (`Sequence[str]`): Folders and repositories. Empty for the packaged model.
+    so that visitors do not learn their location; equal names are numbered. Without models, the packaged model is used.
     """
     names: dict[str, str] = {}
     for model in dict.fromkeys(models or [str(DEMO_MODEL)]):
         path = Path(model).expanduser()
-        if path.is_dir() and path.resolve() == DEMO_MODEL.resolve():
+        name = path.resolve().name if path.exists() else model.strip("/")
+        if path.resolve() == DEMO_MODEL.resolve():
             name = _DEMO_MODEL_NAME
-        else:
-            name = path.resolve().name if path.exists() else model.strip("/")
         candidates = chain([name], (f"{name} ({number})" for number in count(2)))
         names[next(candidate for candidate in candidates if candidate not in names)] = model
     return names
@@ -127,10 +112,8 @@ class PredictOptions:
             UserError: if window or stride is not a number of pixels, or a scale is not one of [`SCALES`].
         """
         options: dict[str, Any] = {}
-        for name, text, parse in (
-            ("window_size", self.window, parse_window),
-            ("window_stride", self.stride, parse_pixels),
-        ):
+        windows = ("window_size", self.window, parse_window), ("window_stride", self.stride, parse_pixels)
+        for name, text, parse in windows:
             if text and text.strip():
                 try:
                     options[name] = parse(text.strip())
@@ -149,23 +132,14 @@ class PredictOptions:
 @dataclass(frozen=True)
 class SegmentedPhoto:
     """
-    A segmented image of one visitor.
-
-    Args:
-        image (`PIL.Image.Image`): RGB.
-        label_map (`np.ndarray` of shape `(height, width)`): Class of each pixel.
-        shares (`list[ClassShare]`): Classes in the image, largest first.
-        palette (`np.ndarray` of shape `(num_labels, 3)`): Colors from 0 to 255.
-        model (`str`): Name of the model.
-        views (`tuple[MethodView, ...]`): Views that the model supports.
-        id2label (`dict[int, str]`): Class names of the model.
-        notes (`tuple[str, ...]`): Size, number of classes, time, and scaling, for the page.
+    A segmented RGB image of one visitor, with its classes, largest first, and the name, views and class names of the
+    model. The notes are size, number of classes, time, and scaling, for the page.
     """
 
     image: Image.Image
-    label_map: np.ndarray
+    label_map: np.ndarray  # (height, width)
     shares: list[ClassShare]
-    palette: np.ndarray
+    palette: np.ndarray  # (num_labels, 3), from 0 to 255
     model: str
     views: tuple[MethodView, ...]
     id2label: dict[int, str]
@@ -182,27 +156,17 @@ class SegmentedPhoto:
         return add_legend(painted, self.shares, self.palette)
 
 
+@dataclass
 class DemoSession:
-    """
-    Actions of the page.
+    """Actions of the page."""
 
-    Args:
-        models (`ModelCache`): Models to choose from.
-        long_edge (`int`, *optional*, defaults to 2048): Larger images are scaled down to this long edge.
-    """
-
-    def __init__(self, models: ModelCache, long_edge: int = DEFAULT_LONG_EDGE):
-        self.models = models
-        self.long_edge = long_edge
+    models: ModelCache
+    long_edge: int = DEFAULT_LONG_EDGE
+    """Larger images are scaled down to this long edge."""
 
     def segment(self, path: str | None, model: str, options: PredictOptions = PredictOptions()) -> SegmentedPhoto:
         """
-        Read and segment an image.
-
-        Args:
-            path (`str`): Image file.
-            model (`str`): Name of the model.
-            options (`PredictOptions`, *optional*): Windows, scales, flip.
+        Read an image file, and segment it by the model of a name.
 
         Raises:
             UserError: if there is no file, if file or options cannot be used, or if the model fails.
@@ -303,12 +267,7 @@ def _call_model(function: Callable, *arguments: Any) -> Any:
 
 
 def license_note(source: str) -> str:
-    """
-    Return the license in the model's card as a line of Markdown.
-
-    Args:
-        source (`str`): Folder, or name of a repository on the Hub.
-    """
+    """Return the license in the card of a model, a folder or a repository on the Hub, as a line of Markdown."""
     path = Path(source).expanduser()
     try:
         data = ModelCard.load(path / "README.md" if path.is_dir() else source).data.to_dict()

@@ -31,27 +31,25 @@ def label_map_viewer(**options: Any) -> gr.HTML:
 
 def viewer_value(photo: SegmentedPhoto, cache: str) -> dict[str, Any]:
     """
-    Return the value of the component for a segmented image.
-
-    Args:
-        photo ([`SegmentedPhoto`]): The segmented image.
-        cache (`str`): Folder that Gradio serves files from, `GRADIO_CACHE` of the component.
+    Return the value of the component for a segmented image. Gradio serves files from the folder `cache`, the
+    `GRADIO_CACHE` of the component.
     """
     labels = photo.label_map.astype(np.uint16)
     # A browser reads 8 bits per channel: low byte, high byte, zeros.
     channels = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=-1).astype(np.uint8)
+    classes = [
+        {
+            "index": share.index,
+            "name": share.name,
+            "percent": share.percent,
+            "color": photo.palette[share.index].tolist(),
+        }
+        for share in photo.shares
+    ]
     return {
         "image": gr.FileData(path=save_pil_to_cache(photo.image, cache, format="jpeg")).model_dump(),
         "labels": gr.FileData(path=save_pil_to_cache(Image.fromarray(channels), cache, format="png")).model_dump(),
         "width": photo.image.width,
         "height": photo.image.height,
-        "classes": [
-            {
-                "index": share.index,
-                "name": share.name,
-                "percent": share.percent,
-                "color": [int(part) for part in photo.palette[share.index]],
-            }
-            for share in photo.shares
-        ],
+        "classes": classes,
     }

@@ -44,6 +44,10 @@ class ViewSelection:
     layer: int | None = None
     """Encoder layer, counted from 1. Defaults to the last layer with an attention map."""
 
+    def pixel(self, height: int, width: int) -> tuple[float, float]:
+        """The point `(x, y)` in an image of this size."""
+        return self.point[0] * width, self.point[1] * height
+
 
 @dataclass(frozen=True)
 class MethodView:
@@ -66,53 +70,32 @@ def method_views(model: Any) -> list[MethodView]:
     Args:
         model (`PreTrainedModel`): The model.
     """
-    method = model.config.model_type
-    if method not in ("segmenter", "segvit", "regproxy", "unept"):
+    if model.config.model_type not in _METHOD_VIEWS:
         return []
-    views = []
-    if method == "regproxy":
-        views.append(
-            MethodView("Region at a point", "How much each pixel belongs to the token at this point.", "point", _region)
-        )
-    if method == "unept":
-        views += [
-            MethodView("Sampled points", "Where the query at this point looks, on each scale.", "point", _points),
-            MethodView("Boundaries", "How likely each pixel is on a boundary between classes.", None, _boundaries),
-            MethodView(
-                "Directions",
-                "From which direction refinement takes the labels of pixels near boundaries: one hue per direction, red for left.",
-                None,
-                _directions,
-            ),
-            MethodView("Pyramid", "The scales of the encoder; similar colors are similar features.", None, _pyramid),
-        ]
-    if method == "segvit":
-        views.append(MethodView("Mask of a class", "The mask that the query of a class attends to.", "class", _mask))
+    views = list(_METHOD_VIEWS[model.config.model_type])
     if isinstance(model.config.backbone_config, PlainViTConfig):
-        layers = tuple(number for number, _ in _encoder_layers(model))
         description = "Where the patch at this point looks, in a layer of the encoder (mean over heads)."
+        layers = tuple(_encoder_layers(model))
         views.append(MethodView("Attention from a point", description, "point", _encoder_attention, layers))
-    if method == "segmenter" and hasattr(model.decoder, "class_embeddings"):
+    if model.config.model_type == "segmenter" and hasattr(model.decoder, "class_embeddings"):
         description = "Where a class looks, in the last layer of the mask transformer (mean over heads)."
         views.append(MethodView("Attention of a class", description, "class", _decoder_attention))
     return views
 
 
-def _encoder_layers(model: Any) -> list[tuple[int, Any]]:
-    """Encoder layers with as many queries as keys, with their numbers from 1."""
+def _encoder_layers(model: Any) -> dict[int, Any]:
+    """Encoder layers with as many queries as keys, by their numbers from 1."""
     layers = enumerate(model.backbone.encoder.layers, start=1)
-    return [(number, layer) for number, layer in layers if layer.downsampling is None]
+    return {number: layer for number, layer in layers if layer.downsampling is None}
 
 
 def _pixel_values(predictor: Predictor, image: Image.Image) -> torch.Tensor:
     """Preprocess an image to `(1, num_channels, height, width)`, scaled down if it would take too much memory."""
-    model = predictor.model
+    model, limit = predictor.model, _MAX_PIXELS
     pixel_values = predictor.prepare(image)["pixel_values"].to(model.device, model.dtype)
     height, width = pixel_values.shape[-2:]
-    limit = _MAX_PIXELS
-    backbone_config = model.config.backbone_config
-    if isinstance(backbone_config, PlainViTConfig):
-        limit = min(limit, _MAX_PATCHES * backbone_config.patch_size**2)
+    if isinstance(model.config.backbone_config, PlainViTConfig):
+        limit = min(limit, _MAX_PATCHES * model.config.backbone_config.patch_size**2)
     if height * width <= limit:
         return pixel_values
     factor = (limit / (height * width)) ** 0.5
@@ -133,10 +116,6 @@ def _run(predictor: Predictor, image: Image.Image) -> tuple[Any, tuple[float, fl
     pixel_values = _pixel_values(predictor, image)
     encoded = predictor.model.encode(pixel_values)
     return predictor.model.decode(encoded), _coverage(encoded.padded_size, pixel_values)
-
-
-def _pixel(selection: ViewSelection, height: int, width: int) -> tuple[float, float]:
-    return selection.point[0] * width, selection.point[1] * height
 
 
 @contextmanager
@@ -164,27 +143,21 @@ def _attention_weights(attention: Any) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-def _patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Rows and columns of patches, and their extent in units of the image's height and width."""
-    rows, columns = (-(-side // patch_size) for side in pixel_values.shape[-2:])
-    return (rows, columns), _coverage((rows * patch_size, columns * patch_size), pixel_values)
-
-
 @torch.inference_mode()
 def _encoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     model, pixel_values = predictor.model, _pixel_values(predictor, image)
-    config = model.config.backbone_config
-    layers = dict(_encoder_layers(model))
+    config, layers = model.config.backbone_config, _encoder_layers(model)
     number = selection.layer or max(layers)
     with _attention_weights(layers[number].attention) as weights:
         model.encode(pixel_values)
     patch_size = config.patch_size
     if config.query_downsampling_layer is not None and number > config.query_downsampling_layer:
         patch_size *= 2  # after the layer that halves the grid
-    grid, coverage = _patch_grid(pixel_values, patch_size)
-    point = _pixel(selection, image.height, image.width)
-    patch = patch_at(point, (image.height, image.width), grid, coverage)
-    heat_map = attention_map(weights[0][0], grid, patch=patch, num_prefix_tokens=config.num_prefix_tokens)
+    rows, columns = (-(-side // patch_size) for side in pixel_values.shape[-2:])
+    coverage = _coverage((rows * patch_size, columns * patch_size), pixel_values)
+    point = selection.pixel(image.height, image.width)
+    patch = patch_at(point, (image.height, image.width), (rows, columns), coverage)
+    heat_map = attention_map(weights[0][0], (rows, columns), patch=patch, num_prefix_tokens=config.num_prefix_tokens)
     return _mark(overlay_heat_map(image, heat_map, coverage=coverage), point)
 
 
@@ -198,7 +171,6 @@ def _mark(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
     return picture
 
 
-@torch.inference_mode()
 def _decoder_attention(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     with _attention_weights(predictor.model.decoder.encoder.layers[-1].attention) as weights:
         outputs, coverage = _run(predictor, image)
@@ -206,15 +178,13 @@ def _decoder_attention(predictor: Predictor, image: Image.Image, selection: View
     return overlay_heat_map(image, heat_map, coverage=coverage)
 
 
-@torch.inference_mode()
 def _region(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     outputs, coverage = _run(predictor, image)
     size = image.height, image.width
-    token = patch_at(_pixel(selection, *size), size, tuple(outputs.affinity.shape[-2:]), coverage)
+    token = patch_at(selection.pixel(*size), size, tuple(outputs.affinity.shape[-2:]), coverage)
     return draw_regions(image, outputs.affinity[0], [token], coverage=coverage)
 
 
-@torch.inference_mode()
 def _mask(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     outputs, coverage = _run(predictor, image)
     mask = outputs.masks_queries_logits[0, selection.class_index].float().sigmoid()
@@ -223,7 +193,7 @@ def _mask(predictor: Predictor, image: Image.Image, selection: ViewSelection) ->
 
 def _points(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     pixel_values = _pixel_values(predictor, image)
-    sampled = sampled_points(predictor.model, pixel_values, _pixel(selection, *pixel_values.shape[-2:]))
+    sampled = sampled_points(predictor.model, pixel_values, selection.pixel(*pixel_values.shape[-2:]))
     return draw_sampled_points(_panel(image), sampled)
 
 
@@ -234,13 +204,11 @@ def _panel(image: Image.Image) -> Image.Image:
     return panel
 
 
-@torch.inference_mode()
 def _boundaries(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     outputs, coverage = _run(predictor, image)
     return draw_boundaries(image, outputs.boundary_logits[0], coverage=coverage)
 
 
-@torch.inference_mode()
 def _directions(predictor: Predictor, image: Image.Image, selection: ViewSelection) -> Image.Image:
     outputs, coverage = _run(predictor, image)
     return draw_directions(image, outputs.boundary_logits[0], outputs.direction_logits[0], coverage=coverage)
@@ -252,3 +220,24 @@ def _pyramid(predictor: Predictor, image: Image.Image, selection: ViewSelection)
     feature_maps = [feature_map[0] for feature_map in model.encode(pixel_values).feature_maps]
     panel = _panel(image)
     return pyramid_picture(feature_maps, (panel.height, panel.width))
+
+
+_METHOD_VIEWS = {
+    "segmenter": (),
+    "segvit": (MethodView("Mask of a class", "The mask that the query of a class attends to.", "class", _mask),),
+    "regproxy": (
+        MethodView("Region at a point", "How much each pixel belongs to the token at this point.", "point", _region),
+    ),
+    "unept": (
+        MethodView("Sampled points", "Where the query at this point looks, on each scale.", "point", _points),
+        MethodView("Boundaries", "How likely each pixel is on a boundary between classes.", None, _boundaries),
+        MethodView(
+            "Directions",
+            "From which direction refinement takes the labels of pixels near boundaries: one hue per direction, red "
+            "for left.",
+            None,
+            _directions,
+        ),
+        MethodView("Pyramid", "The scales of the encoder; similar colors are similar features.", None, _pyramid),
+    ),
+}

@@ -13,11 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..image_processing.segmentation_image_processor import (
-    SegmentationImageProcessor,
-    SegmentationImageProcessorPil,
-    both_backends,
-)
+from ..image_processing.segmentation_image_processor import both_backends
 from ..modeling_utils import SegmentationPreTrainedModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, is_non_empty
@@ -111,24 +107,17 @@ class RemoteCode:
             UserError: if the model is not a class of this package, or the encoder or image processor is neither a class of
                 this package nor of transformers.
         """
-        if not isinstance(model, SegmentationPreTrainedModel) or not _is_own(model):
+        if not isinstance(model, SegmentationPreTrainedModel) or _package(model) != PACKAGE:
             raise UserError(f"{_describe(model)} is not a model class of {PACKAGE}: {_advice(model)}.")
         modules = [_HANDLER_MODULE, _module(model), _module(model.config)]
-        footers = {
-            _module(model): _PIPELINE_NAMES.format(model_type=model.config.model_type, name=type(model).__name__)
-        }
+        footer = _PIPELINE_NAMES.format(model_type=model.config.model_type, name=type(model).__name__)
+        footers = {_module(model): footer}
         auto_map = {"AutoConfig": _reference(model.config), "AutoModelForSemanticSegmentation": _reference(model)}
         backbone, backbone_auto_map, processor_auto_map = model.backbone, None, None
-        if _is_own(backbone):
+        if _is_own(backbone, "encoder"):
             modules += [_module(backbone), _module(backbone.config)]
             backbone_auto_map = {"AutoConfig": _reference(backbone.config), "AutoBackbone": _reference(backbone)}
-        elif not _is_of_transformers(backbone):
-            raise UserError(
-                f"the encoder {_describe(backbone)} is neither a class of {PACKAGE} nor of transformers: use one of these."
-            )
-        if _is_own(image_processor) and isinstance(
-            image_processor, (SegmentationImageProcessor, SegmentationImageProcessorPil)
-        ):
+        if image_processor is not None and _is_own(image_processor, "image processor"):
             backends = both_backends(_reference(image_processor))
             processor_auto_map = {"AutoImageProcessor": backends}
             module_package = _module(image_processor).rpartition(".")[0]
@@ -136,11 +125,6 @@ class RemoteCode:
             for (module, _), (other_module, other_name) in zip(references, reversed(references), strict=True):
                 modules.append(f"{module_package}.{module}")
                 footers[modules[-1]] = _OTHER_BACKEND.format(module=other_module, name=other_name)
-        elif image_processor is not None and not _is_of_transformers(image_processor):
-            raise UserError(
-                f"the image processor {_describe(image_processor)} is neither a class of {PACKAGE} nor of transformers: "
-                "use one of these."
-            )
         return cls(flatten(modules, footers), auto_map, backbone_auto_map, processor_auto_map)
 
     def set_auto_map(self, config: PreTrainedConfig, image_processor: Any = None) -> None:
@@ -152,7 +136,9 @@ class RemoteCode:
 
     def write(self, folder: Path, config: PreTrainedConfig) -> None:
         """Write the code, the endpoint handler, and the requirements of a model with this configuration into a folder."""
-        requirements = "".join(f"{requirement}\n" for requirement in _requirements(config))
+        model_types = (config.model_type, config.backbone_config.model_type)
+        more = [_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS]
+        requirements = "".join(f"{requirement}\n" for requirement in sorted([*_REQUIREMENTS, *more]))
         for name, text in {**self.files, "handler.py": _HANDLER, "requirements.txt": requirements}.items():
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -213,9 +199,8 @@ def export_for_hub(
     if card is not None and card_options:
         raise UserError(f"there is a model card already: leave out {', '.join(card_options)}, or the card.")
     if card is None and (card_options or model.config.model_type in METHODS):
-        parts: tuple[Any, Any] = (model, image_processor)
         try:
-            card = str(create_model_card(*parts, repo_id=repo_id, remote_code=True, **card_options))
+            card = str(create_model_card(model, image_processor, repo_id=repo_id, remote_code=True, **card_options))
         except ValueError as error:
             raise UserError(f"cannot write the model card: {error}") from error
 
@@ -282,12 +267,18 @@ def is_exported_module(path: Path) -> bool:
         return file.read(len(MARK)) == MARK
 
 
-def _is_own(part: Any) -> bool:
-    return type(part).__module__.startswith(f"{PACKAGE}.")
+def _package(part: Any) -> str:
+    return type(part).__module__.partition(".")[0]
 
 
-def _is_of_transformers(part: Any) -> bool:
-    return type(part).__module__.startswith("transformers.")
+def _is_own(part: Any, title: str) -> bool:
+    """Whether an encoder or image processor is a class of this package. If not, it has to be one of transformers."""
+    own = _package(part) == PACKAGE and isinstance(part, (PreTrainedModel, ImageProcessingMixin))
+    if not own and _package(part) != "transformers":
+        raise UserError(
+            f"the {title} {_describe(part)} is neither a class of {PACKAGE} nor of transformers: use one of these."
+        )
+    return own
 
 
 def _module(part: Any) -> str:
@@ -305,7 +296,7 @@ def _describe(part: Any) -> str:
 
 
 def _advice(model: Any) -> str:
-    if type(model).__module__.startswith("transformers_modules."):
+    if _package(model) == "transformers_modules":
         return f"it was loaded with code from the Hub; `import {PACKAGE}` first and load it again"
     if isinstance(model, SegmentationPreTrainedModel):
         return "export the class that it is derived from, or publish your own class by hand"
@@ -331,8 +322,3 @@ def _set_auto_map(part: Any, auto_map: dict | None) -> None:
         part.auto_map = copy.deepcopy(auto_map)
     elif hasattr(part, "auto_map"):
         del part.auto_map
-
-
-def _requirements(config: PreTrainedConfig) -> list[str]:
-    model_types = (config.model_type, config.backbone_config.model_type)
-    return sorted([*_REQUIREMENTS, *(_MORE_REQUIREMENTS[name] for name in model_types if name in _MORE_REQUIREMENTS)])

@@ -12,7 +12,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,16 +33,8 @@ class RemoteCodeError(Exception):
     """Code that cannot be put into one folder; the message names the line."""
 
 
-@dataclass(frozen=True)
-class _Import:
-    """Import of `name` from `module` (dotted, within the package), *optionally* under another name."""
-
-    module: str
-    name: str
-    as_name: str | None
-
-    def __str__(self) -> str:
-        return self.name if self.as_name is None else f"{self.name} as {self.as_name}"
+# an import, and for each name the dotted module that defines it, and `name` or `name as other`
+_Import = tuple[ast.ImportFrom, list[tuple[str, str]]]
 
 
 def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -61,12 +52,12 @@ def flatten(modules: Iterable[str], footers: Mapping[str, str] | None = None) ->
         RemoteCodeError: if a module imports a whole module or `*`, uses `importlib`, imports a package outside of `try` that
             may be absent, or two modules get the same file name.
     """
-    pending, needed = sorted(modules), dict[str, list[tuple[ast.ImportFrom, list[_Import]]]]()
+    pending, needed = sorted(modules), dict[str, list[_Import]]()
     while pending:
         module = pending.pop()
         if module not in needed:
             needed[module] = _imports(module)
-            pending += [imported.module for _, names in needed[module] for imported in names]
+            pending += [source for _, names in needed[module] for source, _ in names]
     names = {module: flat_name(module) for module in sorted(needed)}
     if len(set(names.values())) < len(names):
         raise RemoteCodeError(f"Two modules get the same file name: {sorted(names.items(), key=lambda n: n[1])}.")
@@ -99,20 +90,20 @@ def _parse(module: str) -> ast.Module:
     return ast.parse(_path(module).read_text(encoding="utf-8"), filename=str(_path(module)))
 
 
-def _imports(module: str) -> list[tuple[ast.ImportFrom, list[_Import]]]:
-    """Imports from this package in a module, at any depth, with the modules that define the names."""
+def _imports(module: str) -> list[_Import]:
+    """Imports from this package in a module, at any depth."""
     found = []
     for node in ast.walk(_parse(module)):
         if isinstance(node, ast.ImportFrom) and (source := _source(module, node)) is not None:
-            found.append(
-                (node, [_Import(*_definition(source, alias.name, module, node), alias.asname) for alias in node.names])
-            )
-        elif isinstance(node, ast.Import) and any(_is_own(alias.name) for alias in node.names):
+            names = []
+            for alias in node.names:
+                defined, name = _definition(source, alias.name, module, node)
+                names.append((defined, f"{name} as {alias.asname}" if alias.asname else name))
+            found.append((node, names))
+        elif PACKAGE in _packages(node):
             raise _error(module, node, "it imports a whole module; import names from it")
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            packages = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            if "importlib" in packages:
-                raise _error(module, node, "imports through `importlib` are not supported")
+        elif "importlib" in _packages(node):
+            raise _error(module, node, "imports through `importlib` are not supported")
     _check_packages(module, _parse(module))
     return sorted(found, key=lambda item: item[0].lineno)
 
@@ -122,23 +113,24 @@ def _check_packages(module: str, node: ast.AST) -> None:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Try):
             continue
-        names = [alias.name for alias in child.names] if isinstance(child, ast.Import) else []
-        if isinstance(child, ast.ImportFrom) and child.level == 0:
-            names = [child.module or ""]
-        for name in (name.partition(".")[0] for name in names):
+        for name in _packages(child):
             if name not in _REQUIRED | {PACKAGE} and name not in sys.stdlib_module_names:
                 raise _error(module, child, f"{name} may be absent; import it in `try`, and say what to install")
         _check_packages(module, child)
 
 
-def _is_own(name: str) -> bool:
-    return name.partition(".")[0] == PACKAGE
+def _packages(node: ast.AST) -> list[str]:
+    """Packages that an absolute import names; empty for other nodes."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and node.level == 0:
+        names = [node.module or ""]
+    return [name.partition(".")[0] for name in names]
 
 
 def _source(module: str, node: ast.ImportFrom) -> str | None:
     """Module of this package that a `from ... import` names, or `None` for another package."""
     if node.level == 0:
-        return (node.module or "").partition(".")[2] if _is_own(node.module or "") else None
+        return (node.module or "").partition(".")[2] if PACKAGE in _packages(node) else None
     # the package that contains the module; for an `__init__`, the package itself
     package = module.split(".") if _path(module).name == "__init__.py" else module.split(".")[:-1]
     kept = package[: len(package) - (node.level - 1)]
@@ -166,7 +158,7 @@ def _error(module: str, node: ast.AST, reason: str) -> RemoteCodeError:
     return RemoteCodeError(f"{path}:{getattr(node, 'lineno', 0)} cannot be exported: {reason}.")
 
 
-def _rewrite(module: str, imports: list[tuple[ast.ImportFrom, list[_Import]]], names: Mapping[str, str]) -> str:
+def _rewrite(module: str, imports: list[_Import], flat_names: Mapping[str, str]) -> str:
     """Source code of a module with same-folder imports in place of the package's."""
     lines = _path(module).read_text(encoding="utf-8").splitlines(keepends=True)
     for node, imported in reversed(imports):
@@ -177,20 +169,18 @@ def _rewrite(module: str, imports: list[tuple[ast.ImportFrom, list[_Import]]], n
         if before.strip() or (after and not after.startswith("#")):
             raise _error(module, node, "the import shares its line with other code")
         by_module: dict[str, list[str]] = {}
-        for item in imported:
-            by_module.setdefault(names[item.module], []).append(str(item))
-        lines[first : last + 1] = [
-            line for name in sorted(by_module) for line in _import_lines(name, sorted(by_module[name]), before)
-        ]
+        for source, name in imported:
+            by_module.setdefault(flat_names[source], []).append(name)
+        lines[first : last + 1] = [_import_text(*item, before) for item in sorted(by_module.items())]
     return "".join(lines)
 
 
-def _import_lines(module: str, names: list[str], indentation: str) -> list[str]:
-    line = f"{indentation}from .{module} import {', '.join(names)}\n"
+def _import_text(module: str, names: list[str], indentation: str) -> str:
+    start = f"{indentation}from .{module} import "
+    line = f"{start}{', '.join(sorted(names))}\n"
     if len(line) <= _LINE_LENGTH + 1:
-        return [line]
-    inner = [f"{indentation}    {name},\n" for name in names]
-    return [f"{indentation}from .{module} import (\n", *inner, f"{indentation})\n"]
+        return line
+    return f"{start}(\n" + "".join(f"{indentation}    {name},\n" for name in sorted(names)) + f"{indentation})\n"
 
 
 def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
@@ -201,8 +191,8 @@ def _check(file: str, source: str, sources: Mapping[str, str]) -> None:
         for node in ast.walk(ast.parse(source, filename=file))
         if isinstance(node, ast.ImportFrom) and node.level > 0
     }
-    if named != imported or not imported <= sources.keys():
-        wrong = sorted((named ^ imported) | (imported - sources.keys()))
+    wrong = sorted((named ^ imported) | (imported - sources.keys()))
+    if wrong:
         raise RemoteCodeError(
             f"{file} names modules that are not exported, perhaps in a docstring: {', '.join(wrong)}."
         )

@@ -92,7 +92,15 @@ def publish(
         UserError: if the folder holds no model that can be exported, `repo_id` is malformed, there is no token or it does not
             permit the upload, or the Hub cannot be reached.
     """
-    _check_name(repo_id)
+    try:
+        validate_repo_id(repo_id)
+        problem = None if repo_id.count("/") == 1 else "the owner is missing"
+    except HFValidationError as error:
+        problem = first_line(error).rstrip(".")
+    if problem is not None:
+        raise UserError(
+            f"{repo_id!r} is not a valid repository name ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
+        )
     if create_pr and revision is not None:
         raise UserError("a pull request always targets `main`: leave out the revision or the pull request.")
     folder = Path(folder).expanduser()
@@ -105,17 +113,16 @@ def publish(
         )
     predictor = load_predictor(str(folder), device="cpu", dtype="auto")
     readme, own_results = folder / "README.md", folder / "results.json"
-    if own_results.is_file() and not readme.is_file():
+    card = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    if card is None and own_results.is_file():
         card_options.setdefault("results", own_results)
-    with contextlib.ExitStack() as stack:
-        if output is None:
-            output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model")
+    with tempfile.TemporaryDirectory() as temporary:
         exported = export_for_hub(
             predictor.model,
             predictor.image_processor,
-            output,
+            Path(temporary, "model") if output is None else output,
             repo_id=repo_id,
-            card=readme.read_text(encoding="utf-8") if readme.is_file() else None,
+            card=card,
             **card_options,
         )
         files = sorted(exported_files(exported))
@@ -124,39 +131,26 @@ def publish(
             return Publication(sizes)
         api = HfApi(token=token)
         with _hub_errors(repo_id, api.endpoint):
-            url = _upload(api, files, repo_id, type(predictor.model).__name__, private, revision, create_pr)
-    return Publication(sizes, url)
-
-
-def _upload(
-    api: HfApi,
-    files: list[Path],
-    repo_id: str,
-    model_name: str,
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    info = api.model_info(repo_id, revision=revision)
-    if private and info.private is False:
-        raise UserError(
-            f"{repo_id} already exists and is public: make it private in its settings first, or leave out --private."
-        )
-    # `upload_folder` may make several commits, so that someone could load half of an update
-    names = {path.name for path in files}
-    present = [sibling.rfilename for sibling in info.siblings or []]
-    stale = [name for name in present if name not in names and _is_stale(api, repo_id, info.sha, name)]
-    commit = api.create_commit(
-        repo_id,
-        [*(CommitOperationDelete(name) for name in stale), *(CommitOperationAdd(path.name, path) for path in files)],
-        commit_message=f"Upload {model_name}",
-        revision=revision,
-        create_pr=create_pr,
-    )
-    return commit.pr_url or commit.commit_url
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            info = api.model_info(repo_id, revision=revision)
+            if private and info.private is False:
+                raise UserError(
+                    f"{repo_id} already exists and is public: make it private in its settings first, or leave out "
+                    "--private."
+                )
+            # `upload_folder` may make several commits, so that someone could load half of an update
+            present = {sibling.rfilename for sibling in info.siblings or []}
+            stale = [name for name in sorted(present - sizes.keys()) if _is_stale(api, repo_id, info.sha, name)]
+            commit = api.create_commit(
+                repo_id,
+                [*map(CommitOperationDelete, stale), *(CommitOperationAdd(path.name, path) for path in files)],
+                commit_message=f"Upload {type(predictor.model).__name__}",
+                revision=revision,
+                create_pr=create_pr,
+            )
+    return Publication(sizes, commit.pr_url or commit.commit_url)
 
 
 def _is_stale(api: HfApi, repo_id: str, commit: str | None, name: str) -> bool:
@@ -166,18 +160,6 @@ def _is_stale(api: HfApi, repo_id: str, commit: str | None, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in _WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
         return is_exported_module(Path(api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
-
-
-def _check_name(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        problem = None if repo_id.count("/") == 1 else "the owner is missing"
-    except HFValidationError as error:
-        problem = first_line(error).rstrip(".")
-    if problem is not None:
-        raise UserError(
-            f"{repo_id!r} is not a valid repository name ({problem}): write OWNER/NAME, such as jane/segmenter-ade20k."
-        )
 
 
 @contextlib.contextmanager

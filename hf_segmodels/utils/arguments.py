@@ -2,26 +2,40 @@
 """Types of command line arguments, and the options that several commands have in common. Imports no torch."""
 
 import argparse
+from collections.abc import Callable
 
 
-def parse_positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a parser for whole numbers from `low` on, or from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            limits = f"from {low} on" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
+        return int(text)
+
+    return parse
 
 
-def parse_non_negative(text: str) -> int:
-    """A whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Return a parser for numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return parse
 
 
 def parse_pixels(text: str) -> tuple[int, int]:
     """`"512"` or `"768x1024"` as `(height, width)`."""
     numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+    if len(numbers) > 2 or not all(item.isdecimal() and int(item) > 0 for item in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels (512) nor HEIGHTxWIDTH (768x1024)")
     return int(numbers[0]), int(numbers[-1])
 
@@ -29,26 +43,6 @@ def parse_pixels(text: str) -> tuple[int, int]:
 def parse_window(text: str) -> tuple[int, int] | int:
     """`"512"` or `"768x1024"` as `(height, width)`, or `"0"` for the whole image."""
     return 0 if text == "0" else parse_pixels(text)
-
-
-def parse_scale(text: str) -> float:
-    """A number from 0.1 to 10."""
-    return _parse_number(text, 0.1, 10)
-
-
-def parse_opacity(text: str) -> float:
-    """A number from 0 to 1."""
-    return _parse_number(text, 0, 1)
-
-
-def _parse_number(text: str, low: float, high: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-    return number
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +70,7 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--scales",
         nargs="+",
-        type=parse_scale,
+        type=number(0.1, 10),
         metavar="S",
         help="average over the image at these scales, 0.1 to 10 (default: 1.0)",
     )

@@ -5,6 +5,8 @@
 class UserError(Exception):
     """An error that the user can fix. The message is one line and says how."""
 
+    exit_code = 2
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, with the second line if the first one ends with a colon."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSemanticSegmentation
 
+from common.convert_command import main
 from common.original_segmenter import write_checkpoint
-from hf_segmodels.cli.convert import main
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from fixtures.procedural_weights import procedural_state_dict
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor
 
+from common.convert_command import main
 from common.original_unept import TINY_RESNET, network, unept_shapes
 from hf_segmodels import ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import ConversionError, load_backbone_weights
 from hf_segmodels.conversion.backbone_weights import resize_position_embeddings
 from hf_segmodels.conversion.formats.backbone import BackboneFormat

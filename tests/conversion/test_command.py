@@ -15,9 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
+from common.convert_command import main
 from common.original_segmenter import tiny_network, write_checkpoint
 from hf_segmodels.cli import main as cli
-from hf_segmodels.cli.convert import METHODS, main
+from hf_segmodels.cli.convert import METHODS
 from hf_segmodels.conversion import converter
 from hf_segmodels.conversion.formats import FORMATS
 from hf_segmodels.conversion.reference.segmenter import segmenter_forward

@@ -10,10 +10,10 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
+from common.convert_command import main
 from common.golden_cases import check_architecture, load, load_npz, on_meta, upsample, without_dropout
 from common.original_segmenter import segmenter_shapes, variant_yml
 from hf_segmodels import conversion
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.conversion.formats.segmenter import SEGMENTER, SegmenterFormat
 from hf_segmodels.conversion.key_mapping import rename

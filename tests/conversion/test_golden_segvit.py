@@ -10,9 +10,9 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_state_dict
 
+from common.convert_command import main
 from common.golden_cases import Arrays, check_architecture, load_folder, load_npz, on_meta, without_dropout
 from common.original_segvit import segvit_shapes
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion.formats.segvit import RELEASES, SEGVIT, SEGVIT_SHRUNK, SegViTFormat
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.inference import dense_prediction

@@ -9,10 +9,10 @@ import pytest
 import torch
 from fixtures.procedural_weights import procedural_input, procedural_state_dict
 
+from common.convert_command import main
 from common.golden_cases import check_architecture, load, load_npz, on_meta, upsample, without_dropout
 from common.original_unept import CONFIGURATIONS, config_text, network, unept_shapes
 from hf_segmodels import PlainViTBackbone, PlainViTConfig, UNEPTForSemanticSegmentation
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import load_backbone_weights
 from hf_segmodels.conversion.formats.unept import UNEPT, UNEPTFormat
 from hf_segmodels.conversion.key_mapping import rename

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForSemanticSegmentation
 
+from common.convert_command import main
 from common.original_segvit import write_checkpoint
-from hf_segmodels.cli.convert import main
 
 
 ARGUMENTS = ["--method", "segvit", "--checkpoint", "someone/models", "--filename", "deep/model.pth"]

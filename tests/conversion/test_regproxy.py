@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.convert_command import main
 from common.original_regproxy import TINY_CONFIG, write_checkpoint
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import ConversionError, convert
 from hf_segmodels.conversion.formats.regproxy import RegProxyFormat
 from hf_segmodels.conversion.mmcv_config import parse_mmcv_config

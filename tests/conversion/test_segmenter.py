@@ -9,8 +9,8 @@ import yaml
 from fixtures.procedural_weights import procedural_state_dict
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from common.convert_command import main
 from common.original_segmenter import segmenter_shapes, tiny_network, variant_yml, write_checkpoint
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import ConversionError, convert
 
 

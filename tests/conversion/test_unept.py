@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from common.convert_command import main
 from common.original_unept import (
     CONFIGURATIONS,
     TINY_DEIT,
@@ -16,7 +17,6 @@ from common.original_unept import (
     unept_shapes,
     write_checkpoint,
 )
-from hf_segmodels.cli.convert import main
 from hf_segmodels.conversion import ConversionError, convert
 from hf_segmodels.conversion.formats.unept import UNEPTFormat
 from hf_segmodels.conversion.reference.unept import unept_forward

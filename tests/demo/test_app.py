@@ -186,10 +186,10 @@ class TestModels:
         monkeypatch.setattr(session_module, "load_predictor", load)
         folders = {name: str(folder) for name, folder in method_folders.items()}
         cache = ModelCache(folders)
-        assert cache.loaded == []
+        assert list(cache.loaded) == []
         for name in ("segmenter", "regproxy", "segmenter"):
             assert cache.get(name).model.config.model_type == name
-        assert cache.loaded == ["regproxy", "segmenter"]
+        assert list(cache.loaded) == ["regproxy", "segmenter"]
         assert len(loads) == 2
 
         small = ModelCache(folders, memory_limit=0)
@@ -197,7 +197,7 @@ class TestModels:
         weight = next(first.parameters())
         reference = weakref.ref(first)
         small.get("regproxy")
-        assert small.loaded == ["regproxy"]
+        assert list(small.loaded) == ["regproxy"]
         del first, weight
         gc.collect()
         assert reference() is None  # and out of memory
@@ -263,7 +263,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--port", "0"], "not a port"),
+            (["--port", "0"], "not a whole number from 1 to 65535"),
             (["--long-edge", "x"], "not a whole number"),
             (["--model", "/no/such/model"], "there is no folder /no/such/model"),
             (["--device", "nonsense"], "cannot use the device"),

@@ -4,18 +4,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.modeling_utils import PreTrainedModel
 
 from ...inference import choose_windows
-from .facts import DATASETS, METHODS, Dataset
+from .facts import DATASETS, METHODS
 from .results import TASK, describe_window, metric_name, read_results
-
-
-if TYPE_CHECKING:
-    from ...image_processing.segmentation_image_processor import SegmentationImageProcessor
-    from ...modeling_utils import SegmentationPreTrainedModel
 
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -24,8 +21,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def create_model_card(
-    model: "SegmentationPreTrainedModel",
-    image_processor: "SegmentationImageProcessor",
+    model: PreTrainedModel,
+    image_processor: ImageProcessingMixin,
     *,
     repo_id: str | None = None,
     results: str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]] | None = None,
@@ -47,9 +44,9 @@ def create_model_card(
     classes and windows come from the model, scores from results files. Missing facts are marked unknown.
 
     Args:
-        model (`SegmentationPreTrainedModel`): A Segmenter, SegViT, RegProxy or UN-EPT. Its weights are not read, so that it may
+        model (`PreTrainedModel`): A Segmenter, SegViT, RegProxy or UN-EPT. Its weights are not read, so that it may
             be on the meta device.
-        image_processor (`SegmentationImageProcessor`): The model's image processor.
+        image_processor (`ImageProcessingMixin`): The model's image processor.
         repo_id (`str`, *optional*): Repository or folder that the examples load; defaults to `"path/to/model"`.
         results (path, `dict`, or a sequence of them, *optional*): Results files of `hf-segmodels evaluate --output` or of
             training (`results.json`), or their content. They become tables and the `model-index` of the metadata.
@@ -88,7 +85,7 @@ def create_model_card(
     'image-segmentation'
     ```
     """
-    config = model.config
+    config: Any = model.config
     if config.model_type not in METHODS:
         raise ValueError(f"There are no cards for {config.model_type!r} models, only for {', '.join(METHODS)}.")
     _check_license(license, license_name, license_link)
@@ -98,13 +95,19 @@ def create_model_card(
     recipe = trained.recipe if trained else {}
     if dataset is None and trained is not None:
         dataset = trained.dataset
-    known = _known_dataset(dataset, config.num_labels)
+    known = DATASETS.get(dataset or "")
+    if known is not None and known.num_classes != config.num_labels:
+        raise ValueError(
+            f"{known.name} has {known.num_classes} classes, the model has {config.num_labels}: set `dataset` to its "
+            "training data."
+        )
     dataset_name = known.name if known else _public_name(dataset)
     if title is None:
         title = f"{method.name} trained on {dataset_name}" if dataset_name else method.name
     classes = [str(config.id2label[index]) for index in range(config.num_labels)]
     windows = choose_windows(config)
 
+    hub_id = known.hub_id if known else dataset if dataset and _is_repository(dataset) else None
     data = ModelCardData(
         license=license or "unknown",
         license_name=license_name,
@@ -112,7 +115,7 @@ def create_model_card(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["semantic-segmentation", "vision", config.model_type, *tags],
-        datasets=_hub_datasets(dataset, known),
+        datasets=[hub_id] if hub_id else None,
         base_model=base_model,
         metrics=["mean_iou"] if measurements else None,
         # name of the entry in `model-index`
@@ -157,20 +160,6 @@ def _check_license(license: str | None, name: str | None, link: str | None) -> N
         raise ValueError('`license="other"` needs a name: set `license_name`, and `license_link` to its text.')
     if license != "other" and (name or link):
         raise ValueError(f'`license_name` and `license_link` need `license="other"`, got {license!r}.')
-
-
-def _known_dataset(dataset: str | None, num_labels: int) -> Dataset | None:
-    known = DATASETS.get(dataset or "")
-    if known is not None and known.num_classes != num_labels:
-        raise ValueError(
-            f"{known.name} has {known.num_classes} classes, the model has {num_labels}: set `dataset` to its training data."
-        )
-    return known
-
-
-def _hub_datasets(dataset: str | None, known: Dataset | None) -> list[str] | None:
-    hub_id = known.hub_id if known else dataset if dataset and _is_repository(dataset) else None
-    return [hub_id] if hub_id else None
 
 
 def _is_repository(name: str) -> bool:

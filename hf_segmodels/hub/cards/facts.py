@@ -6,33 +6,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """
-    Facts about a method.
-
-    Args:
-        name (`str`): Name in the paper.
-        arxiv (`str`): arXiv number of the paper.
-        title, venue (`str`): Title and venue of the paper.
-        repository (`str`): Address of the authors' code.
-        code_license (`str`): License of the authors' code, in words.
-        summary (`str`): How the method works.
-        limits (`tuple[str, ...]`): Known limits.
-        citation (`str`): BibTeX entry.
-    """
+    """Facts about a method, its paper, and the authors' code."""
 
     name: str
-    arxiv: str
+    arxiv: str  # number
     title: str
-    venue: str
+    key: str  # in BibTeX
+    authors: str  # in BibTeX
+    venue: str  # conference and year
     repository: str
     code_license: str
     summary: str
     limits: tuple[str, ...]
-    citation: str
 
     @property
     def paper(self) -> str:
-        return f"[{self.title}](https://arxiv.org/abs/{self.arxiv}) ({self.venue})"
+        first_author = self.authors.partition(",")[0]
+        return f"[{self.title}](https://arxiv.org/abs/{self.arxiv}) ({first_author} et al., {self.venue})"
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry."""
+        conference, year = self.venue.rsplit(" ", 1)
+        fields = {"title": self.title, "author": self.authors, "booktitle": conference, "year": year}
+        lines = ",\n".join(f"  {name}={{{value}}}" for name, value in fields.items())
+        return f"@inproceedings{{{self.key},\n{lines}\n}}"
 
 
 METHODS = {
@@ -40,7 +38,9 @@ METHODS = {
         name="Segmenter",
         arxiv="2105.05633",
         title="Segmenter: Transformer for Semantic Segmentation",
-        venue="Strudel et al., ICCV 2021",
+        key="strudel2021segmenter",
+        authors="Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia",
+        venue="ICCV 2021",
         repository="https://github.com/rstrudel/segmenter",
         code_license="MIT",
         summary="A vision transformer encodes each patch of the image as a token. A linear layer, or a mask transformer over "
@@ -50,19 +50,15 @@ METHODS = {
             "Scores are computed at the encoder's stride and upsampled, so that objects thinner than a patch are lost and "
             "outlines are smooth. Smaller patches are sharper and slower.",
         ),
-        citation="""\
-@inproceedings{strudel2021segmenter,
-  title={Segmenter: Transformer for Semantic Segmentation},
-  author={Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia},
-  booktitle={ICCV},
-  year={2021}
-}""",
     ),
     "segvit": Method(
         name="SegViT",
         arxiv="2210.05844",
         title="SegViT: Semantic Segmentation with Plain Vision Transformers",
-        venue="Zhang et al., NeurIPS 2022",
+        key="zhang2022segvit",
+        authors="Zhang, Bowen and Tian, Zhi and Tang, Quan and Chu, Xiangxiang and Wei, Xiaolin and Shen, Chunhua and "
+        "Liu, Yifan",
+        venue="NeurIPS 2022",
         repository="https://github.com/zbwxp/SegVit",
         code_license="a two-clause BSD license for academic use (commercial use needs the authors' permission)",
         summary="One query per class attends to the features of a plain vision transformer. The attention map of a query is the "
@@ -72,19 +68,14 @@ METHODS = {
             "can exceed 1.",
             "If a query predicts that its class is not in the image (or window), the class is suppressed everywhere in it.",
         ),
-        citation="""\
-@inproceedings{zhang2022segvit,
-  title={SegViT: Semantic Segmentation with Plain Vision Transformers},
-  author={Zhang, Bowen and Tian, Zhi and Tang, Quan and Chu, Xiangxiang and Wei, Xiaolin and Shen, Chunhua and Liu, Yifan},
-  booktitle={NeurIPS},
-  year={2022}
-}""",
     ),
     "regproxy": Method(
         name="RegProxy",
         arxiv="2203.14043",
         title="Semantic Segmentation by Early Region Proxy",
-        venue="Zhang et al., CVPR 2022",
+        key="zhang2022semantic",
+        authors="Zhang, Yifan and Pang, Bo and Lu, Cewu",
+        venue="CVPR 2022",
         repository="https://github.com/YiF-Zhang/RegionProxy",
         code_license="MIT",
         summary="Early layers of a vision transformer predict how strongly each pixel belongs to the tokens around it, so that "
@@ -94,19 +85,14 @@ METHODS = {
             "than a region are lost.",
             "If `forward` merges windows, its outputs hold no regions, since regions belong to one window or the whole image.",
         ),
-        citation="""\
-@inproceedings{zhang2022semantic,
-  title={Semantic Segmentation by Early Region Proxy},
-  author={Zhang, Yifan and Pang, Bo and Lu, Cewu},
-  booktitle={CVPR},
-  year={2022}
-}""",
     ),
     "unept": Method(
         name="UN-EPT",
         arxiv="2107.14209",
         title="A Unified Efficient Pyramid Transformer for Semantic Segmentation",
-        venue="Zhu et al., ICCV Workshops 2021",
+        key="zhu2021unified",
+        authors="Zhu, Fangrui and Zhu, Yi and Zhang, Li and Wu, Chongruo and Fu, Yanwei and Li, Mu",
+        venue="ICCV Workshops 2021",
         repository="https://github.com/amazon-science/unified-ept",
         code_license="Apache-2.0",
         summary="A transformer attends to a few sampled points of a feature pyramid for context, and a shallow convolutional branch "
@@ -115,39 +101,23 @@ METHODS = {
             "Refinement moves scores by one pixel, and only at predicted boundaries.",
             "Speed depends on the kernel for sparse attention; without a compiled kernel, the PyTorch reference is used.",
         ),
-        citation="""\
-@inproceedings{zhu2021unified,
-  title={A Unified Efficient Pyramid Transformer for Semantic Segmentation},
-  author={Zhu, Fangrui and Zhu, Yi and Zhang, Li and Wu, Chongruo and Fu, Yanwei and Li, Mu},
-  booktitle={ICCV Workshops},
-  year={2021}
-}""",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """
-    Facts about a data set.
-
-    Args:
-        name (`str`): Name in its paper.
-        scenes (`str`): Content of its images.
-        terms (`str`): License, in words.
-        num_classes (`int`): Number of classes.
-        hub_id (`str`, *optional*): Repository on the Hub.
-    """
+    """Facts about a data set."""
 
     name: str
     scenes: str
-    terms: str
+    terms: str  # license
     num_classes: int
-    hub_id: str | None = None
+    hub_id: str | None = None  # repository on the Hub
 
 
 _PASCAL_TERMS = "license unknown; the photographs are from PASCAL VOC 2010"
-_PASCAL_SCENES = "everyday photographs, indoors and outdoors"
+_EVERYDAY_SCENES = "everyday photographs, indoors and outdoors"
 
 DATASETS = {
     "ade20k": Dataset(
@@ -165,19 +135,19 @@ DATASETS = {
     ),
     "pascal_context_60": Dataset(
         name="Pascal Context (60 classes, with background)",
-        scenes=_PASCAL_SCENES,
+        scenes=_EVERYDAY_SCENES,
         terms=_PASCAL_TERMS,
         num_classes=60,
     ),
     "pascal_context_59": Dataset(
         name="Pascal Context (59 classes, without background)",
-        scenes=_PASCAL_SCENES,
+        scenes=_EVERYDAY_SCENES,
         terms=_PASCAL_TERMS,
         num_classes=59,
     ),
     "coco_stuff_10k": Dataset(
         name="COCO-Stuff-10K",
-        scenes="everyday photographs, indoors and outdoors",
+        scenes=_EVERYDAY_SCENES,
         terms="annotations CC BY 4.0, images under Flickr's terms of use "
         "([repository](https://github.com/nightrome/cocostuff10k))",
         num_classes=171,

@@ -15,19 +15,14 @@ from ...utils.errors import first_line
 from .errors import RequestError
 
 
+_TIMED_OUT = "the URL in `inputs` took too long: send the image itself."
+
+
 def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
     """
     Download a file. Redirects are not followed. The connection goes to the address that was checked, so that a second
-    look-up of the name cannot lead elsewhere.
-
-    Args:
-        url (`str`): URL that starts with `http://` or `https://`.
-        max_bytes (`int`): Limit of the file's size.
-        timeout (`float`): Limit of the whole download in seconds.
-        public_only (`bool`): Whether to refuse hosts with an address that is not public.
-
-    Returns:
-        `bytes`: Content of the file.
+    look-up of the name cannot lead elsewhere. `timeout` limits the whole download, in seconds. `public_only` refuses
+    hosts with an address that is not public.
 
     Raises:
         RequestError: if the URL is malformed, the host is unreachable or not public, the status is not 200, the download
@@ -71,7 +66,7 @@ def fetch(url: str, max_bytes: int, timeout: float, public_only: bool) -> bytes:
         if isinstance(error, RequestError):
             raise
         if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-            raise _timed_out() from None
+            raise RequestError(_TIMED_OUT) from None
         raise RequestError(f"cannot fetch the URL in `inputs`: {first_line(error)[:300]}") from None
 
 
@@ -84,7 +79,7 @@ def _download(connection: http.client.HTTPConnection, target: str, max_bytes: in
             raise RequestError(f"the URL in `inputs` answered with status {response.status}{hint}.")
         data = response.read(max_bytes + 1)
     if time.monotonic() >= deadline:  # the answer may be incomplete
-        raise _timed_out()
+        raise RequestError(_TIMED_OUT)
     if len(data) > max_bytes:
         raise RequestError(
             f"the file at the URL in `inputs` has more than the {max_bytes} bytes allowed: send a smaller one.", 413
@@ -92,13 +87,9 @@ def _download(connection: http.client.HTTPConnection, target: str, max_bytes: in
     return data
 
 
-def _timed_out() -> RequestError:
-    return RequestError("the URL in `inputs` took too long: send the image itself.")
-
-
 def _connect(addresses: list[Any], port: int, deadline: float) -> socket.socket:
     """Connect to the first address that answers."""
-    error: OSError = OSError("the host has no address")
+    error = OSError("the host has no address")
     for address in addresses:
         remaining = deadline - time.monotonic()
         if remaining <= 0:

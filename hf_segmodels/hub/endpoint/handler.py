@@ -128,8 +128,7 @@ class EndpointHandler:
                 413,
             )
         self._check_processed_size(image)
-        inputs = self.image_processor(images=[image], return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = self.image_processor(images=[image], return_tensors="pt").to(self.model.device, self.model.dtype)
         height, width = inputs["pixel_values"].shape[-2:]
         try:
             self._check_network_pixels(height, width, parameters)
@@ -147,16 +146,12 @@ class EndpointHandler:
         except ValueError as error:
             # windows and scales that do not fit the model or the image
             raise RequestError(first_line(error)[:300]) from None
-        if not with_scores:
-            return self._answer(result.cpu().numpy(), None, parameters)
-        labels, confidences = self._confidences(result, parameters)
+        labels, confidences = self._confidences(result, parameters) if with_scores else (result.cpu().numpy(), None)
         return self._answer(labels, confidences, parameters)
 
     def _check_processed_size(self, image: PIL.Image.Image) -> None:
         """Refuse a narrow image whose longer edge becomes huge when the shorter edge is resized."""
-        if not self.image_processor.do_resize:
-            return
-        size = dict(self.image_processor.size)
+        size = dict(self.image_processor.size) if self.image_processor.do_resize else {}
         if size.keys() <= {"shortest_edge", "longest_edge"} and "shortest_edge" in size:
             scale = size["shortest_edge"] / min(image.size)
             scale = min(scale, size.get("longest_edge", math.inf) / max(image.size))
@@ -172,12 +167,16 @@ class EndpointHandler:
         pixels = 0
         for scale in parameters.scales:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
-            pixels += _window_pixels(size, windows, config.small_image_mode) * (2 if parameters.flip else 1)
-        limit = self.settings.max_network_pixels
-        if pixels > limit:
+            grid = WindowGrid(size, *(windows or (size, size)), config.small_image_mode)
+            sides = zip(grid.image_size, grid.crop_size, grid.window_stride, strict=True)
+            # counted, since a list of the windows can be huge
+            pixels += math.prod(crop * (1 + math.ceil((side - crop) / stride)) for side, crop, stride in sides)
+        pixels *= 2 if parameters.flip else 1
+        if pixels > self.settings.max_network_pixels:
             raise RequestError(
-                f"all windows, scales and flipped copies have {pixels} pixels, at most {limit} are allowed: send a larger "
-                "`window_stride`, fewer or smaller `scales`, or a smaller image.",
+                f"all windows, scales and flipped copies have {pixels} pixels, at most "
+                f"{self.settings.max_network_pixels} are allowed: send a larger `window_stride`, fewer or smaller "
+                "`scales`, or a smaller image.",
                 413,
             )
 
@@ -234,21 +233,6 @@ class EndpointHandler:
             "classes": [{**item, "color": palette[item["index"]].tolist()} for item in classes],
             "unlabeled": {"index": unlabeled, "share": float(counts[unlabeled] / labels.size)},
         }
-
-
-def _window_pixels(
-    size: tuple[int, int], windows: tuple[tuple[int, int], tuple[int, int]] | None, small_image_mode: str
-) -> int:
-    """Pixels of all windows of an image of a size `(height, width)`."""
-    if windows is None:
-        return size[0] * size[1]
-    window, stride = windows
-    fitted = WindowGrid(size, window, stride, small_image_mode).image_size
-    pixels = 1
-    for side, limit, step in zip(fitted, window, stride, strict=True):
-        # counted, since a list of the windows can be huge
-        pixels *= min(side, limit) * (1 + math.ceil(max(side - limit, 0) / step))
-    return pixels
 
 
 def _png(image: PIL.Image.Image) -> str:

@@ -29,32 +29,17 @@ _MAX_SIDE, _MAX_SCALES, _MAX_SCALE = 1 << 16, 16, 16.0
 
 @dataclass(frozen=True)
 class Settings:
-    """
-    Settings of a handler. Each is read from an environment variable: `HF_SEGMODELS_` and the name in capitals.
+    """Settings of a handler. Each is read from an environment variable: `HF_SEGMODELS_` and the name in capitals."""
 
-    Args:
-        device (`str`, *optional*): Device of the model; defaults to CUDA if it is available, otherwise to the CPU.
-        dtype (`str`, *optional*, defaults to `"float32"`): `"float32"`, `"bfloat16"` or `"float16"`.
-        max_bytes (`int`, *optional*, defaults to 20,000,000): Size of an image file.
-        max_pixels (`int`, *optional*, defaults to 25,000,000): Size of an image.
-        max_network_pixels (`int`, *optional*, defaults to 100,000,000):
-            Pixels that go through the network for one request: all windows, at all scales, flipped copies included.
-        max_scores (`int`, *optional*, defaults to 250,000,000): Classes times pixels, for requests that need scores.
-        max_concurrent (`int`, *optional*, defaults to 1):
-            Images that are decoded and segmented at the same time; other requests wait.
-        urls (`str`, *optional*, defaults to `"public"`): URLs that are fetched: `"public"` addresses, `"any"` or `"none"`.
-        url_timeout (`float`, *optional*, defaults to 10.0): Seconds for a whole download.
-    """
-
-    device: str = ""
-    dtype: str = "float32"
-    max_bytes: int = 20_000_000
-    max_pixels: int = 25_000_000
-    max_network_pixels: int = 100_000_000
-    max_scores: int = 250_000_000
-    max_concurrent: int = 1
-    urls: str = "public"
-    url_timeout: float = 10.0
+    device: str = ""  # CUDA if it is available, otherwise the CPU
+    dtype: str = "float32"  # or "bfloat16", "float16"
+    max_bytes: int = 20_000_000  # size of an image file
+    max_pixels: int = 25_000_000  # size of an image
+    max_network_pixels: int = 100_000_000  # all windows of one request, at all scales, flipped copies included
+    max_scores: int = 250_000_000  # classes times pixels, for requests that need scores
+    max_concurrent: int = 1  # images that are decoded and segmented at the same time; other requests wait
+    urls: str = "public"  # which URLs are fetched: "public" addresses, "any" or "none"
+    url_timeout: float = 10.0  # seconds for a whole download
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -85,24 +70,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parameters:
-    """
-    The `parameters` of a request.
+    """The `parameters` of a request. Sizes are pixels or `[height, width]`; the model has defaults for them."""
 
-    Args:
-        window_size (`int` or `list[int]`, *optional*): Window in pixels; 0 is the whole image. Defaults to the model's.
-        window_stride (`int` or `list[int]`, *optional*): Stride in pixels. Defaults to the model's, or to `window_size`.
-        scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): Factors that the image is resized by.
-        flip (`bool`, *optional*, defaults to `False`): Whether to average with flipped copies.
-        threshold (`float`, *optional*): Confidence below which a pixel gets no class. By default all pixels get one.
-        output (`str`, *optional*, defaults to `"masks"`): `"masks"` or `"label_map"`.
-    """
-
-    window_size: int | list[int] | None = None
-    window_stride: int | list[int] | None = None
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    threshold: float | None = None
-    output: str = "masks"
+    window_size: int | list[int] | None = None  # 0 is the whole image
+    window_stride: int | list[int] | None = None  # `window_size`, if only that is set
+    scales: tuple[float, ...] = (1.0,)  # factors that the image is resized by
+    flip: bool = False  # whether to average with flipped copies
+    threshold: float | None = None  # confidence below which a pixel gets no class; by default all pixels get one
+    output: str = "masks"  # or "label_map"
 
     @property
     def is_averaged(self) -> bool:
@@ -112,14 +87,8 @@ class Parameters:
 
 def read_request(data: Any, settings: Settings) -> tuple["bytes | PIL.Image.Image", Parameters]:
     """
-    Check a request, and get its image file by download or from base64.
-
-    Args:
-        data (`dict`): The request, with the keys `inputs` and, optionally, `parameters`.
-        settings ([`Settings`]): Limits.
-
-    Returns:
-        The image file or image, not decoded yet, and the parameters.
+    Check a request, and get its image file by download or from base64. Returns the file or image, not decoded yet, and
+    the parameters.
 
     Raises:
         RequestError: if there is no image, a key or parameter is unknown or invalid, or the file is too large.
@@ -174,13 +143,6 @@ def read_image(source: "bytes | PIL.Image.Image", settings: Settings) -> PIL.Ima
     Decode an image as 8-bit RGB, rotated as its EXIF data says. Animations and files with several pages give their first
     picture. The size is checked before the pixels are decoded.
 
-    Args:
-        source (`bytes` or `PIL.Image.Image`): An image file or an image.
-        settings ([`Settings`]): Limits.
-
-    Returns:
-        `PIL.Image.Image`: The image in mode `RGB`.
-
     Raises:
         RequestError: if the file is damaged or its format is not supported, or the image is too large.
     """
@@ -188,27 +150,24 @@ def read_image(source: "bytes | PIL.Image.Image", settings: Settings) -> PIL.Ima
         f"the image has more than the {settings.max_pixels} pixels allowed: send a smaller one.", 413
     )
     try:
-        image = _open_image(source) if isinstance(source, bytes) else source
+        if isinstance(source, bytes):
+            PIL.Image.init()
+            readable = [name for name in _FORMATS if name in PIL.Image.OPEN]
+            source = PIL.Image.open(BytesIO(source), formats=readable)  # reads the header
     except PIL.Image.DecompressionBombError:
         raise too_large from None
     except Exception as error:  # Pillow raises errors of any type for damaged files
         if is_out_of_memory(error):
             raise
         raise RequestError(f"`inputs` is not a readable image: send one of {', '.join(_FORMATS)}.") from None
-    if image.width * image.height > settings.max_pixels:
+    if source.width * source.height > settings.max_pixels:
         raise too_large
     try:
-        return to_rgb(PIL.ImageOps.exif_transpose(image))
+        return to_rgb(PIL.ImageOps.exif_transpose(source))
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise RequestError(f"the image in `inputs` is damaged: {first_line(error)[:300]}") from None
-
-
-def _open_image(data: bytes) -> PIL.Image.Image:
-    """Read the header of an image file."""
-    PIL.Image.init()
-    return PIL.Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in PIL.Image.OPEN])
 
 
 def read_parameters(values: Any) -> Parameters:
