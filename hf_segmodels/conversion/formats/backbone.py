@@ -2,7 +2,6 @@
 """Format of encoders pre-trained on ImageNet: AugReg ViT, DeiT and timm state dicts."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from ...segmenter.image_processing_pil_segmenter import SegmenterImageProcessorP
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
 from ..key_mapping import KeyMap
-from ..reference.vit import augreg_tokens, timm_tokens
+from ..reference.vit import backbone_forward
 from .vit_config import infer_config, reference_fields
 from .vit_keys import AUGREG, AUGREG_DROPPED, TIMM_DROPPED, TIMM_VIT
 
@@ -153,17 +152,8 @@ class BackboneFormat(CheckpointFormat):
             f"{list(mean)}, standard deviation {list(std)}; set other values with --config"
         ]
 
-    @torch.no_grad()
     def reference(self, weights: Weights, config: PlainViTConfig, pixel_values: torch.Tensor) -> torch.Tensor:
-        fields = reference_fields(config)
-        if _is_augreg(weights):
-            del fields["num_heads"]  # heads are a dimension of the arrays
-            tokens = augreg_tokens(weights, pixel_values, **fields)
-        else:
-            tokens = timm_tokens(weights, pixel_values, **fields)
-        grid = [math.ceil(size / config.patch_size) for size in pixel_values.shape[-2:]]
-        # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
-        return tokens[:, config.num_prefix_tokens :].mT.unflatten(2, grid)
+        return backbone_forward(weights, pixel_values, **reference_fields(config))
 
     def model_scores(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return model(pixel_values).feature_maps[-1]

@@ -4,8 +4,8 @@
 import torch
 import torch.nn.functional as F
 
-from .common import Weights, linear, norm, pad
-from .vit import timm_layers, timm_tokens
+from .common import Weights, linear, norm, pad, resize
+from .vit import transformer_layers, vit_features
 
 
 def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
@@ -13,16 +13,13 @@ def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
     if "decoder.head.weight" in weights:
         return linear(weights, "decoder.head", patches)
     batch_size, num_patches, _ = patches.shape
-    width = weights["decoder.cls_emb"].shape[2]
-    tokens = linear(weights, "decoder.proj_dec", patches)
-    tokens = torch.cat([tokens, weights["decoder.cls_emb"].expand(batch_size, -1, -1)], dim=1)
-    tokens = timm_layers(weights, "decoder.", tokens, max(1, width // 64), 1e-5)[-1]
-    tokens = norm(weights, "decoder.decoder_norm", tokens, 1e-5)
-    patches, classes = tokens[:, :num_patches], tokens[:, num_patches:]
-    patches, classes = patches @ weights["decoder.proj_patch"], classes @ weights["decoder.proj_classes"]
-    patches, classes = (vectors / vectors.square().sum(-1, keepdim=True).sqrt() for vectors in (patches, classes))
-    cosines = torch.einsum("bnd,bkd->bnk", patches, classes)
-    return norm(weights, "decoder.mask_norm", cosines, 1e-5)
+    embeddings = weights["decoder.cls_emb"].expand(batch_size, -1, -1)
+    tokens = torch.cat([linear(weights, "decoder.proj_dec", patches), embeddings], dim=1)
+    tokens = transformer_layers(weights, "decoder.", tokens, max(1, embeddings.shape[2] // 64), 1e-5)[-1]
+    tokens = norm(weights, "decoder.decoder_norm", tokens)
+    patches = F.normalize(tokens[:, :num_patches] @ weights["decoder.proj_patch"], dim=-1)
+    classes = F.normalize(tokens[:, num_patches:] @ weights["decoder.proj_classes"], dim=-1)
+    return norm(weights, "decoder.mask_norm", patches @ classes.mT)
 
 
 @torch.no_grad()
@@ -37,7 +34,7 @@ def segmenter_forward(
     """
     height, width = pixel_values.shape[-2:]
     padded = pad(pixel_values, patch_size)
-    tokens = timm_tokens(
+    features = vit_features(
         weights,
         padded,
         num_heads=num_heads,
@@ -47,10 +44,8 @@ def segmenter_forward(
         mode="bilinear",
         only_by_count=True,
         prefix="encoder.",
-    )
-    num_prefix_tokens = 2 if "encoder.dist_token" in weights else 1
-    masks = _segmenter_masks(weights, tokens[:, num_prefix_tokens:])
+    )[-1]
+    masks = _segmenter_masks(weights, norm(weights, "encoder.norm", features.flatten(2).mT))
     # (batch_size, h * w, K) -> (batch_size, K, h, w) -> (batch_size, K, padded height, padded width)
-    masks = masks.mT.reshape(*masks.mT.shape[:2], *(size // patch_size for size in padded.shape[-2:]))
-    logits = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+    logits = resize(masks.mT.unflatten(2, features.shape[-2:]), padded.shape[-2:])
     return logits[..., :height, :width]
