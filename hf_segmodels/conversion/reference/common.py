@@ -6,13 +6,21 @@ No code is shared with the models: agreement with a converted model shows that b
 Written from the papers and from the released code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 
 
 Weights = Mapping[str, torch.Tensor]
+
+
+def numbered(weights: Weights, name: str) -> Iterator[str]:
+    """`name.0`, `name.1`, ..., as far as there are weights."""
+    number = 0
+    while any(key.startswith(f"{name}.{number}.") for key in weights):
+        yield f"{name}.{number}"
+        number += 1
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -39,6 +47,10 @@ def norm(weights: Weights, name: str, tokens: torch.Tensor, eps: float = 1e-5) -
 
 def linear(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
     return F.linear(tokens, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def feed_forward(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
+    return linear(weights, f"{name}.linear2", linear(weights, f"{name}.linear1", tokens).relu())
 
 
 def conv(weights: Weights, name: str, features: torch.Tensor, **fields: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Segmenter's forward pass over the original parameter names."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -23,11 +25,12 @@ def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def segmenter_forward(
-    weights: Weights, pixel_values: torch.Tensor, *, num_heads: int, patch_size: int, grid: tuple[int, int]
-) -> torch.Tensor:
+def segmenter_forward(weights: Weights, pixel_values: torch.Tensor, *, patch_size: int, **encoder: Any) -> torch.Tensor:
     """
     The released Segmenter in eval mode.
+
+    Args:
+        weights, pixel_values, patch_size, encoder: See [`vit_features`].
 
     Returns:
         Logits `(batch_size, num_labels, height, width)` at the size of the input.
@@ -37,13 +40,12 @@ def segmenter_forward(
     features = vit_features(
         weights,
         padded,
-        num_heads=num_heads,
         patch_size=patch_size,
-        grid=grid,
         eps=1e-5,
         mode="bilinear",
         only_by_count=True,
         prefix="encoder.",
+        **encoder,
     )[-1]
     masks = _segmenter_masks(weights, norm(weights, "encoder.norm", features.flatten(2).mT))
     # (batch_size, h * w, K) -> (batch_size, K, h, w) -> (batch_size, K, padded height, padded width)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .common import Weights, attend, linear, multihead_attention, norm, pad, resize
+from .common import Weights, attend, feed_forward, linear, multihead_attention, norm, numbered, pad, resize
 from .vit import vit_features
 
 
@@ -26,9 +26,8 @@ def _segvit_stage(
     weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Queries after all layers of a stage, and the masks of the last layer if its attention has any."""
-    number, masks = 0, None
-    while f"{name}.layers.{number}.norm1.weight" in weights:
-        layer = f"{name}.layers.{number}"
+    masks = None
+    for layer in numbered(weights, f"{name}.layers"):
         attended = multihead_attention(weights, f"{layer}.self_attn", query, query, heads)
         query = norm(weights, f"{layer}.norm1", query + attended)
         if f"{layer}.multihead_attn.q.weight" in weights:
@@ -36,9 +35,7 @@ def _segvit_stage(
         else:
             attended = multihead_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
         query = norm(weights, f"{layer}.norm2", query + attended)
-        hidden = linear(weights, f"{layer}.linear1", query).relu()
-        query = norm(weights, f"{layer}.norm3", query + linear(weights, f"{layer}.linear2", hidden))
-        number += 1
+        query = norm(weights, f"{layer}.norm3", query + feed_forward(weights, layer, query))
     return query, masks
 
 
@@ -77,10 +74,8 @@ def segvit_forward(
         tokens = features[layer].flatten(2).mT
         return norm(weights, f"{head}.proj_norm_{stage}", linear(weights, f"{head}.input_proj_{stage}", tokens))
 
-    def start(name: str) -> torch.Tensor:
-        return weights[f"{name}.q.weight"].expand(len(pixel_values), -1, -1)
-
-    query, grid = start(head), tuple(features[feature_layers[0]].shape[-2:])
+    query = weights[f"{head}.q.weight"].expand(len(pixel_values), -1, -1)
+    grid = tuple(features[feature_layers[0]].shape[-2:])
     masks: Any = 0.0
     if f"{head}.atm.q.weight" in weights:
         side = math.isqrt(query.shape[1])
@@ -88,7 +83,8 @@ def segvit_forward(
         for stage, layer in enumerate(feature_layers, start=1):
             query, _ = _segvit_stage(weights, f"{head}.decoder_{stage}", query, lateral(stage, layer), decoder_heads)
         head = f"{head}.atm"
-        query, masks = _segvit_stage(weights, f"{head}.decoder_1", start(head), query, decoder_heads)
+        classes = weights[f"{head}.q.weight"].expand(len(pixel_values), -1, -1)
+        query, masks = _segvit_stage(weights, f"{head}.decoder_1", classes, query, decoder_heads)
     else:
         for stage, layer in enumerate(reversed(feature_layers), start=1):
             memory = lateral(stage, layer)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .common import Weights, conv, conv_norm, linear, multihead_attention, norm, pad, resize
+from .common import Weights, conv, conv_norm, feed_forward, linear, multihead_attention, norm, numbered, pad, resize
 from .vit import vit_features
 
 
@@ -22,9 +22,7 @@ def resnet_v1c_features(
     features = F.max_pool2d(features, 3, 2, padding=1)
     outputs = []
     for stage, (stage_stride, dilation) in enumerate(zip(strides, dilations, strict=True), start=1):
-        block = 0
-        while f"backbone.layer{stage}.{block}.conv1.weight" in weights:
-            name = f"backbone.layer{stage}.{block}"
+        for block, name in enumerate(numbered(weights, f"backbone.layer{stage}")):
             stride = stage_stride if block == 0 else 1
             rate = dilation // 2 if block == 0 and contract_dilation and dilation > 1 else dilation
             shortcut = features
@@ -33,7 +31,6 @@ def resnet_v1c_features(
             features = conv_norm(weights, f"{name}.conv1", f"{name}.bn1", features).relu()
             features = conv_norm(weights, f"{name}.conv2", f"{name}.bn2", features, stride, rate).relu()
             features = (conv_norm(weights, f"{name}.conv3", f"{name}.bn3", features) + shortcut).relu()
-            block += 1
         outputs.append(features)
     return outputs[1:]
 
@@ -55,7 +52,7 @@ def _sines(height: int, width: int, channels: int) -> torch.Tensor:
     return torch.cat(tables, dim=2).flatten(0, 1)
 
 
-def _sampled_attention(
+def _attend_sampled(
     weights: Weights,
     name: str,
     queries: torch.Tensor,
@@ -72,11 +69,10 @@ def _sampled_attention(
     attention = scores.softmax(-1).view(offsets.shape[:-1])
     values = linear(weights, f"{name}.value_proj", values)
     attended = torch.zeros(batch_size, num_heads, width // num_heads, num_queries)
-    start = 0
-    for level, (h, w) in enumerate(shapes):
+    for level, part in enumerate(values.split([h * w for h, w in shapes], dim=1)):
+        h, w = shapes[level]
         # (B, h * w, D) -> (B * M, D / M, h, w)
-        maps = values[:, start : start + h * w].mT.reshape(batch_size * num_heads, -1, h, w)
-        start += h * w
+        maps = part.mT.reshape(batch_size * num_heads, -1, h, w)
         points = centers[:, None, None] + offsets[:, :, :, level] / torch.tensor([w, h])
         # (B, Q, M, P, 2) -> (B * M, Q, P, 2)
         points = points.transpose(1, 2).flatten(0, 1) * 2 - 1
@@ -84,10 +80,6 @@ def _sampled_attention(
         attended += torch.einsum("bmdqp,bqmp->bmdq", sampled.unflatten(0, (batch_size, -1)), attention[:, :, :, level])
     # (B, M, D / M, Q) -> (B, Q, D)
     return linear(weights, f"{name}.output_proj", attended.flatten(1, 2).mT)
-
-
-def _feed_forward(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
-    return linear(weights, f"{name}.linear2", linear(weights, f"{name}.linear1", tokens).relu())
 
 
 def _context_branch(
@@ -98,28 +90,20 @@ def _context_branch(
     centers = torch.cat([_centers(*shape) for shape in shapes])
     levels = weights["context_branch.level_embed"]
     positions = torch.cat([_sines(*shape, memory.shape[2]) + levels[i] for i, shape in enumerate(shapes)])
-    number = 0
-    while f"context_branch.encoder.layers.{number}.norm1.weight" in weights:
-        layer = f"context_branch.encoder.layers.{number}"
-        attended = _sampled_attention(
+    for layer in numbered(weights, "context_branch.encoder.layers"):
+        attended = _attend_sampled(
             weights, f"{layer}.self_attn", memory + positions, memory, centers, shapes, num_heads
         )
         memory = norm(weights, f"{layer}.norm1", memory + attended)
-        memory = norm(weights, f"{layer}.norm2", memory + _feed_forward(weights, layer, memory))
-        number += 1
-    number = 0
-    while f"context_branch.decoder.layers.{number}.norm1.weight" in weights:
-        layer = f"context_branch.decoder.layers.{number}"
+        memory = norm(weights, f"{layer}.norm2", memory + feed_forward(weights, layer, memory))
+    for layer in numbered(weights, "context_branch.decoder.layers"):
         # each query attends to the queries at the same position of the other images
         across = queries.transpose(0, 1)
         attended = multihead_attention(weights, f"{layer}.self_attn", across, across, num_heads).transpose(0, 1)
         queries = norm(weights, f"{layer}.norm2", queries + attended)
-        attended = _sampled_attention(
-            weights, f"{layer}.cross_attn", queries, memory, _centers(*grid), shapes, num_heads
-        )
+        attended = _attend_sampled(weights, f"{layer}.cross_attn", queries, memory, _centers(*grid), shapes, num_heads)
         queries = norm(weights, f"{layer}.norm1", queries + attended)
-        queries = norm(weights, f"{layer}.norm3", queries + _feed_forward(weights, layer, queries))
-        number += 1
+        queries = norm(weights, f"{layer}.norm3", queries + feed_forward(weights, layer, queries))
     return queries
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .common import Weights, attend, conv, linear, norm, pad, resize
+from .common import Weights, attend, conv, linear, norm, numbered, pad, resize
 
 
 # Names in a layer: the layer, first norm, projection to queries, keys and values, output projection, second norm, MLP.
@@ -28,13 +28,12 @@ def transformer_layers(
     """The tokens `(batch_size, num_tokens, D)`, and each layer's output. Queries of `halving_layer` are the tokens `kept`."""
     layers, norm1, in_proj, out_proj, norm2, fc1, fc2 = _MMSEG if f"{prefix}layers.0.ln1.weight" in weights else _TIMM
     outputs = [tokens]
-    while f"{prefix}{layers}.{len(outputs) - 1}.{norm1}.weight" in weights:
-        name = f"{prefix}{layers}.{len(outputs) - 1}"
+    for index, name in enumerate(numbered(weights, f"{prefix}{layers}")):
         normed = norm(weights, f"{name}.{norm1}", tokens, eps)
         qkv = F.linear(normed, weights[f"{name}.{in_proj}weight"], weights.get(f"{name}.{in_proj}bias"))
         # (batch_size, num_tokens, 3 * D) -> 3 x (batch_size, num_tokens, num_heads, head_dim)
         query, key, value = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
-        if len(outputs) - 1 == halving_layer:
+        if index == halving_layer:
             query, tokens = query[:, kept], tokens[:, kept]
         tokens = tokens + linear(weights, f"{name}.{out_proj}", attend(query, key, value).flatten(2))
         hidden = linear(weights, f"{name}.{fc1}", norm(weights, f"{name}.{norm2}", tokens, eps))
@@ -132,28 +131,24 @@ def _resnetv2(weights: Weights, prefix: str, image: torch.Tensor) -> torch.Tenso
     """`(batch_size, num_channels, height, width)` -> `(batch_size, D, height / stride, width / stride)`."""
 
     def conv_norm(features: torch.Tensor, block: str, number: int | str = "", stride: int = 1) -> torch.Tensor:
-        weight = weights[f"{prefix}{block}.conv{number}.weight"]
-        scale, shift = (weights[f"{prefix}{block}.norm{number}.{part}"] for part in ("weight", "bias"))
+        weight = weights[f"{block}.conv{number}.weight"]
+        scale, shift = (weights[f"{block}.norm{number}.{part}"] for part in ("weight", "bias"))
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         features = _pad_same(features, weight.shape[-1], stride)
         features = F.conv2d(features, (weight - mean) / (variance + 1e-8).sqrt(), stride=stride)
         return F.group_norm(features, 32, scale, shift, eps=1e-5)
 
-    features = conv_norm(image, "stem", stride=2).relu()
+    features = conv_norm(image, f"{prefix}stem", stride=2).relu()
     features = F.max_pool2d(_pad_same(features, 3, 2, value=-torch.inf), 3, 2)
-    stage = 0
-    while f"{prefix}stages.{stage}.blocks.0.conv1.weight" in weights:
-        number = 0
-        while f"{prefix}{(block := f'stages.{stage}.blocks.{number}')}.conv1.weight" in weights:
+    for stage, name in enumerate(numbered(weights, f"{prefix}stages")):
+        for number, block in enumerate(numbered(weights, f"{name}.blocks")):
             stride = 2 if stage > 0 and number == 0 else 1
             shortcut = features
-            if f"{prefix}{block}.downsample.conv.weight" in weights:
+            if f"{block}.downsample.conv.weight" in weights:
                 shortcut = conv_norm(features, f"{block}.downsample", stride=stride)
             features = conv_norm(features, block, 1).relu()
             features = conv_norm(features, block, 2, stride=stride).relu()
             features = (conv_norm(features, block, 3) + shortcut).relu()
-            number += 1
-        stage += 1
     return features
 
 
