@@ -1,20 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Loading of an encoder pre-trained on ImageNet into a segmentation model."""
 
-import copy
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.configuration_auto import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
-from ..plain_vit.configuration_plain_vit import PlainViTConfig
-from ..plain_vit.modeling_plain_vit import PlainViTBackbone
-from ..resnet_v1c.modeling_resnet_v1c import ResNetV1cBackbone
+from ..plain_vit import PlainViTBackbone, PlainViTConfig
+from ..plain_vit.embeddings import resize_position_embeddings
+from ..resnet_v1c import ResNetV1cBackbone
 from .checkpoint_files import ConversionError, read_checkpoint
 from .checkpoint_format import MappedWeights
 from .converter import find_format
@@ -85,25 +80,30 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
         )
     config = backbone.config
     weights = _read_vit(source, config)
-    if not config.use_cls_token and not weights.config.use_distillation_token:
-        weights = _without_cls_token(weights)
+    pretrained, tensors, dropped = weights.config, weights.tensors, weights.dropped_keys
+    if pretrained.use_cls_token and not config.use_cls_token and not pretrained.use_distillation_token:
+        # the layers of such a model see no class token (SegViT)
+        pretrained.use_cls_token = False
+        del tensors[_CLS_TOKEN]
+        # (1, 1 + rows * columns, D) -> (1, rows * columns, D)
+        tensors[_POSITIONS] = tensors[_POSITIONS][:, 1:]
+        dropped += [_CLS_TOKEN, f"{_POSITIONS}[:, :1]"]
     different = [
-        f"`{name}` {getattr(weights.config, name)} against the model's {getattr(config, name)}"
+        f"`{name}` {getattr(pretrained, name)} against the model's {getattr(config, name)}"
         for name in ARCHITECTURE
-        if getattr(weights.config, name) != getattr(config, name)
+        if getattr(pretrained, name) != getattr(config, name)
     ]
     if different:
         raise ConversionError(
             f"The encoder in {source} differs from the model's: {', '.join(different)}. Build the model with a "
             "`PlainViTConfig` of these values."
         )
-    tensors, dropped = dict(weights.tensors), list(weights.dropped_keys)
     if config.final_norm == "none":
         dropped += [name for name in ("layernorm.weight", "layernorm.bias") if tensors.pop(name, None) is not None]
     tensors[_POSITIONS] = resize_position_embeddings(
-        tensors[_POSITIONS],
+        tensors[_POSITIONS].float(),
         config.num_prefix_tokens,
-        weights.config.position_grid,
+        pretrained.position_grid,
         config.position_grid,
         config.position_embedding_interpolation,
     )
@@ -111,43 +111,10 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     return dropped
 
 
-def resize_position_embeddings(
-    position_embeddings: torch.Tensor,
-    num_prefix_tokens: int,
-    grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    mode: str,
-) -> torch.Tensor:
-    """
-    Resize position embeddings `(1, num_prefix_tokens + rows * columns, hidden_size)` from one `(rows, columns)` of patches
-    to another, in float32 and without antialiasing; `mode` is `"bilinear"` or `"bicubic"`. Prefix tokens keep theirs.
-    """
-    if tuple(grid) == tuple(new_grid):
-        return position_embeddings
-    prefix, patches = position_embeddings.float().split([num_prefix_tokens, math.prod(grid)], dim=1)
-    # (1, rows * columns, D) -> (1, D, rows, columns) -> (1, D, new_rows, new_columns) -> (1, new_rows * new_columns, D)
-    patches = F.interpolate(patches.mT.unflatten(2, grid), size=tuple(new_grid), mode=mode, align_corners=False)
-    return torch.cat([prefix, patches.flatten(2).mT], dim=1)
-
-
-def _without_cls_token(weights: MappedWeights) -> MappedWeights:
-    """The weights for a model whose layers see no class token (SegViT): without the token and its position embedding."""
-    if not weights.config.use_cls_token:
-        return weights
-    tensors, config = dict(weights.tensors), copy.deepcopy(weights.config)
-    del tensors[_CLS_TOKEN]
-    # (1, 1 + rows * columns, D) -> (1, rows * columns, D)
-    tensors[_POSITIONS] = tensors[_POSITIONS][:, 1:]
-    config.use_cls_token = False
-    dropped = [*weights.dropped_keys, _CLS_TOKEN, f"{_POSITIONS}[:, :1]"]
-    return replace(weights, config=config, tensors=tensors, dropped_keys=dropped)
-
-
 def _load_resnet_weights(backbone: ResNetV1cBackbone, source: str | Path) -> list[str]:
     """[`load_backbone_weights`] for a ResNet-V1c, whose strides and dilations may differ from the pre-trained ones."""
     if Path(source).suffix not in _SUFFIXES:
-        pretrained = _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one")
-        load_strictly(backbone, pretrained.state_dict(), {})
+        load_strictly(backbone, _read_folder(source, ResNetV1cBackbone, "`save_pretrained` of one").state_dict(), {})
         return []
     weights = {key.removeprefix("backbone."): tensor for key, tensor in read_checkpoint(Path(source)).weights.items()}
     renamed, dropped = rename(list(weights), RESNET_V1C, RESNET_DROPPED)

@@ -5,7 +5,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,23 @@ class ConversionError(UserError):
 
 @dataclass(frozen=True)
 class OriginalCheckpoint:
-    """
-    Contents of a checkpoint of another repository.
-
-    Args:
-        path (`Path`): The file.
-        weights (`dict[str, torch.Tensor]`): Tensors by their original keys, on the CPU.
-        meta (`dict[str, Any]`, *optional*): What mmcv stores beside the weights: configuration text, class names.
-    """
+    """Contents of a checkpoint of another repository."""
 
     path: Path
-    weights: dict[str, torch.Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor]  # by their original keys, on the CPU
+    meta: dict[str, Any]  # stored by mmcv beside the weights: configuration text, class names
 
 
 # Container keys of the original training scripts (Segmenter and DeiT; mmcv).
 _CONTAINERS = ("model", "state_dict")
+# Errors of torch and numpy for a damaged file, beside their own.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def find_checkpoint(path: Path, filename: str | None = None, revision: str | None = None) -> Path:
     """
-    Return the path of a checkpoint on this machine; a file on the Hub is downloaded to the usual cache.
-
-    Args:
-        path (`Path`): The file; or, with `filename`, a repository on the Hub as `owner/name`.
-        filename (`str`, *optional*): Path of the file in the repository.
-        revision (`str`, *optional*): Branch, tag or commit of the repository; defaults to its main branch.
+    Return the path of a checkpoint on this machine: `path`; or, with `filename`, the file in the repository `path`
+    (`owner/name`) on the Hub, at its branch, tag or commit `revision`, downloaded to the usual cache.
 
     Raises:
         ConversionError: if the repository or the file does not exist or cannot be reached.
@@ -84,67 +75,47 @@ def read_checkpoint(path: Path) -> OriginalCheckpoint:
         ConversionError: if the file does not exist, is damaged, holds pickled code, or holds no weights.
     """
     contents = _read(path)
-    meta = contents.get("meta") if isinstance(contents, dict) else None
-    return OriginalCheckpoint(path, _find_weights(contents, path), meta if isinstance(meta, dict) else {})
+    meta = weights = None
+    if isinstance(contents, dict):
+        meta = contents.get("meta")
+        weights = next((contents[name] for name in _CONTAINERS if isinstance(contents.get(name), dict)), contents)
+        weights = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    if not weights:
+        raise ConversionError(
+            f"{path} holds no weights: expected a dictionary of tensors, bare or under "
+            f"{' or '.join(repr(name) for name in _CONTAINERS)}."
+        )
+    return OriginalCheckpoint(path, weights, meta if isinstance(meta, dict) else {})
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ConversionError(f"There is no file {path}. Give the checkpoint's path with --checkpoint.")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix == ".safetensors":
-        try:
+    try:
+        if path.suffix == ".safetensors":
             return load_file(path)
-        except SafetensorError as error:
-            raise _damaged(path, first_line(error)) from error
-    return _read_torch(path)
-
-
-def _find_weights(tensors: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(tensors, dict):
-        tensors = next((tensors[name] for name in _CONTAINERS if isinstance(tensors.get(name), dict)), tensors)
-    if not isinstance(tensors, dict) or not any(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ConversionError(
-            f"{path} holds no weights: expected a dictionary of tensors, bare or under "
-            f"{' or '.join(repr(name) for name in _CONTAINERS)}."
-        )
-    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden is None:
-            raise _damaged(path, "not a pickle of weights") from error
-        raise ConversionError(
-            f"{path} holds pickled Python objects ({forbidden[1]}) beside weights; loading it could run any code, so it was "
-            "not loaded. If you trust its source, save its weights alone in the environment that made it: "
-            "`torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')`."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, UnicodeDecodeError, AttributeError, IndexError) as error:
-        raise _damaged(path, first_line(error)) from error
-
-
-def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    if not zipfile.is_zipfile(path):
-        raise _damaged(path, "not a zip archive, which every .npz file is")
-    try:
+        if path.suffix != ".npz":
+            return torch.load(path, map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("not a zip archive, which every .npz file is")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, TypeError, ValueError, KeyError) as error:
-        if "allow_pickle" not in str(error):
-            raise _damaged(path, first_line(error)) from error
+    except (SafetensorError, pickle.UnpicklingError, *_DAMAGED) as error:
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "not a pickle of weights"
+            if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+                raise ConversionError(
+                    f"{path} holds pickled Python objects ({forbidden[1]}) beside weights; loading it could run any code, so "
+                    "it was not loaded. If you trust its source, save its weights alone in the environment that made it: "
+                    "`torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')`."
+                ) from error
+        elif "allow_pickle" in str(error):
+            raise ConversionError(
+                f"{path} holds pickled Python objects; loading it could run any code, so it was not loaded. Save its arrays "
+                "alone with `numpy.savez`."
+            ) from error
         raise ConversionError(
-            f"{path} holds pickled Python objects; loading it could run any code, so it was not loaded. Save its arrays alone "
-            "with `numpy.savez`."
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({reason}). Compare its size with the "
+            "original's and download it again."
         ) from error
-
-
-def _damaged(path: Path, reason: str) -> ConversionError:
-    return ConversionError(
-        f"{path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({reason}). Compare its size with the "
-        "original's and download it again."
-    )

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.modeling_utils import PreTrainedModel
+from transformers import ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_files import OriginalCheckpoint
 from .key_mapping import KeyMap, rename
@@ -21,22 +19,13 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class MappedWeights:
-    """
-    Weights of a checkpoint under this package's names.
+    """Weights of a checkpoint under this package's names."""
 
-    Args:
-        config (`PreTrainedConfig`): Configuration of the model that the weights belong to.
-        tensors (`dict[str, torch.Tensor]`): Tensors by this package's names.
-        key_map (`KeyMap`): Original names -> this package's names.
-        dropped_keys (`list[str]`): Original names without a counterpart in the model.
-        originals (`dict[str, torch.Tensor]`): Tensors by their original names, without those that no layer uses.
-    """
-
-    config: Any
-    tensors: dict[str, torch.Tensor]
-    key_map: KeyMap
-    dropped_keys: list[str]
-    originals: dict[str, torch.Tensor]
+    config: Any  # of the model that the weights belong to
+    tensors: dict[str, torch.Tensor]  # by this package's names
+    key_map: KeyMap  # original names -> this package's names
+    dropped_keys: list[str]  # original names without a counterpart in the model
+    originals: dict[str, torch.Tensor]  # by their original names, without those that no layer uses
 
 
 class CheckpointFormat(ABC):
@@ -47,6 +36,7 @@ class CheckpointFormat(ABC):
     - `title` (`str`): name of the kind of checkpoint in messages.
     - `signature` (`tuple[str, ...]`): beginnings of keys that only this kind of checkpoint has.
     - `model_class` (`type`): the model that the weights are loaded into.
+    - `keys` (`KeyMap`): key map, if all weights have the same.
     - `dropped` (`tuple[str, ...]`): patterns of keys without a counterpart in the model.
     """
 
@@ -54,6 +44,7 @@ class CheckpointFormat(ABC):
     title: ClassVar[str]
     signature: ClassVar[tuple[str, ...]]
     model_class: ClassVar[type[PreTrainedModel]]
+    keys: ClassVar[KeyMap]
     dropped: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -67,10 +58,6 @@ class CheckpointFormat(ABC):
         Raises:
             ConversionError: if there is no readable configuration.
         """
-
-    @abstractmethod
-    def key_map(self, weights: Weights) -> KeyMap:
-        """Key map for these weights."""
 
     @abstractmethod
     def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -90,6 +77,10 @@ class CheckpointFormat(ABC):
     @abstractmethod
     def reference(self, weights: Weights, config: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         """The original's forward pass over the original weights; the result is compared with [`model_scores`]."""
+
+    def key_map(self, weights: Weights) -> KeyMap:
+        """Key map for these weights; defaults to `keys`."""
+        return self.keys
 
     def drop_unused(self, weights: Weights, values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Return the weights that a layer uses, and the names of the others."""

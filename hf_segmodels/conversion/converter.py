@@ -1,14 +1,12 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Conversion of an original repository's checkpoint into a model and an image processor."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.modeling_utils import PreTrainedModel
+from transformers import ImageProcessingMixin, PreTrainedModel
 
 from ..utils import files
 from .checkpoint_files import ConversionError, OriginalCheckpoint, read_checkpoint
@@ -39,7 +37,7 @@ class Conversion:
     image_processor: ImageProcessingMixin
     originals: dict[str, torch.Tensor]
     dropped_keys: list[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def save_pretrained(self, folder: Path) -> None:
         """Write model and image processor to a folder for `from_pretrained`."""
@@ -59,17 +57,13 @@ def find_format(checkpoint: OriginalCheckpoint, method: str | None = None) -> Ch
     """
     Recognize the format of a checkpoint by its keys.
 
-    Args:
-        checkpoint (`OriginalCheckpoint`): The checkpoint.
-        method (`str`, *optional*): The method that the checkpoint has to be of; defaults to the recognized one.
-
     Raises:
         ConversionError: if the keys are of another method, or of none that can be converted.
     """
     found = next((known for known in FORMATS if _has_key(checkpoint, known.signature)), None)
-    if found is not None and method in (None, found.method):
-        return found
     if found is not None:
+        if method in (None, found.method):
+            return found
         kind, advice = found.title, f"use `--method {found.method}`, or leave --method out"
     else:
         kind = next((kind for key, kind in _UNSUPPORTED if _has_key(checkpoint, key)), "nothing that is known here")
@@ -140,19 +134,10 @@ def convert(checkpoint: str | Path, config: str | Path | None = None, method: st
 _ARTIFACTS = ("config.json", "preprocessor_config.json", "parity_report.json", "model*.safetensors*")
 
 
-def _artifacts(folder: Path) -> Iterator[Path]:
-    for pattern in _ARTIFACTS:
-        yield from folder.glob(pattern)
-
-
 def output_directory(folder: Path, overwrite: bool) -> AbstractContextManager[Path]:
     """
     Context manager that writes the output folder of a conversion as a whole or not at all; see
-    [`~utils.files.atomic_directory`].
-
-    Args:
-        folder (`Path`): The output folder.
-        overwrite (`bool`): Whether `folder` may have contents: an earlier conversion is replaced, other files are kept.
+    [`~utils.files.atomic_directory`]. With `overwrite`, an earlier conversion is replaced and other files are kept.
 
     Raises:
         ConversionError: if `folder` is a file, or has contents and `overwrite` is not set.
@@ -161,4 +146,4 @@ def output_directory(folder: Path, overwrite: bool) -> AbstractContextManager[Pa
         raise ConversionError(f"{folder} is a file: choose another --output_dir.")
     if files.is_non_empty(folder) and not overwrite:
         raise ConversionError(f"{folder} is not empty: choose another --output_dir, or pass --overwrite.")
-    return files.atomic_directory(folder, _artifacts)
+    return files.atomic_directory(folder, lambda old: [file for pattern in _ARTIFACTS for file in old.glob(pattern)])

@@ -46,12 +46,7 @@ def count_parts(keys: Iterable[str], pattern: str) -> int:
 
 def rename(keys: list[str], key_map: KeyMap, drop: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
     """
-    Map original names to this package's names.
-
-    Args:
-        keys (`list[str]`): Original names.
-        key_map (`KeyMap`): The key map.
-        drop (`tuple[str, ...]`): Patterns of names without a counterpart, which are left out on purpose.
+    Map original names to this package's names; names that match a pattern in `drop` are left out.
 
     Returns:
         The new names by the original ones, and the names that were left out.
@@ -82,32 +77,27 @@ def rename(keys: list[str], key_map: KeyMap, drop: tuple[str, ...] = ()) -> tupl
 def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], key_map: KeyMap) -> None:
     """
     Load tensors into a model. Floating-point tensors become float32. A model on the meta device takes over the tensors'
-    memory; any other model keeps its own.
-
-    Args:
-        model (`nn.Module`): The model.
-        tensors (`Mapping[str, torch.Tensor]`): Tensors by this package's names.
-        key_map (`KeyMap`): The key map that they were renamed with, so that errors have the original names.
+    memory; any other model keeps its own. `key_map` gives the original names for errors.
 
     Raises:
         ConversionError: if a tensor is missing, left over or of another shape; lists all of them.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = []
-    if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing: {', '.join(_original_name(name, key_map) for name in missing)}")
-    if unexpected := [name for name in tensors if name not in expected]:
-        problems.append(f"left over: {', '.join(_original_name(name, key_map) for name in unexpected)}")
-    different = [
-        f"{_original_name(name, key_map)} {tuple(tensor.shape)} instead of {expected[name]}"
-        for name, tensor in tensors.items()
-        if name in expected and tuple(tensor.shape) != expected[name]
-    ]
-    if different:
-        problems.append(f"of another shape: {', '.join(different)}")
-    if problems:
+    expected, shapes = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (model.state_dict(), tensors)
+    )
+    problems = {
+        "missing": [_original_name(name, key_map) for name in expected if name not in shapes],
+        "left over": [_original_name(name, key_map) for name in shapes if name not in expected],
+        "of another shape": [
+            f"{_original_name(name, key_map)} {shape} instead of {expected[name]}"
+            for name, shape in shapes.items()
+            if expected.get(name, shape) != shape
+        ],
+    }
+    listed = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
+    if listed:
         raise ConversionError(
-            f"The checkpoint does not fit its configuration; {'; '.join(problems)}. Give the configuration that the "
+            f"The checkpoint does not fit its configuration; {listed}. Give the configuration that the "
             "checkpoint was trained with, with --config."
         )
     is_meta = next(model.parameters()).is_meta
@@ -118,11 +108,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor], key_map
 def _original_name(name: str, key_map: KeyMap) -> str:
     for original, ours in key_map.items():
         if match := _compile(ours.replace("-1}", "}")).fullmatch(name):
-            parts = match.groupdict()
-            for part in re.findall(r"\{(\w+)-1\}", ours):
-                if not parts[part].isdecimal():
-                    break
-                parts[part] = str(int(parts[part]) + 1)
-            else:
-                return _fill(original, parts)
+            parts, lowered = match.groupdict(), re.findall(r"\{(\w+)-1\}", ours)
+            if all(parts[part].isdecimal() for part in lowered):
+                return _fill(original, parts | {part: str(int(parts[part]) + 1) for part in lowered})
     return name

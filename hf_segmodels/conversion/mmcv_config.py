@@ -3,7 +3,7 @@
 
 import ast
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,28 @@ from ..utils.errors import first_line
 from .checkpoint_files import ConversionError
 
 
-def read_mmseg_config(config: Path | None, meta: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_config_file(path: Path, parse: Callable[[str], Any], advice: str) -> Any:
     """
-    Read the configuration that a model of mmsegmentation was built from.
+    Parse the text of a configuration file.
 
-    Args:
-        config (`Path`, *optional*):
-            A JSON file, or a self-contained `.py` file such as mmcv writes into its working directory; defaults to the
-            text in `meta`.
-        meta (`Mapping[str, Any]`): The checkpoint's `meta`; `meta["config"]` is the text.
+    Raises:
+        ConversionError: if the file does not exist, with `advice`; or is not valid.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConversionError(f"There is no file {path}. {advice}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path} is not valid JSON ({first_line(error)}).") from error
+
+
+def read_mmseg_config(
+    config: Path | None, meta: Mapping[str, Any], expand: Callable[[Any], Any] = lambda values: values
+) -> dict[str, Any] | None:
+    """
+    Read the configuration that a model of mmsegmentation was built from: the file `config` (JSON, or a self-contained
+    `.py` such as mmcv writes into its working directory), by default the text in the checkpoint's `meta`. `expand` brings
+    a file's values into mmsegmentation's layout.
 
     Returns:
         The configuration with `model` and `test_cfg`, wherever the original kept the latter; `None` if there is none.
@@ -38,15 +51,8 @@ def read_mmseg_config(config: Path | None, meta: Mapping[str, Any]) -> dict[str,
         values = parse_mmcv_config(text, origin)
     else:
         origin = str(config)
-        try:
-            text = config.read_text(encoding="utf-8")
-            values = json.loads(text) if config.suffix == ".json" else parse_mmcv_config(text, origin)
-        except FileNotFoundError as error:
-            raise ConversionError(
-                f"There is no file {config}. Give the model's configuration with --config."
-            ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConversionError(f"{config} is not valid JSON ({first_line(error)}).") from error
+        parse = json.loads if config.suffix == ".json" else lambda text: parse_mmcv_config(text, origin)
+        values = expand(read_config_file(config, parse, "Give the model's configuration with --config."))
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ConversionError(
             f"The configuration in {origin} has no `model`. Give the one that the checkpoint was trained with, without "
@@ -124,25 +130,22 @@ def label_fields(num_labels: int, class_names: Iterable[str], config: Mapping[st
     names = list(class_names)
     if len(names) != num_labels:
         prefix, dataset = _DATASETS.get(num_labels, ("", ""))
-        is_known = bool(dataset) and str(config.get("dataset_type")).startswith(prefix)
-        names = load_labels(dataset)[0] if is_known else []
-    if not names:
-        return {"num_labels": num_labels}
+        if not dataset or not str(config.get("dataset_type")).startswith(prefix):
+            return {"num_labels": num_labels}
+        names = load_labels(dataset)[0]
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-_PIPELINE_FIELDS = ("test_pipeline", "train_pipeline", "img_norm_cfg")
-
-
-def with_pipelines(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration; if it has no image pipelines, with those of the text inside the checkpoint."""
-    if config.get("test_pipeline") or config.get("train_pipeline"):
-        return dict(config)
-    try:
-        stored = read_mmseg_config(None, meta) or {}
-    except ConversionError:
-        stored = {}
-    return {**config, **{name: stored.get(name) for name in _PIPELINE_FIELDS}}
+def complete_config(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the class names and, where it has none, the image pipelines of the checkpoint's `meta`."""
+    pipelines = {}
+    if not config.get("test_pipeline") and not config.get("train_pipeline"):
+        try:
+            stored = read_mmseg_config(None, meta) or {}
+        except ConversionError:
+            stored = {}
+        pipelines = {name: stored.get(name) for name in ("test_pipeline", "train_pipeline", "img_norm_cfg")}
+    return {**config, **pipelines, "CLASSES": meta.get("CLASSES") or ()}
 
 
 def image_processor_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,11 +184,7 @@ def _pipeline_steps(pipeline: Iterable[Any]) -> Iterator[dict[str, Any]]:
 def parse_mmcv_config(text: str, origin: str) -> dict[str, Any]:
     """
     Read the values that a configuration's Python text assigns: literals, `dict(...)` and names assigned before. No code
-    is run.
-
-    Args:
-        text (`str`): The text.
-        origin (`str`): Where the text comes from, for messages.
+    is run. `origin` says in messages where the text comes from.
 
     Raises:
         ConversionError: if the text holds any other code; names the line.

@@ -17,7 +17,6 @@ from .converter import Conversion
 
 
 TOLERANCE = 1e-4
-REPORT_NAME = "parity_report.json"
 
 
 def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
@@ -52,15 +51,12 @@ def compare(scores: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
 @torch.no_grad()
 def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
     """
-    Load a saved model and compare it with the original's forward pass: on noise at the training size, on noise at an odd
-    size, and on `input.npy` and `logits.npy` if these files are beside the checkpoint.
-
-    Args:
-        conversion (`Conversion`): The conversion that was saved.
-        folder (`Path`): Folder with the saved model; the report is written there, too.
+    Load the model that was saved to a folder and compare it with the original's forward pass: on noise at the training
+    size, on noise at an odd size, and on `input.npy` and `logits.npy` if these files are beside the checkpoint.
 
     Returns:
-        `dict[str, Any]`: The report; `report["passed"]` is whether all comparisons passed.
+        `dict[str, Any]`: The report, which is also written to the folder; `report["passed"]` is whether all comparisons
+        passed.
 
     Raises:
         ConversionError: if shapes of scores differ.
@@ -115,17 +111,16 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "parity_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
 def format_report(report: dict[str, Any]) -> str:
     """The report as text."""
-    lines = [f"parity with the original, {report['num_parameters']:,} parameters, float32:"]
-    for name, case in report["cases"].items():
-        lines.append(
-            f"  {'ok    ' if case['passed'] else 'FAILED'} {name} {tuple(case['shape'])}: "
-            f"max |d| {case['max_abs_difference']:.2e}, relative {case['max_relative_difference']:.2e}, "
-            f"labels equal {case['labels_equal_percent']:g} %"
-        )
-    return "\n".join(lines)
+    cases = (
+        f"  {'ok    ' if case['passed'] else 'FAILED'} {name} {tuple(case['shape'])}: "
+        f"max |d| {case['max_abs_difference']:.2e}, relative {case['max_relative_difference']:.2e}, "
+        f"labels equal {case['labels_equal_percent']:g} %"
+        for name, case in report["cases"].items()
+    )
+    return "\n".join([f"parity with the original, {report['num_parameters']:,} parameters, float32:", *cases])

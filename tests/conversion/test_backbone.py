@@ -17,11 +17,11 @@ from common.convert_command import main
 from common.original_unept import TINY_RESNET, network, unept_shapes
 from hf_segmodels import ResNetV1cConfig, UNEPTConfig, UNEPTForSemanticSegmentation
 from hf_segmodels.conversion import ConversionError, load_backbone_weights
-from hf_segmodels.conversion.backbone_weights import resize_position_embeddings
 from hf_segmodels.conversion.formats.backbone import BackboneFormat
 from hf_segmodels.conversion.formats.resnet_v1c import MMSEG_RESNET_V1C
 from hf_segmodels.conversion.key_mapping import rename
 from hf_segmodels.plain_vit import PlainViTBackbone, PlainViTConfig
+from hf_segmodels.plain_vit.embeddings import resize_position_embeddings
 from hf_segmodels.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 
 

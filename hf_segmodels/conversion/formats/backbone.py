@@ -2,34 +2,26 @@
 """Format of encoders pre-trained on ImageNet: AugReg ViT, DeiT and timm state dicts."""
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-)
+from transformers import image_utils
 
-from ...plain_vit.configuration_plain_vit import PlainViTConfig
-from ...plain_vit.modeling_plain_vit import PlainViTBackbone
-from ...segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
+from ...plain_vit import PlainViTBackbone, PlainViTConfig
+from ...segmenter import SegmenterImageProcessorPil
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
 from ..key_mapping import KeyMap
-from ..reference.vit import augreg_tokens, timm_tokens
-from .vit_config import infer_config, reference_fields
-from .vit_keys import AUGREG, AUGREG_DROPPED, TIMM_DROPPED, TIMM_VIT
+from ..mmcv_config import read_config_file
+from ..reference.vit import backbone_forward
+from .vit import AUGREG, AUGREG_DROPPED, TIMM_DROPPED, TIMM_VIT, infer_config, reference_fields
 
 
 NORMALIZATIONS = {
-    "vit": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
-    "deit": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "vit": (image_utils.IMAGENET_STANDARD_MEAN, image_utils.IMAGENET_STANDARD_STD),
+    "deit": (image_utils.IMAGENET_DEFAULT_MEAN, image_utils.IMAGENET_DEFAULT_STD),
 }
 
 # Prefix of AugReg's keys in a file that was saved with its optimizer.
@@ -55,41 +47,28 @@ def _augreg_to_torch(name: str, array: torch.Tensor) -> torch.Tensor:
 
 
 def _fuse_attention(tensors: Weights) -> dict[str, torch.Tensor]:
-    """`attention.{query,key,value}` of each layer -> `attention.qkv`, rows in this order; `out` -> `o_proj`."""
-    fused: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(encoder\.layers\.\d+\.attention\.)(query|key|value|out)\.(weight|bias)", name)
-        if match is None:
-            fused[name] = tensor
-        elif match[2] == "out":
-            fused[f"{match[1]}o_proj.{match[3]}"] = tensor
-        elif match[2] == "query":
-            parts = [tensors.get(f"{match[1]}{part}.{match[3]}") for part in ("query", "key", "value")]
-            if any(part is None for part in parts):
-                raise ConversionError(f"The checkpoint lacks keys or values beside {name}: it is damaged or cut off.")
-            fused[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
+    """`attention.{query,key,value}` of each layer -> `attention.qkv`, rows in this order."""
+    parts = tuple(f".attention.{part}." for part in ("query", "key", "value"))
+    fused = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+    for name in (name for name in tensors if parts[0] in name):
+        names = [name.replace(parts[0], part) for part in parts]
+        if any(other not in tensors for other in names):
+            raise ConversionError(f"The checkpoint lacks keys or values beside {name}: it is damaged or cut off.")
+        fused[name.replace(parts[0], ".attention.qkv.")] = torch.cat([tensors[other] for other in names])
     return fused
 
 
-# Fields of a --config file -> another name of the field.
-_FIELDS = {
-    "num_attention_heads": "n_heads",
-    "position_grid": "pretrain_grid",
-    "layer_norm_eps": "layer_norm_eps",
-    "normalization": "normalization",
-}
+# Fields of a --config file, and other names of two.
+_FIELDS = ("num_attention_heads", "position_grid", "layer_norm_eps", "normalization")
+_OTHER_NAMES = {"n_heads": "num_attention_heads", "pretrain_grid": "position_grid"}
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConversionError(f"There is no file {path}. Leave --config out if the weights suffice.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path} is not valid JSON: {error}.") from error
+    values = read_config_file(path, json.loads, "Leave --config out if the weights suffice.")
     if not isinstance(values, dict):
         raise ConversionError(f"{path} must hold an object with any of {', '.join(_FIELDS)}.")
-    return {name: values[key] for name, other in _FIELDS.items() for key in (other, name) if key in values}
+    values = {ours: values[other] for other, ours in _OTHER_NAMES.items() if other in values} | values
+    return {name: values[name] for name in _FIELDS if name in values}
 
 
 class BackboneFormat(CheckpointFormat):
@@ -153,17 +132,8 @@ class BackboneFormat(CheckpointFormat):
             f"{list(mean)}, standard deviation {list(std)}; set other values with --config"
         ]
 
-    @torch.no_grad()
     def reference(self, weights: Weights, config: PlainViTConfig, pixel_values: torch.Tensor) -> torch.Tensor:
-        fields = reference_fields(config)
-        if _is_augreg(weights):
-            del fields["num_heads"]  # heads are a dimension of the arrays
-            tokens = augreg_tokens(weights, pixel_values, **fields)
-        else:
-            tokens = timm_tokens(weights, pixel_values, **fields)
-        grid = [math.ceil(size / config.patch_size) for size in pixel_values.shape[-2:]]
-        # (batch_size, num_tokens, D) -> (batch_size, D, h, w)
-        return tokens[:, config.num_prefix_tokens :].mT.unflatten(2, grid)
+        return backbone_forward(weights, pixel_values, **reference_fields(config))
 
     def model_scores(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return model(pixel_values).feature_maps[-1]

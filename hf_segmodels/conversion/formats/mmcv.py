@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import ImageProcessingMixin
 
-from ...plain_vit.configuration_plain_vit import PlainViTConfig
+from ...plain_vit import PlainViTConfig
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
 from ..mmcv_config import (
     check_config_matches_weights,
+    complete_config,
     image_processor_fields,
     norm_eps,
     read_mmseg_config,
-    with_pipelines,
 )
-from .vit_config import infer_config, position_grid
+from .vit import infer_config, position_grid
 
 
 class MMCVFormat(CheckpointFormat):
@@ -35,7 +35,7 @@ class MMCVFormat(CheckpointFormat):
         notes: list[str] = []
         release = self.recognize(checkpoint.weights)
         try:
-            values = read_mmseg_config(path, checkpoint.meta)
+            values = read_mmseg_config(path, checkpoint.meta, self.expand)
         except ConversionError:
             if path is not None or release is None:
                 raise
@@ -48,21 +48,18 @@ class MMCVFormat(CheckpointFormat):
                 )
             name, values = release
             notes.append(f"recognized as {name} by its keys and shapes")
-        return self.complete(values, checkpoint), notes
+        return complete_config(values, checkpoint.meta), notes
 
-    @staticmethod
-    def complete(values: Mapping[str, Any], checkpoint: OriginalCheckpoint) -> dict[str, Any]:
-        """The configuration with the class names and, where it has none, the image pipelines of the checkpoint."""
-        names = checkpoint.meta.get("CLASSES") or ()
-        return {**with_pipelines(values, checkpoint.meta), "CLASSES": names}
+    def expand(self, values: Any) -> Any:
+        """The contents of a configuration file in mmsegmentation's layout."""
+        return values
 
     def processor_fields(self, config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the image processor that the configuration sets."""
         return image_processor_fields(values)
 
     def image_processor(self, config: Any, values: Mapping[str, Any]) -> ImageProcessingMixin:
-        fields = self.processor_fields(config, values)
-        return self.image_processor_class(num_labels=config.num_labels, **fields)
+        return self.image_processor_class(num_labels=config.num_labels, **self.processor_fields(config, values))
 
     def notes(self, mapped: MappedWeights, values: Mapping[str, Any]) -> list[str]:
         if image_processor_fields(values):
@@ -72,12 +69,8 @@ class MMCVFormat(CheckpointFormat):
 
 def mmseg_vit_config(tensors: Weights, encoder: Mapping[str, Any], **fields: Any) -> PlainViTConfig:
     """
-    Configuration of mmsegmentation's `VisionTransformer`.
-
-    Args:
-        tensors (`Weights`): Tensors of the whole model by this package's names; only names and shapes count.
-        encoder (`Mapping[str, Any]`): The original's configuration of the encoder.
-        fields: Further fields of the configuration.
+    Configuration of mmsegmentation's `VisionTransformer` from its original configuration `encoder` and the tensors of the
+    whole model by this package's names. `fields` are further fields.
 
     Raises:
         ConversionError: if a value contradicts the weights.

@@ -6,16 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...regproxy.configuration_regproxy import RegProxyConfig
-from ...regproxy.image_processing_pil_regproxy import RegProxyImageProcessorPil
-from ...regproxy.modeling_regproxy import RegProxyForSemanticSegmentation
+from ...regproxy import RegProxyConfig, RegProxyForSemanticSegmentation, RegProxyImageProcessorPil
 from ..checkpoint_format import Weights
-from ..key_mapping import KeyMap, add_prefix, count_parts
+from ..key_mapping import add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, norm_eps, window_fields
 from ..reference.regproxy import regproxy_forward
 from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
-from .vit_config import reference_fields
-from .vit_keys import MMSEG_VIT
+from .vit import MMSEG_VIT, reference_fields
 
 
 _AFFINITY_HEAD = {
@@ -90,10 +87,8 @@ class RegProxyFormat(MMCVFormat):
     title = "RegProxy"
     signature = ("decode_head.affinity_head.",)
     model_class = RegProxyForSemanticSegmentation
+    keys = REGPROXY
     image_processor_class = RegProxyImageProcessorPil
-
-    def key_map(self, weights: Weights) -> KeyMap:
-        return REGPROXY
 
     def recognize(self, weights: Weights) -> tuple[str, dict[str, Any]] | None:
         try:
@@ -106,8 +101,7 @@ class RegProxyFormat(MMCVFormat):
         is_hybrid = "backbone.patch_embed.proj.weight" in weights
         found = (hidden_size, num_layers, num_labels, is_hybrid, patches, num_scores)
         for name, release in RELEASES.items():
-            known = (release.hidden_size, release.num_layers, release.num_labels, release.is_hybrid)
-            if (*known, (release.crop_size // release.patch_size) ** 2, 9 * 4 * 4) == found:
+            if (*release[:4], (release.crop_size // release.patch_size) ** 2, 9 * 4 * 4) == found:
                 return name, release.config()
         return None
 

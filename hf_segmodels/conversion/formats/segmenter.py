@@ -9,17 +9,16 @@ import torch
 import yaml
 
 from ...labels import load_labels
-from ...plain_vit.configuration_plain_vit import PlainViTConfig
-from ...segmenter.configuration_segmenter import SegmenterConfig
-from ...segmenter.image_processing_pil_segmenter import SegmenterImageProcessorPil
-from ...segmenter.modeling_segmenter import SegmenterForSemanticSegmentation
+from ...plain_vit import PlainViTConfig
+from ...segmenter import SegmenterConfig, SegmenterForSemanticSegmentation, SegmenterImageProcessorPil
 from ...utils.errors import first_line
 from ..checkpoint_files import ConversionError, OriginalCheckpoint
 from ..checkpoint_format import CheckpointFormat, MappedWeights, Weights
-from ..key_mapping import KeyMap, add_prefix, count_parts
+from ..key_mapping import add_prefix, count_parts
+from ..mmcv_config import label_fields
 from ..reference.segmenter import segmenter_forward
 from .backbone import NORMALIZATIONS
-from .vit_keys import TIMM_VIT, TRANSFORMER_LAYER
+from .vit import TIMM_VIT, TRANSFORMER_LAYER
 
 
 SEGMENTER = {
@@ -104,13 +103,6 @@ def _dataset(variant: Mapping[str, Any]) -> Dataset | None:
     return DATASETS.get((variant.get("dataset_kwargs") or {}).get("dataset", ""))
 
 
-def _class_names(variant: Mapping[str, Any], num_labels: int) -> list[str]:
-    """Names of the data set's classes; empty if the model was trained on other classes."""
-    dataset = _dataset(variant)
-    names = load_labels(dataset.labels)[0] if dataset is not None else []
-    return names if len(names) == num_labels else []
-
-
 class SegmenterFormat(CheckpointFormat):
     """`checkpoint.pth` with the weights under `"model"`, and `variant.yml` beside it."""
 
@@ -118,14 +110,12 @@ class SegmenterFormat(CheckpointFormat):
     title = "Segmenter"
     signature = ("encoder.patch_embed.",)
     model_class = SegmenterForSemanticSegmentation
+    keys = SEGMENTER
     # ImageNet classifiers
     dropped = ("encoder.head.{p}", "encoder.head_dist.{p}")
 
     def read_config(self, checkpoint: OriginalCheckpoint, path: Path | None) -> tuple[dict[str, Any], list[str]]:
         return read_variant(path or checkpoint.path.with_name("variant.yml")), []
-
-    def key_map(self, weights: Weights) -> KeyMap:
-        return SEGMENTER
 
     def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> SegmenterConfig:
         network, inference = values["net_kwargs"], values["inference_kwargs"]
@@ -163,27 +153,18 @@ class SegmenterFormat(CheckpointFormat):
                 "decoder_dropout_prob": decoder.get("dropout", 0.1),
                 "decoder_drop_path_rate": decoder.get("drop_path_rate", 0.0),
             }
-        names = _class_names(values, num_labels)
-        if names:
-            fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        else:
-            fields["num_labels"] = num_labels
+        dataset = _dataset(values)
+        class_names = load_labels(dataset.labels)[0] if dataset is not None else ()
         return SegmenterConfig(
             backbone_config=backbone_config,
             window_size=inference["window_size"],
             window_stride=inference["window_stride"],
             small_image_mode="upscale",
             **fields,
+            **label_fields(num_labels, class_names, {}),
         )
 
     def image_processor(self, config: SegmenterConfig, values: Mapping[str, Any]) -> SegmenterImageProcessorPil:
-        """
-        Image processor with the original's validation pipeline for the data set that the checkpoint was trained on. The
-        longer edge has no upper bound for an unknown data set.
-
-        Raises:
-            ConversionError: if the normalization or the shorter edge is not supported.
-        """
         normalization = (values.get("dataset_kwargs") or {}).get(
             "normalization", values["net_kwargs"].get("normalization")
         )
@@ -200,6 +181,7 @@ class SegmenterFormat(CheckpointFormat):
                 "images in pixels."
             )
         size = {"shortest_edge": shortest_edge}
+        # the longer edge has no upper bound for an unknown data set
         if dataset is not None:
             size["longest_edge"] = dataset.edge_ratio * shortest_edge
         return SegmenterImageProcessorPil(
@@ -222,11 +204,12 @@ class SegmenterFormat(CheckpointFormat):
 
     def notes(self, mapped: MappedWeights, values: Mapping[str, Any]) -> list[str]:
         name = (values.get("dataset_kwargs") or {}).get("dataset")
-        if _dataset(values) is None:
+        dataset = _dataset(values)
+        if dataset is None:
             return [
                 f"data set {name!r} is not known: classes are named LABEL_0, ..., and the longer edge of images has no "
                 "upper bound"
             ]
-        if not _class_names(values, mapped.config.num_labels):
+        if mapped.config.num_labels != len(load_labels(dataset.labels)[0]):
             return [f"classes are named LABEL_0, ...: {mapped.config.num_labels} are not the classes of {name}"]
         return []

@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...segvit.configuration_segvit import SegViTConfig
-from ...segvit.image_processing_pil_segvit import SegViTImageProcessorPil
-from ...segvit.modeling_segvit import SegViTForSemanticSegmentation
+from ...segvit import SegViTConfig, SegViTForSemanticSegmentation, SegViTImageProcessorPil
 from ..checkpoint_format import MappedWeights, Weights
 from ..key_mapping import KeyMap, add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, min_size, window_fields
 from ..reference.segvit import segvit_forward
 from .mmcv import MMCVFormat, mmseg_vit_config, num_patches
-from .vit_config import reference_fields
-from .vit_keys import MMSEG_VIT
+from .vit import MMSEG_VIT, reference_fields
 
 
 # `{...}.fused.{p}` holds queries, keys and values in one matrix: see `_split_attention`.
@@ -74,8 +71,6 @@ class Release(NamedTuple):
     is_shrunk: bool  # whether the decoder up-samples queries
     crop_size: int  # training crop, also the size of the window
     stride: int  # of the window
-    short_edge: int  # of the test images
-    has_min_size: bool  # whether the test images' shorter edge is at least the window
 
     @property
     def is_large(self) -> bool:
@@ -87,27 +82,23 @@ class Release(NamedTuple):
 
     def config(self) -> dict[str, Any]:
         """The parts of the configuration that the weights do not hold, in mmsegmentation's terms."""
-        num_heads = 16 if self.is_large else 12
-        if self.is_shrunk:
-            out_indices = [7, 23] if self.is_large else [5, 11]
-        else:
-            out_indices = ([7, 15, 23] if self.is_large else [5, 7, 11])[-self.num_stages :]
+        num_heads = self.hidden_size // 64
+        layers = [7, 15, 23] if self.is_large else [5, 7, 11]
         encoder = {
             "img_size": [self.crop_size] * 2,
             "patch_size": _PATCH_SIZE,
             "num_heads": num_heads,
             "drop_path_rate": 0.3 if self.is_large else 0.1,
-            "out_indices": out_indices,
+            "out_indices": layers[::2] if self.is_shrunk else layers[-self.num_stages :],
+            "shrink_idx": layers[0] + 1 if self.is_shrunk else None,
             "norm_cfg": {"type": "LN", "eps": 1e-6},
             "with_cls_token": False,
             "interpolate_mode": "bicubic",
         }
-        if self.is_shrunk:
-            encoder["shrink_idx"] = 8 if self.is_large else 6
-        resize: dict[str, Any] = {"type": "Resize", "keep_ratio": True}
-        if self.has_min_size:
-            resize["min_size"] = self.crop_size
-        scale = [520, 520] if self.num_labels in (59, 60) else [2048, self.short_edge]
+        # the shorter edge of test images is at least the window, except for ADE20K
+        bound = None if self.num_labels == 150 else self.crop_size
+        resize = {"type": "Resize", "keep_ratio": True, "min_size": bound}
+        scale = [520, 520] if self.num_labels in (59, 60) else [2048, self.crop_size]
         dataset_type, reduce_labels = _DATASETS[self.num_labels]
         return {
             "dataset_type": dataset_type,
@@ -119,17 +110,17 @@ class Release(NamedTuple):
 
 
 RELEASES = {
-    "segvit-vit-b-ade20k": Release(12, 150, 3, False, 512, 341, 512, False),
-    "segvit-vit-b-single-ade20k": Release(12, 150, 1, False, 512, 341, 512, False),
-    "segvit-vit-b-shrunk-ade20k": Release(12, 150, 2, True, 512, 341, 512, False),
-    "segvit-vit-l-ade20k": Release(24, 150, 3, False, 640, 608, 640, False),
-    "segvit-vit-l-shrunk-ade20k": Release(24, 150, 2, True, 640, 608, 640, False),
-    "segvit-vit-l-coco-stuff10k": Release(24, 171, 3, False, 512, 341, 512, True),
-    "segvit-vit-l-shrunk-coco-stuff10k": Release(24, 171, 2, True, 512, 341, 512, True),
-    "segvit-vit-l-pascal-context59": Release(24, 59, 3, False, 480, 320, 520, True),
-    "segvit-vit-l-pascal-context60": Release(24, 60, 3, False, 480, 320, 520, True),
-    "segvit-vit-l-shrunk-pascal-context59": Release(24, 59, 2, True, 480, 320, 520, True),
-    "segvit-vit-l-shrunk-pascal-context60": Release(24, 60, 2, True, 480, 320, 520, True),
+    "segvit-vit-b-ade20k": Release(12, 150, 3, False, 512, 341),
+    "segvit-vit-b-single-ade20k": Release(12, 150, 1, False, 512, 341),
+    "segvit-vit-b-shrunk-ade20k": Release(12, 150, 2, True, 512, 341),
+    "segvit-vit-l-ade20k": Release(24, 150, 3, False, 640, 608),
+    "segvit-vit-l-shrunk-ade20k": Release(24, 150, 2, True, 640, 608),
+    "segvit-vit-l-coco-stuff10k": Release(24, 171, 3, False, 512, 341),
+    "segvit-vit-l-shrunk-coco-stuff10k": Release(24, 171, 2, True, 512, 341),
+    "segvit-vit-l-pascal-context59": Release(24, 59, 3, False, 480, 320),
+    "segvit-vit-l-pascal-context60": Release(24, 60, 3, False, 480, 320),
+    "segvit-vit-l-shrunk-pascal-context59": Release(24, 59, 2, True, 480, 320),
+    "segvit-vit-l-shrunk-pascal-context60": Release(24, 60, 2, True, 480, 320),
 }
 _PATCH_SIZE = 16
 # The original's data sets: number of classes -> (class of the data set, whether 0 means "unlabeled" in label maps).
@@ -157,11 +148,8 @@ def _split_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     """`{...}.fused.{weight,bias}`, with rows of queries, keys and values, -> one parameter for each."""
     split: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        if ".fused." not in name:
-            split[name] = tensor
-            continue
-        for projection, rows in zip("qkv", tensor.chunk(3), strict=True):
-            split[name.replace(".fused.", f".{projection}_proj.")] = rows
+        parts = zip("qkv", tensor.chunk(3), strict=True) if ".fused." in name else [("", tensor)]
+        split |= {name.replace(".fused.", f".{part}_proj."): rows for part, rows in parts}
     return split
 
 
@@ -197,8 +185,7 @@ class SegViTFormat(MMCVFormat):
         num_layers = count_parts(weights, r"backbone\.layers\.(\d+)\.")
         found = (num_layers, num_labels, _num_stages(weights), _is_shrunk(weights), hidden_size, patches)
         for name, release in RELEASES.items():
-            known = (release.num_layers, release.num_labels, release.num_stages, release.is_shrunk, release.hidden_size)
-            if (*known, (release.crop_size // _PATCH_SIZE) ** 2) == found:
+            if (*release[:4], release.hidden_size, (release.crop_size // _PATCH_SIZE) ** 2) == found:
                 return name, release.config()
         return None
 
@@ -212,9 +199,7 @@ class SegViTFormat(MMCVFormat):
             used[_POSITIONS] = used[_POSITIONS][:, 1:]
             dropped += [_CLS_TOKEN, f"{_POSITIONS}[:, :1]"]
         mask_embed = [key for key in used if _MASK_EMBED.fullmatch(key)]
-        for key in mask_embed:
-            del used[key]
-        return used, dropped + mask_embed
+        return {key: used[key] for key in used if key not in mask_embed}, dropped + mask_embed
 
     def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> SegViTConfig:
         encoder, head = values["model"]["backbone"], values["model"]["decode_head"]

@@ -1,28 +1,23 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Format of UN-EPT's checkpoints, which mmcv wrote."""
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...plain_vit.configuration_plain_vit import PlainViTConfig
-from ...resnet_v1c.configuration_resnet_v1c import ResNetV1cConfig
-from ...unept.configuration_unept import UNEPTConfig
-from ...unept.image_processing_pil_unept import UNEPTImageProcessorPil
-from ...unept.modeling_unept import UNEPTForSemanticSegmentation
-from ..checkpoint_files import ConversionError, OriginalCheckpoint
+from ...plain_vit import PlainViTConfig
+from ...resnet_v1c import ResNetV1cConfig
+from ...unept import UNEPTConfig, UNEPTForSemanticSegmentation, UNEPTImageProcessorPil
+from ..checkpoint_files import ConversionError
 from ..checkpoint_format import MappedWeights, Weights
-from ..key_mapping import KeyMap, add_prefix, count_parts
+from ..key_mapping import add_prefix, count_parts
 from ..mmcv_config import check_config_matches_weights, label_fields, window_fields
 from ..reference.unept import unept_forward
 from .mmcv import MMCVFormat
 from .resnet_v1c import MMSEG_RESNET_V1C
-from .vit_config import infer_config, position_grid, reference_fields
-from .vit_keys import TIMM_VIT
+from .vit import TIMM_VIT, infer_config, position_grid, reference_fields
 
 
 _SAMPLED_ATTENTION = {
@@ -123,19 +118,6 @@ def _resnet_config(weights: Weights, tensors: Weights, encoder: Mapping[str, Any
 _ENCODERS = {"DeiT": _deit_config, "ResNetV1c": _resnet_config}
 
 
-def _read_flat_json(path: Path) -> dict[str, Any] | None:
-    """The configuration, in the original's terms, of a JSON file with all values on one level; `None` for other files."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    if not isinstance(fields, dict) or not isinstance(fields.get("backbone"), str):
-        return None
-    encoder = {"type": fields["backbone"], "num_heads": fields.get("bb_heads"), **fields}
-    test = {"mode": "slide", "crop_size": fields.get("crop_size"), "stride": fields.get("stride")}
-    return {"model": {**fields, "backbone_cfg": encoder}, "test_cfg": test if test["crop_size"] else {}}
-
-
 class UNEPTFormat(MMCVFormat):
     """mmcv's `.pth` files with a context and a spatial branch; the encoder is a DeiT or a ResNet-V1c."""
 
@@ -143,10 +125,8 @@ class UNEPTFormat(MMCVFormat):
     title = "UN-EPT"
     signature = ("context_branch.",)
     model_class = UNEPTForSemanticSegmentation
+    keys = UNEPT
     image_processor_class = UNEPTImageProcessorPil
-
-    def key_map(self, weights: Weights) -> KeyMap:
-        return UNEPT
 
     def recognize(self, weights: Weights) -> tuple[str, dict[str, Any]] | None:
         shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
@@ -159,10 +139,13 @@ class UNEPTFormat(MMCVFormat):
                 }
         return None
 
-    def read_config(self, checkpoint: OriginalCheckpoint, path: Path | None) -> tuple[dict[str, Any], list[str]]:
-        if path is not None and path.suffix == ".json" and (values := _read_flat_json(path)) is not None:
-            return self.complete(values, checkpoint), []
-        return super().read_config(checkpoint, path)
+    def expand(self, values: Any) -> Any:
+        # a file may have all values on one level, with the name of the encoder
+        if not isinstance(values, dict) or not isinstance(values.get("backbone"), str):
+            return values
+        encoder = {"type": values["backbone"], "num_heads": values.get("bb_heads"), **values}
+        test = {"mode": "slide", "crop_size": values.get("crop_size"), "stride": values.get("stride")}
+        return {"model": {**values, "backbone_cfg": encoder}, "test_cfg": test if test["crop_size"] else {}}
 
     def model_config(self, weights: Weights, tensors: Weights, values: Mapping[str, Any]) -> UNEPTConfig:
         network, test = values["model"], values.get("test_cfg") or {}

@@ -6,8 +6,7 @@ No code is shared with the models: agreement with a converted model shows that b
 Written from the papers and from the released code.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,33 @@ import torch.nn.functional as F
 Weights = Mapping[str, torch.Tensor]
 
 
+def numbered(weights: Weights, name: str) -> Iterator[str]:
+    """`name.0`, `name.1`, ..., as far as there are weights."""
+    number = 0
+    while any(key.startswith(f"{name}.{number}.") for key in weights):
+        yield f"{name}.{number}"
+        number += 1
+
+
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Three `(batch_size, num_tokens, num_heads, head_dim)` -> the same shape."""
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), value)
 
 
-def norm(weights: Weights, name: str, tokens: torch.Tensor, eps: float) -> torch.Tensor:
+def multihead_attention(
+    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, num_heads: int
+) -> torch.Tensor:
+    """`torch.nn.MultiheadAttention` by its parameters' names: `(batch_size, num_tokens, D)` -> the shape of `query`."""
+    parts = zip(weights[f"{name}.in_proj_weight"].chunk(3), weights[f"{name}.in_proj_bias"].chunk(3), strict=True)
+    projected = [
+        F.linear(tokens, weight, bias).unflatten(2, (num_heads, -1))
+        for tokens, (weight, bias) in zip((query, memory, memory), parts, strict=True)
+    ]
+    return linear(weights, f"{name}.out_proj", attend(*projected).flatten(2))
+
+
+def norm(weights: Weights, name: str, tokens: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
 
@@ -30,42 +49,38 @@ def linear(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
     return F.linear(tokens, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def batch_norm(weights: Weights, name: str, features: torch.Tensor, eps: float) -> torch.Tensor:
-    """Batch norm by its running statistics."""
-    mean, variance, scale, shift = (
-        weights[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    return (features - mean) / (variance + eps).sqrt() * scale + shift
+def feed_forward(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
+    return linear(weights, f"{name}.linear2", linear(weights, f"{name}.linear1", tokens).relu())
 
 
-def add_positions(
-    patches: torch.Tensor,
-    prefix: list[torch.Tensor],
-    table: torch.Tensor,
-    table_grid: tuple[int, int],
-    mode: str,
-    only_by_count: bool = False,
+def conv(weights: Weights, name: str, features: torch.Tensor, **fields: int) -> torch.Tensor:
+    return F.conv2d(features, weights[f"{name}.weight"], weights.get(f"{name}.bias"), **fields)
+
+
+def conv_norm(
+    weights: Weights,
+    name: str,
+    norm_name: str,
+    features: torch.Tensor,
+    stride: int = 1,
+    dilation: int = 1,
+    eps: float = 1e-5,
 ) -> torch.Tensor:
-    """
-    Patches `(batch_size, D, h, w)` and prefix tokens `(1, 1, D)` -> tokens with position embeddings
-    `(batch_size, len(prefix) + h * w, D)`. The table is resized if the grids differ, or, with `only_by_count`, if the
-    numbers of patches differ.
-    """
-    batch_size, width, *grid = patches.shape
-    fits = math.prod(grid) == math.prod(table_grid) if only_by_count else tuple(grid) == tuple(table_grid)
-    if not fits:
-        # (1, num_patches, D) -> (1, D, rows, columns) -> (1, D, h, w) -> (1, h * w, D)
-        resized = table[:, len(prefix) :].reshape(1, *table_grid, width).permute(0, 3, 1, 2)
-        resized = F.interpolate(resized, size=grid, mode=mode, align_corners=False)
-        table = torch.cat([table[:, : len(prefix)], resized.permute(0, 2, 3, 1).reshape(1, -1, width)], dim=1)
-    tokens = [token.expand(batch_size, 1, width) for token in prefix]
-    # (batch_size, D, h, w) -> (batch_size, h * w, D)
-    return torch.cat([*tokens, patches.permute(0, 2, 3, 1).reshape(batch_size, -1, width)], dim=1) + table
+    """Convolution, grouped if its weight is, with zeros at the borders; then batch norm by its running statistics."""
+    _, group_size, _, kernel_size = weights[f"{name}.weight"].shape
+    padding, groups = dilation * (kernel_size // 2), features.shape[1] // group_size
+    features = conv(weights, name, features, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    mean, variance, scale, shift = (
+        weights[f"{norm_name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return F.batch_norm(features, mean, variance, scale, shift, eps=eps)
 
 
 def pad(image: torch.Tensor, multiple: int) -> torch.Tensor:
     """Zeros at the bottom and right up to multiples of `multiple`."""
-    height, width = (math.ceil(size / multiple) * multiple for size in image.shape[-2:])
-    padded = image.new_zeros(*image.shape[:2], height, width)
-    padded[..., : image.shape[2], : image.shape[3]] = image
-    return padded
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
+
+
+def resize(maps: torch.Tensor, size: tuple[int, ...], mode: str = "bilinear") -> torch.Tensor:
+    return F.interpolate(maps, size=size, mode=mode, align_corners=False)

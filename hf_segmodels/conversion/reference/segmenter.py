@@ -1,11 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Segmenter's forward pass over the original parameter names."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from .common import Weights, linear, norm, pad
-from .vit import timm_layers, timm_tokens
+from .common import Weights, linear, norm, pad, resize
+from .vit import transformer_layers, vit_features
 
 
 def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
@@ -13,44 +15,39 @@ def _segmenter_masks(weights: Weights, patches: torch.Tensor) -> torch.Tensor:
     if "decoder.head.weight" in weights:
         return linear(weights, "decoder.head", patches)
     batch_size, num_patches, _ = patches.shape
-    width = weights["decoder.cls_emb"].shape[2]
-    tokens = linear(weights, "decoder.proj_dec", patches)
-    tokens = torch.cat([tokens, weights["decoder.cls_emb"].expand(batch_size, -1, -1)], dim=1)
-    tokens = timm_layers(weights, "decoder.", tokens, max(1, width // 64), 1e-5)[-1]
-    tokens = norm(weights, "decoder.decoder_norm", tokens, 1e-5)
-    patches, classes = tokens[:, :num_patches], tokens[:, num_patches:]
-    patches, classes = patches @ weights["decoder.proj_patch"], classes @ weights["decoder.proj_classes"]
-    patches, classes = (vectors / vectors.square().sum(-1, keepdim=True).sqrt() for vectors in (patches, classes))
-    cosines = torch.einsum("bnd,bkd->bnk", patches, classes)
-    return norm(weights, "decoder.mask_norm", cosines, 1e-5)
+    embeddings = weights["decoder.cls_emb"].expand(batch_size, -1, -1)
+    tokens = torch.cat([linear(weights, "decoder.proj_dec", patches), embeddings], dim=1)
+    tokens = transformer_layers(weights, "decoder.", tokens, max(1, embeddings.shape[2] // 64), 1e-5)[-1]
+    tokens = norm(weights, "decoder.decoder_norm", tokens)
+    patches = F.normalize(tokens[:, :num_patches] @ weights["decoder.proj_patch"], dim=-1)
+    classes = F.normalize(tokens[:, num_patches:] @ weights["decoder.proj_classes"], dim=-1)
+    return norm(weights, "decoder.mask_norm", patches @ classes.mT)
 
 
 @torch.no_grad()
-def segmenter_forward(
-    weights: Weights, pixel_values: torch.Tensor, *, num_heads: int, patch_size: int, grid: tuple[int, int]
-) -> torch.Tensor:
+def segmenter_forward(weights: Weights, pixel_values: torch.Tensor, *, patch_size: int, **encoder: Any) -> torch.Tensor:
     """
     The released Segmenter in eval mode.
+
+    Args:
+        weights, pixel_values, patch_size, encoder: See [`vit_features`].
 
     Returns:
         Logits `(batch_size, num_labels, height, width)` at the size of the input.
     """
     height, width = pixel_values.shape[-2:]
     padded = pad(pixel_values, patch_size)
-    tokens = timm_tokens(
+    features = vit_features(
         weights,
         padded,
-        num_heads=num_heads,
         patch_size=patch_size,
-        grid=grid,
         eps=1e-5,
         mode="bilinear",
         only_by_count=True,
         prefix="encoder.",
-    )
-    num_prefix_tokens = 2 if "encoder.dist_token" in weights else 1
-    masks = _segmenter_masks(weights, tokens[:, num_prefix_tokens:])
+        **encoder,
+    )[-1]
+    masks = _segmenter_masks(weights, norm(weights, "encoder.norm", features.flatten(2).mT))
     # (batch_size, h * w, K) -> (batch_size, K, h, w) -> (batch_size, K, padded height, padded width)
-    masks = masks.mT.reshape(*masks.mT.shape[:2], *(size // patch_size for size in padded.shape[-2:]))
-    logits = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+    logits = resize(masks.mT.unflatten(2, features.shape[-2:]), padded.shape[-2:])
     return logits[..., :height, :width]

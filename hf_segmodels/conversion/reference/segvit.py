@@ -5,22 +5,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from .common import Weights, attend, linear, norm, pad
-from .vit import mmseg_tokens
-
-
-def _torch_attention(
-    weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
-) -> torch.Tensor:
-    """`torch.nn.MultiheadAttention` by its parameters' names: `(batch_size, length, E)` -> the same shape."""
-    parts = zip(weights[f"{name}.in_proj_weight"].chunk(3), weights[f"{name}.in_proj_bias"].chunk(3), strict=True)
-    projected = [
-        F.linear(tokens, weight, bias).unflatten(2, (heads, -1))
-        for tokens, (weight, bias) in zip((query, memory, memory), parts, strict=True)
-    ]
-    return linear(weights, f"{name}.out_proj", attend(*projected).flatten(2))
+from .common import Weights, attend, feed_forward, linear, multihead_attention, norm, numbered, pad, resize
+from .vit import vit_features
 
 
 def _mask_attention(
@@ -32,27 +19,23 @@ def _mask_attention(
         for part, tokens in (("q", query), ("k", memory), ("v", memory))
     )
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
-    attended = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), value)
-    return linear(weights, f"{name}.proj", attended.flatten(2)), scores.mean(dim=1)
+    return linear(weights, f"{name}.proj", attend(query, key, value).flatten(2)), scores.mean(dim=1)
 
 
 def _segvit_stage(
     weights: Weights, name: str, query: torch.Tensor, memory: torch.Tensor, heads: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Queries after all layers of a stage, and the masks of the last layer if its attention has any."""
-    number, masks = 0, None
-    while f"{name}.layers.{number}.norm1.weight" in weights:
-        layer = f"{name}.layers.{number}"
-        attended = _torch_attention(weights, f"{layer}.self_attn", query, query, heads)
-        query = norm(weights, f"{layer}.norm1", query + attended, 1e-5)
+    masks = None
+    for layer in numbered(weights, f"{name}.layers"):
+        attended = multihead_attention(weights, f"{layer}.self_attn", query, query, heads)
+        query = norm(weights, f"{layer}.norm1", query + attended)
         if f"{layer}.multihead_attn.q.weight" in weights:
             attended, masks = _mask_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
         else:
-            attended = _torch_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
-        query = norm(weights, f"{layer}.norm2", query + attended, 1e-5)
-        hidden = linear(weights, f"{layer}.linear1", query).relu()
-        query = norm(weights, f"{layer}.norm3", query + linear(weights, f"{layer}.linear2", hidden), 1e-5)
-        number += 1
+            attended = multihead_attention(weights, f"{layer}.multihead_attn", query, memory, heads)
+        query = norm(weights, f"{layer}.norm2", query + attended)
+        query = norm(weights, f"{layer}.norm3", query + feed_forward(weights, layer, query))
     return query, masks
 
 
@@ -76,26 +59,23 @@ def segvit_forward(
         decoder_heads (`int`): Heads of the decoder's attention.
         image_size (`int`): Side at which masks become probabilities: the training crop.
         halving_layer (`int`, *optional*): Index of the layer that down-samples.
-        weights, pixel_values, patch_size, encoder: See [`mmseg_tokens`].
+        weights, pixel_values, patch_size, encoder: See [`vit_features`].
 
     Returns:
         Scores `(batch_size, num_labels, height, width)` at the size of the input.
     """
-    size = pixel_values.shape[-2:]
     padded = pad(pixel_values, patch_size * (1 if halving_layer is None else 2))
-    features = mmseg_tokens(
-        weights, padded, patch_size=patch_size, halving_layer=halving_layer, only_by_count=False, **encoder
+    features = vit_features(
+        weights, padded, patch_size=patch_size, halving_layer=halving_layer, prefix="backbone.", **encoder
     )
     head = "decode_head"
 
     def lateral(stage: int, layer: int) -> torch.Tensor:
-        tokens = linear(weights, f"{head}.input_proj_{stage}", features[layer].flatten(2).mT)
-        return norm(weights, f"{head}.proj_norm_{stage}", tokens, 1e-5)
+        tokens = features[layer].flatten(2).mT
+        return norm(weights, f"{head}.proj_norm_{stage}", linear(weights, f"{head}.input_proj_{stage}", tokens))
 
-    def start(name: str) -> torch.Tensor:
-        return weights[f"{name}.q.weight"].expand(len(pixel_values), -1, -1)
-
-    query, grid = start(head), tuple(features[feature_layers[0]].shape[-2:])
+    query = weights[f"{head}.q.weight"].expand(len(pixel_values), -1, -1)
+    grid = tuple(features[feature_layers[0]].shape[-2:])
     masks: Any = 0.0
     if f"{head}.atm.q.weight" in weights:
         side = math.isqrt(query.shape[1])
@@ -103,14 +83,15 @@ def segvit_forward(
         for stage, layer in enumerate(feature_layers, start=1):
             query, _ = _segvit_stage(weights, f"{head}.decoder_{stage}", query, lateral(stage, layer), decoder_heads)
         head = f"{head}.atm"
-        query, masks = _segvit_stage(weights, f"{head}.decoder_1", start(head), query, decoder_heads)
+        classes = weights[f"{head}.q.weight"].expand(len(pixel_values), -1, -1)
+        query, masks = _segvit_stage(weights, f"{head}.decoder_1", classes, query, decoder_heads)
     else:
         for stage, layer in enumerate(reversed(feature_layers), start=1):
             memory = lateral(stage, layer)
             query, scores = _segvit_stage(weights, f"{head}.decoder_{stage}", query, memory, decoder_heads)
             masks = masks + scores
     # (batch_size, num_queries, h * w) -> (batch_size, num_queries, image_size, image_size)
-    masks = F.interpolate(masks.unflatten(2, grid), size=(image_size, image_size), mode="bilinear", align_corners=False)
+    masks = resize(masks.unflatten(2, grid), (image_size, image_size))
     probabilities = linear(weights, f"{head}.class_embed", query).softmax(dim=-1)[..., :-1]
     scores = torch.einsum("bqc,bqhw->bchw", probabilities, masks.sigmoid())
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    return resize(scores, pixel_values.shape[-2:])
