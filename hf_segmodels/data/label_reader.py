@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 
 from ..image_processing.label_maps import label_map_to_tensor
-from .annotation_formats import decode_segments, read_mat
 
 
 # Largest difference between two values of a label mapping: the lookup table has an entry for each value between them
@@ -77,14 +76,14 @@ class LabelReader:
         Read a label map without applying the mapping.
 
         Args:
-            value: An image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, run lengths as JSON text (see
-                [`~hf_segmodels.data.annotation_formats.decode_segments`]), or nested lists or an array of integers.
+            value: An image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, `size` and `segments` of
+                Pascal in Detail as JSON text, or nested lists or an array of integers.
         """
         if isinstance(value, str) and value.startswith("{"):
-            return decode_segments(value)
+            return _decode_segments(value)
         path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str | Path) else None
         if path is not None and str(path).endswith(".mat"):
-            return read_mat(str(path))
+            return _read_mat(str(path))
         if isinstance(value, list | np.ndarray):
             return np.asarray(value)
         return open_image(value)
@@ -144,6 +143,30 @@ def _as_image(labels: np.ndarray) -> PIL.Image.Image:
     """Image of mode "L" if all values fit 8 bits, otherwise "I"."""
     fits_uint8 = labels.size == 0 or (labels.min() >= 0 and labels.max() <= 255)
     return PIL.Image.fromarray(labels.astype(np.uint8 if fits_uint8 else np.int32))
+
+
+def _decode_segments(text: str) -> np.ndarray:
+    """Decode run lengths, as JSON text, to the category of each pixel, `(height, width)` int32."""
+    try:
+        from pycocotools import mask as run_lengths
+    except ImportError as error:
+        raise ImportError(
+            "Pascal Context's `trainval_merged.json` needs pycocotools: pip install pycocotools"
+        ) from error
+    label = json.loads(text)
+    categories = np.zeros(label["size"], dtype=np.int32)
+    for category, counts in label["segments"]:
+        categories[run_lengths.decode({"size": label["size"], "counts": counts}) > 0] = category
+    return categories
+
+
+def _read_mat(path: str) -> np.ndarray:
+    """Ids in a COCO-Stuff file, `(height, width)`."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError("COCO-Stuff's `.mat` files need SciPy: pip install scipy") from error
+    return loadmat(path, variable_names=["S"])["S"]
 
 
 def read_label_mapping(source: Mapping[Any, Any] | str | Path) -> dict[int, int | None]:

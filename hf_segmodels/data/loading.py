@@ -2,7 +2,7 @@
 """Data sets of images and label maps with the `datasets` library: native layouts, folders, parquet and the Hub."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,19 +76,16 @@ def load_segmentation_dataset(
     (683, 512)
     ```
     """
-    import_datasets()
+    raw = open_split(as_dataset_spec(dataset), split, ignore_index, num_processes)
+    check_partners(raw)
     from datasets import Image
     from datasets.distributed import split_dataset_by_node
 
-    raw = open_split(as_dataset_spec(dataset), split, ignore_index, num_processes)
-    check_partners(raw)
     rows = raw.rows
     if num_processes > 1:
         rows = split_dataset_by_node(rows, process_index, num_processes)
-    features = rows.features or {}
-    if isinstance(features.get("image"), Image):
-        rows = rows.cast_column("image", Image())
-    if raw.reader.mapping is None and isinstance(features.get("label"), Image):
+    rows = cast_images(rows, ["image"], decode=True)
+    if raw.reader.mapping is None and isinstance((rows.features or {}).get("label"), Image):
         return rows.cast_column("label", Image())
     if raw.dataset.streaming:
         return rows.map(raw.reader.decode_row)
@@ -97,11 +94,8 @@ def load_segmentation_dataset(
 
 def open_split(dataset: DatasetSpec, split: str, ignore_index: int = 255, num_processes: int = 1) -> RawSplit:
     """
-    Open a split without decoding it. Images and label maps without a partner are left out of the rows.
-
-    Args:
-        dataset (`DatasetSpec`): The data set.
-        split, ignore_index, num_processes: See [`load_segmentation_dataset`].
+    Open a split without decoding it, see [`load_segmentation_dataset`]. Images and label maps without a partner are left out
+    of the rows.
 
     Raises:
         ValueError: if the layout, the split or a column does not exist, or no image has a label map.
@@ -125,15 +119,9 @@ def open_split(dataset: DatasetSpec, split: str, ignore_index: int = 255, num_pr
 
 
 def check_partners(raw: RawSplit) -> None:
-    """
-    Check that each image of a native layout has one label map, and each label map one image.
-
-    Raises:
-        ValueError: if a file has no partner or several.
-    """
-    if raw.files is None:
+    """Raise a `ValueError` if an image or a label map of a native layout has no partner or several."""
+    if raw.files is None or raw.layout is None:
         return
-    assert raw.layout is not None
     for what, names in (
         ("images without a label map", raw.files.missing_labels),
         ("label maps without an image", raw.files.missing_images),
@@ -148,12 +136,7 @@ def check_partners(raw: RawSplit) -> None:
 
 
 def import_datasets() -> Any:
-    """
-    Import the library `datasets`.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+    """Import the library `datasets`, with advice in the `ImportError` if it is not installed."""
     try:
         import datasets
     except ImportError as error:
@@ -161,18 +144,27 @@ def import_datasets() -> Any:
     return datasets
 
 
-def find_columns(rows: Any) -> list[str]:
-    """Column names of a `Dataset` or `IterableDataset`; streamed rows may not know their columns."""
-    return rows.column_names or list(next(iter(rows)))
+def select_columns(rows: Any, requested: Sequence[str], source: str | Path, advice: str) -> Any:
+    """
+    The `requested` columns of a `Dataset` or `IterableDataset`.
+
+    Raises:
+        ValueError: if a column does not exist. The message ends with `advice`, in which `{}` stands for the existing columns.
+    """
+    # streamed rows may not know their columns
+    columns = rows.column_names or list(next(iter(rows)))
+    if missing := [column for column in requested if column not in columns]:
+        raise ValueError(f"{source} has no column {missing}: {advice.format(columns)}.")
+    return rows.select_columns(requested)
 
 
-def cast_undecoded(rows: Any, columns: Iterable[str]) -> Any:
-    """`rows` with undecoded images in `columns`; columns of other types stay."""
+def cast_images(rows: Any, columns: Iterable[str], decode: bool = False) -> Any:
+    """`rows` with the images in `columns` decoded on access or not; columns of other types stay."""
     from datasets import Image
 
     for column in columns:
         if isinstance((rows.features or {}).get(column), Image):
-            rows = rows.cast_column(column, Image(decode=False))
+            rows = rows.cast_column(column, Image(decode=decode))
     return rows
 
 
@@ -195,26 +187,16 @@ def _select(rows: Any, dataset: DatasetSpec) -> Any:
     from datasets import ClassLabel
 
     image_column, label_column = dataset.image_column, dataset.label_column
-    columns = find_columns(rows)
-    missing = {image_column, label_column} - set(columns)
-    if missing:
-        raise ValueError(
-            f"{dataset.source} has no column {sorted(missing)}: set `image_column` and `label_column` to two of "
-            f"{columns}{_layout_hint(dataset.source)}."
-        )
-    rows = rows.select_columns([image_column, label_column])
+    found = detect_layouts(dataset.source) if Path(dataset.source).is_dir() else []
+    hint = f", or `layout` to {' or '.join(found)}" if found else ""
+    advice = "set `image_column` and `label_column` to two of {}" + hint
+    rows = select_columns(rows, [image_column, label_column], dataset.source, advice)
     # in two steps, since each column may have the target name of the other
     rows = rows.rename_columns({image_column: "_image", label_column: "_label"})
     rows = rows.rename_columns({"_image": "image", "_label": "label"})
     if isinstance((rows.features or {}).get("label"), ClassLabel):
         raise ValueError(
             f"The column {label_column!r} of {dataset.source} has one class for each image, not for each pixel: set "
-            f"`label_column` to the column of the label maps{_layout_hint(dataset.source)}."
+            f"`label_column` to the column of the label maps{hint}."
         )
-    return cast_undecoded(rows, ["image", "label"])
-
-
-def _layout_hint(source: str | Path) -> str:
-    """Suggestion of a layout for error messages."""
-    found = detect_layouts(source) if Path(source).is_dir() else []
-    return f", or `layout` to {' or '.join(found)}" if found else ""
+    return cast_images(rows, ["image", "label"])

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .layouts import IMAGE_SUFFIXES, detect_layouts, find_layout, image_files
-from .loading import cast_undecoded, find_columns, import_datasets
+from .loading import cast_images, import_datasets, select_columns
 from .specs import DatasetSpec, as_dataset_spec
 
 
@@ -235,14 +235,9 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
     """Rows with the requested columns, images undecoded, and the features of the kept columns."""
     from datasets import Features, Image
 
-    columns = find_columns(rows)
     images = [column for column, feature in (rows.features or {}).items() if isinstance(feature, Image)]
     requested = list(dict.fromkeys([image_column, *keep_columns]))
-    if missing := [column for column in requested if column not in columns]:
-        raise ValueError(
-            f"{source} has no column {missing}: set --image-column and --keep-columns to some of {columns}."
-        )
-    rows = rows.select_columns(requested)
+    rows = select_columns(rows, requested, source, "set --image-column and --keep-columns to some of {}")
     features = rows.features
     if features is None and keep_columns:
         import pyarrow  # type: ignore[import-untyped]
@@ -254,7 +249,7 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
             f"The column {image_column!r} of {source} holds {features[image_column]}, not images: set --image-column"
             f"{f' to {images[0]}' if images else ''}."
         )
-    return cast_undecoded(rows, requested), {column: features[column] for column in keep_columns}
+    return cast_images(rows, requested), {column: features[column] for column in keep_columns}
 
 
 def _can_hold_images(feature: Any) -> bool:

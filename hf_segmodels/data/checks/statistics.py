@@ -7,8 +7,7 @@ from ..layouts import SplitFiles
 from ..loading import RawSplit
 from ..specs import LabelSpec
 from .report import MAX_EXAMPLES, SplitReport
-from .sample_checks import SAMPLE_CHECKS
-from .sample_facts import SampleFacts
+from .sample_checks import SAMPLE_CHECKS, SampleFacts
 
 
 class SplitStatistics:
@@ -44,7 +43,6 @@ class SplitStatistics:
         self.details: dict[str, str | bool] = {}
 
     def add(self, facts: SampleFacts) -> None:
-        """Add a sample."""
         self.num_read += 1
         if facts.image_size:
             self.image_sizes[facts.image_size] += 1
