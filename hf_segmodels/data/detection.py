@@ -37,12 +37,8 @@ def detect_dataset(dataset: DatasetSpec) -> DatasetSpec:
 
 def detect_labels(dataset: DatasetSpec, num_labels: int | None = None, **options: Any) -> LabelSpec:
     """
-    The labels of a data set as its files and its layout define them.
-
-    Args:
-        dataset (`DatasetSpec`): The data set.
-        num_labels (`int`, *optional*): Number of classes. Defaults to the number of class names.
-        options: Fields of [`LabelSpec`] that replace the detected ones.
+    The labels of a data set as its files and its layout define them. `num_labels` defaults to the number of class names, and
+    `options` are fields of [`LabelSpec`] that replace the detected ones.
 
     Raises:
         ValueError: if the number of classes is neither given nor known from class names.
@@ -92,11 +88,10 @@ def find_id2label(
     if id2label in DATASETS:
         return dict(enumerate(load_labels(str(id2label))[0]))
     if id2label is None:
-        default = Path(dataset.source).expanduser() / "id2label.json"
-        id2label = default if default.is_file() else None
-    if id2label is None:
-        labels = LAYOUTS[dataset.layout].labels if dataset.layout in LAYOUTS else None
-        return dict(enumerate(load_labels(labels)[0])) if labels else None
+        id2label = Path(dataset.source).expanduser() / "id2label.json"
+        if not id2label.is_file():
+            labels = LAYOUTS[dataset.layout].labels if dataset.layout in LAYOUTS else None
+            return dict(enumerate(load_labels(labels)[0])) if labels else None
     names: Any = id2label
     where = "`id2label`"
     if isinstance(id2label, str | Path):

@@ -19,13 +19,8 @@ _MAX_SPAN = 2**20
 
 def open_image(value: Any) -> PIL.Image.Image:
     """
-    Open an image of a row without decoding it.
-
-    Args:
-        value: `{"path": ..., "bytes": ...}` as `datasets.Image(decode=False)` gives, a path, or an image.
-
-    Raises:
-        OSError: if the file does not exist or is not an image.
+    Open an image of a row without decoding it: `{"path": ..., "bytes": ...}` as `datasets.Image(decode=False)` gives, a path,
+    or an image. Raises an `OSError` if the file does not exist or is not an image.
     """
     if isinstance(value, PIL.Image.Image):
         return value
@@ -73,11 +68,8 @@ class LabelReader:
 
     def read_raw(self, value: Any) -> PIL.Image.Image | np.ndarray:
         """
-        Read a label map without applying the mapping.
-
-        Args:
-            value: An image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, `size` and `segments` of
-                Pascal in Detail as JSON text, or nested lists or an array of integers.
+        Read a label map without applying the mapping: an image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, `size`
+        and `segments` of Pascal in Detail as JSON text, or nested lists or an array of integers.
         """
         if isinstance(value, str) and value.startswith("{"):
             return _decode_segments(value)
@@ -90,15 +82,8 @@ class LabelReader:
 
     def read(self, value: Any, name: str = "label map") -> PIL.Image.Image:
         """
-        Read a label map of classes.
-
-        Args:
-            value: See [`LabelReader.read_raw`].
-            name (`str`, *optional*, defaults to `"label map"`): Name in error messages.
-
-        Returns:
-            `PIL.Image.Image`: The image of the file, without a mapping. With one: an image of mode "L", or "I" if the
-            classes exceed 8 bits.
+        Read a label map of classes, see [`LabelReader.read_raw`]: the image of the file, without a mapping. With one: an image of
+        mode "L", or "I" if the classes exceed 8 bits. `name` appears in error messages.
 
         Raises:
             ValueError: if the mapping lacks a value of the label map, or the label map does not hold integers.
@@ -171,11 +156,7 @@ def _read_mat(path: str) -> np.ndarray:
 
 def read_label_mapping(source: Mapping[Any, Any] | str | Path) -> dict[int, int | None]:
     """
-    Read the `label_mapping` of a [`~hf_segmodels.data.DatasetSpec`].
-
-    Args:
-        source (`Mapping`, `str` or `Path`): Class of each value in the label maps, with None (null) for void values, or
-            a JSON file with such a mapping.
+    Read the `label_mapping` of a [`~hf_segmodels.data.DatasetSpec`], or a JSON file with one.
 
     Raises:
         ValueError: if the file cannot be read, or its content does not map integers to integers or null.

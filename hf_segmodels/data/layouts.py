@@ -136,12 +136,7 @@ class Layout:
         raise NotImplementedError
 
     def find_split(self, split: str) -> str:
-        """
-        Name of a split in this layout: `validation` also finds `val`.
-
-        Raises:
-            ValueError: if the split does not exist.
-        """
+        """Name of a split in this layout: `validation` also finds `val`. Raises a `ValueError` if it does not exist."""
         splits = self.splits()
         aliases = next((names for names in _SPLIT_ALIASES if split in names), ())
         for name in (split, *aliases):
@@ -338,12 +333,7 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 def find_layout(name: str, folder: str | Path) -> Layout:
-    """
-    The layout called `name` in `folder`.
-
-    Raises:
-        ValueError: if the layout is unknown or `folder` does not have it.
-    """
+    """The layout called `name` in `folder`. Raises a `ValueError` if it is unknown or `folder` does not have it."""
     if name not in LAYOUTS:
         raise ValueError(f"There is no layout {name!r}: choose one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name](folder)
@@ -383,14 +373,8 @@ def _listed_pairs(names: Path, images: Path, labels: Path, label_suffix: str) ->
 
 def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
     """
-    Find the image files in `folder` and its subfolders.
-
-    Args:
-        folder (`Path`): The folder. Links to folders are followed, hidden files are skipped.
-        ending (`str`, *optional*): Ending that the file names must have.
-
-    Returns:
-        `list[tuple[str, Path]]`: For each file its path in `folder` without `ending` (or the suffix), and the file.
+    Find the image files in `folder` and its subfolders, hidden files excluded, whose names have this `ending`. Returns for each
+    file its path in `folder` without `ending` (or the suffix), and the file.
     """
     # `rglob` does not follow links to folders
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)

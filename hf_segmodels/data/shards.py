@@ -85,9 +85,8 @@ def open_image_shards(
     if dataset.layout is not None:
         layout = find_layout(dataset.layout, root)
         split = layout.find_split(split or _only_split(layout.splits(), source))
-        images = [pair.image for pair in layout.files(split).pairs if pair.image is not None]
-        return _shards_of_images(images, layout.root, split, keep_columns, shard_size)
-    if root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
+        root, images = layout.root, [pair.image for pair in layout.files(split).pairs if pair.image is not None]
+    elif root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
         if found := detect_layouts(root):
             raise ValueError(
                 f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the "
@@ -101,12 +100,14 @@ def open_image_shards(
             images = [path for path in images if not _is_in(path, output)]
         if not images:
             raise ValueError(f"There are no images and no parquet files in the folder {folder}.")
-        return _shards_of_images(images, root, split, keep_columns, shard_size)
-    if root.is_dir() and output is not None and _is_in(output, root):
-        raise ValueError(
-            f"The output folder {output} is in the folder of the data and would be read as data: choose another."
-        )
-    return _open_tables(source, root, split, dataset.image_column, keep_columns, shard_size)
+    else:
+        if root.is_dir() and output is not None and _is_in(output, root):
+            raise ValueError(
+                f"The output folder {output} is in the folder of the data and would be read as data: choose another."
+            )
+        return _open_tables(source, root, split, dataset.image_column, keep_columns, shard_size)
+    named = sorted((path.relative_to(root).as_posix(), str(path)) for path in images)
+    return _shards_of_files(named, [_file_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
 
 
 def _is_in(path: Path, folder: Path) -> bool:
@@ -117,14 +118,6 @@ def _only_split(splits: Sequence[str], source: str) -> str:
     if len(splits) != 1:
         raise ValueError(f"{source} has the splits {', '.join(splits) or 'none'}: choose one with --split.")
     return splits[0]
-
-
-def _shards_of_images(
-    images: Sequence[Path], root: Path, split: str | None, keep_columns: Sequence[str], shard_size: int
-) -> ImageShards:
-    """Shards of local image files, named by their paths in `root`."""
-    named = sorted((path.relative_to(root).as_posix(), str(path)) for path in images)
-    return _shards_of_files(named, [_file_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
 
 
 def _file_state(path: Path) -> tuple[int, int] | None:
@@ -182,9 +175,11 @@ def _open_tables(
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(map(str, streams))}.")
 
     data_files = {str(name): files for name, files in (builder.config.data_files or {}).items()}.get(split, [])
+    # ETag or commit of each remote file; a filtered list keeps the metadata of all its files
+    metadata = getattr(data_files, "origin_metadata", ())
+    has_metadata = len(metadata) == len(data_files) and any("://" in file for file in data_files)
     states = [
-        [*metadata, _file_state(Path(file))]
-        for file, metadata in zip(data_files, _remote_metadata(data_files), strict=True)
+        [*(metadata[index] if has_metadata else ()), _file_state(Path(file))] for index, file in enumerate(data_files)
     ]
     names = [_relative_name(file, path) for file in data_files]
     if names and all(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
@@ -207,13 +202,6 @@ def _open_tables(
 
     fingerprint = _digest([names, states, builder.hash if not names else None, num_shards, image_column])
     return ImageShards([shard(index) for index in range(num_shards)], fingerprint, split, kept_features)
-
-
-def _remote_metadata(files: Any) -> Sequence[Sequence[Any]]:
-    """ETag or commit of each remote file in a `DataFilesList`, nothing for local files."""
-    # a filtered list keeps the metadata of all its files
-    known = getattr(files, "origin_metadata", ())
-    return known if len(known) == len(files) and any("://" in file for file in files) else [()] * len(files)
 
 
 def _image_name(value: Any, root: Path) -> str | None:

@@ -69,17 +69,15 @@ class RandomCropWithClassLimit(v2.Transform):
     def _draw(self, image: tv_tensors.Image) -> tuple[int, int, int, int]:
         """Return top, left, height and width of a random crop."""
         sizes = [min(edge, crop) for edge, crop in zip(image.shape[-2:], self.size, strict=True)]
-        starts = [
+        top, left = (
             int(torch.randint(0, edge - size + 1, ())) for edge, size in zip(image.shape[-2:], sizes, strict=True)
-        ]
-        return starts[0], starts[1], sizes[0], sizes[1]
+        )
+        return top, left, sizes[0], sizes[1]
 
     def _is_mixed(self, label_map: tv_tensors.Mask) -> bool:
         labels = label_map[label_map != self.ignore_index].as_subclass(torch.Tensor)
         # a crop without labels has no training signal, so it is drawn again
-        return bool(labels.numel()) and bool(
-            torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel()
-        )
+        return labels.numel() > 0 and bool(torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel())
 
 
 class PhotometricDistortion(v2.Transform):
@@ -123,14 +121,8 @@ class PhotometricDistortion(v2.Transform):
 
 def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     """
-    Multiply the saturation in HSV, up to its maximum. Hue and value are unchanged.
-
-    Args:
-        image (`torch.Tensor` of shape `(3, height, width)`, uint8): RGB.
-        factor (`float`): Factor of the saturation; 0 gives gray.
-
-    Returns:
-        `torch.Tensor` of shape `(3, height, width)`, uint8.
+    Multiply the saturation in HSV of a `(3, height, width)` uint8 RGB image by `factor`, up to its maximum. Hue and value are
+    unchanged.
     """
     pixels = image.float()
     value = pixels.amax(dim=0)
@@ -161,22 +153,10 @@ def training_augmentation(
     ignore_index: int = 255,
 ) -> v2.Transform:
     """
-    Return the augmentation of a training sample. [`TrainingCollator`] pads samples that are smaller than the crop.
-
-    Args:
-        base_size, scale_range: See [`RandomScale`].
-        crop_size, max_class_ratio, ignore_index: See [`RandomCropWithClassLimit`].
-        photometric_distortion (`bool`, *optional*, defaults to `True`): Whether to apply [`PhotometricDistortion`].
-
-    Returns:
-        `v2.Transform`: Maps a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
-        width)`.
+    Return the augmentation of a training sample, a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
+    width)`: [`RandomScale`], [`RandomCropWithClassLimit`], flip and [`PhotometricDistortion`]. [`TrainingCollator`] pads samples
+    that are smaller than the crop.
     """
-    transforms = [
-        RandomScale(base_size, scale_range),
-        RandomCropWithClassLimit(crop_size, ignore_index, max_class_ratio),
-        v2.RandomHorizontalFlip(),
-    ]
-    if photometric_distortion:
-        transforms.append(PhotometricDistortion())
-    return v2.Compose(transforms)
+    crop = RandomCropWithClassLimit(crop_size, ignore_index, max_class_ratio)
+    colors = [PhotometricDistortion()] if photometric_distortion else []
+    return v2.Compose([RandomScale(base_size, scale_range), crop, v2.RandomHorizontalFlip(), *colors])

@@ -35,10 +35,8 @@ SCORES |= {"overall_accuracy": "pixel accuracy"}
 
 def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, dict[str, Any]]:
     """
-    Load the model of a run and evaluate it on `split`, in float32 and by the model's own protocol.
-
-    Returns:
-        `tuple`: The predictor, and the entry of the run in `comparison.json`.
+    Load the model of a run and evaluate it on `split`, in float32 and by the model's own protocol. Return the predictor and the
+    entry of the run in `comparison.json`.
 
     Raises:
         UserError: if the folder does not belong to a finished run, or if the data cannot be read.

@@ -63,14 +63,7 @@ def check_data(
 
 def quick_check(data: SegmentationData, max_samples: int = 32) -> SplitReport:
     """
-    Check a few label maps, spread over a split, in this process. Logs warnings.
-
-    Args:
-        data (`SegmentationData`): The split.
-        max_samples (`int`, *optional*, defaults to 32): Number of samples to read.
-
-    Returns:
-        `SplitReport`: The report, whose issues are warnings only.
+    Check `max_samples` label maps, spread over a split, in this process. Logs warnings, and returns the report with them.
 
     Raises:
         ValueError: if an issue is more than a warning, or the number of classes is unknown.

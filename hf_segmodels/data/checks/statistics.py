@@ -11,14 +11,7 @@ from .sample_checks import SAMPLE_CHECKS, SampleFacts
 
 
 class SplitStatistics:
-    """
-    Totals over the samples of a split.
-
-    Args:
-        raw (`RawSplit`): The split.
-        labels (`LabelSpec`): Meaning of the labels, with `num_labels`.
-        is_complete (`bool`): Whether all samples are read, not a selection.
-    """
+    """Totals over the samples of a split. `is_complete`: whether all samples are read, not a selection."""
 
     def __init__(self, raw: RawSplit, labels: LabelSpec, is_complete: bool):
         self.raw, self.labels, self.is_complete = raw, labels, is_complete
