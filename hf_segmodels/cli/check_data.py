@@ -109,8 +109,7 @@ def check_data_command(
         UserError: if the arguments are invalid or the data cannot be read.
     """
     from ..data import ISSUES, DatasetSpec, LabelSpec, check_data
-    from ..data.detection import detect_dataset, detect_labels, find_splits
-    from ..data.loading import import_datasets
+    from ..data.loading import detect_dataset, detect_labels, find_splits, import_datasets
 
     unknown = sorted(set(allowed) - set(ISSUES))
     if unknown:

@@ -38,12 +38,8 @@ def open_image(value: Any) -> PIL.Image.Image:
 
 class LabelReader:
     """
-    Reader for label maps. Applies the label mapping.
-
-    Args:
-        mapping (`Mapping[int, int | None]`, *optional*):
-            Class of each value in the files, with None for void values. Without a mapping, the values are the classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of void values.
+    Reader for label maps. Applies the `mapping` from each value in the files to its class, or to None for void values, which get
+    the label `ignore_index`. Without a mapping, the values are the classes.
 
     Raises:
         ValueError: if the values of `mapping` span more than 2^20.

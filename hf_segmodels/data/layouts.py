@@ -75,13 +75,8 @@ class SplitFiles:
 
 class Layout:
     """
-    Base class of the native layouts. Subclasses define where the files are and how they are named.
-
-    Args:
-        folder (`str` or `Path`): Root of the data set, or a folder that contains the root.
-
-    Raises:
-        ValueError: if `folder` does not have this layout.
+    Base class of the native layouts. Subclasses define where the files are and how they are named. `folder` is the root of the data
+    set or contains it; one without this layout raises a `ValueError`.
     """
 
     name: ClassVar[str]

@@ -135,8 +135,7 @@ def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]
 
 def describe_run(device: torch.device | str) -> dict[str, Any]:
     """Return versions, `device`, number of threads and [`package_commit`] for a results file."""
-    device = torch.device(device)
-    is_cuda = device.type == "cuda"
+    is_cuda = torch.device(device).type == "cuda"
     return {
         **{name: version(name) for name in ("hf_segmodels", "torch", "transformers")},
         "python": platform.python_version(),

@@ -19,11 +19,8 @@ from ..image_processing.resizing import resize_image, resize_label_map, resized_
 
 class RandomScale(v2.Transform):
     """
-    Resize image (bilinear, as OpenCV) and label map (nearest) by a random scale; the aspect ratio is kept.
-
-    Args:
-        base_size (`(shorter, longer)`): Bounds of the two edges at scale 1, in pixels.
-        scale_range (`(lowest, highest)`): Range of the uniform distribution of the scale.
+    Resize image (bilinear, as OpenCV) and label map (nearest) by a scale that is uniform in `scale_range`. `base_size (shorter,
+    longer)` bounds the two edges at scale 1, in pixels; the aspect ratio is kept.
     """
 
     def __init__(self, base_size: Sequence[int], scale_range: Sequence[float]):
@@ -43,13 +40,9 @@ class RandomScale(v2.Transform):
 
 class RandomCropWithClassLimit(v2.Transform):
     """
-    Random crop in which no class has `max_class_ratio` or more of the labeled pixels (mmsegmentation's `cat_max_ratio`). After
-    ten unsuccessful draws, the next draw is used. An edge shorter than the crop is kept whole.
-
-    Args:
-        size (`(height, width)`): Size of the crop.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        max_class_ratio (`float`, *optional*, defaults to 0.75): Largest ratio of one class; 1 uses the first draw.
+    Random crop of `size (height, width)` in which no class has `max_class_ratio` or more of the labeled pixels (mmsegmentation's
+    `cat_max_ratio`); 1 uses the first draw. After ten unsuccessful draws, the next draw is used. An edge shorter than the crop is
+    kept whole.
     """
 
     max_draws = 10

@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, set_seed
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-import hf_segmodels  # noqa: F401  (registers the models)
-
 from .. import PlainViTBackbone, ResNetV1cBackbone
 from ..conversion import load_backbone_weights
 from ..data import SegmentationData, find_id2label, quick_check

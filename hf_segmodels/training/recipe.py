@@ -9,12 +9,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
-from ..data.detection import find_id2label
-from ..data.specs import DatasetSpec, LabelSpec
+from ..data import DatasetSpec, LabelSpec, find_id2label
 
 
 EVALUATION_OPTIONS = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
@@ -278,12 +277,9 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if field.type is float:
         # YAML reads 1e-3, without a point, as a string
         return _number(name, value)
-    if field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
-    if field.type is bool and not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be true or false, got {value!r}.")
-    if field.type == dict[str, Any] and not isinstance(value, dict):
-        raise ValueError(f"`{name}` must be a mapping `{{name: value}}`, got {value!r}.")
+    for expected, words in ((int, "a whole number"), (bool, "true or false"), (dict, "a mapping `{name: value}`")):
+        if expected in (field.type, get_origin(field.type)) and type(value) is not expected:
+            raise ValueError(f"`{name}` must be {words}, got {value!r}.")
     if value not in limits.get("choices", [value]):
         raise ValueError(f"`{name}` must be one of {', '.join(limits['choices'])}, got {value!r}.")
     if "minimum" in limits and value < limits["minimum"]:

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,8 @@ class RunReport:
             name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
         }
         values = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-        values |= {
-            "protocol": describe_protocol(model.config, options),
-            **describe_run(model.device),
-            "seed": recipe.seed,
-        }
+        values |= {"protocol": describe_protocol(model.config, options)}
+        values |= {**describe_run(model.device), "seed": recipe.seed}
         values |= {"seconds": round(time.monotonic() - self.started), "cpu_seconds": round(time.process_time())}
         values |= {"seconds_since_step": self.first_step, "final_loss": next(reversed(self.history.losses), None)}
         values["history"] = self.history.entries
@@ -94,11 +91,11 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path, count: int = 4) -> None:
-    """Draw the first images of the evaluation split into a PNG file: in each row the image, its labels and the prediction."""
+def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path) -> None:
+    """Draw the first four images of the evaluation split into a PNG file: in each row the image, its labels and the prediction."""
     palette = palette_for(model.config)
     rows = []
-    for image, label_map in islice(run.eval_data, count):
+    for image, label_map in islice(run.eval_data, 4):
         inputs = run.processor(image, return_tensors="pt").to(model.device, model.dtype)
         (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
         # (3, height, width) -> (height, width, 3)
@@ -111,10 +108,8 @@ def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path, c
 
 def stack_rows(rows: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Return the pictures below each other, aligned on the left on white, with `gap` pixels between them."""
-    size = (max(row.width for row in rows), sum(row.height + gap for row in rows) - gap)
-    sheet = Image.new("RGB", size, "white")
-    top = 0
-    for row in rows:
+    tops = [0, *accumulate(row.height + gap for row in rows)]
+    sheet = Image.new("RGB", (max(row.width for row in rows), tops.pop() - gap), "white")
+    for row, top in zip(rows, tops, strict=True):
         sheet.paste(row, (0, top))
-        top += row.height + gap
     return sheet

@@ -149,12 +149,8 @@ class TrainingCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """
-        Args:
-            samples: Images `(3, height, width)` uint8 with label maps `(height, width)`, already reduced.
-
-        Returns:
-            `dict`: `pixel_values (batch_size, 3, height, width)`, `labels (batch_size, height, width)`, and the further inputs
-            of the method.
+        Images `(3, height, width)` uint8 with label maps `(height, width)`, already reduced, become `pixel_values (batch_size, 3,
+        height, width)`, `labels (batch_size, height, width)`, and the further inputs of the method.
         """
         images, label_maps = zip(*samples, strict=True)
         return dict(self.processor(list(images), **self.options | {"segmentation_maps": list(label_maps)}))

@@ -335,6 +335,19 @@ def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--trainer"]])
+def test_errors_of_a_run_are_one_line(tmp_path, capsys, options):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"dataset": "x", "pretrained": "y", "output_dir": str(tmp_path / "run")}))
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert main(["train", str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "holds checkpoint-3 of an earlier run" in error
+    assert error.count("\n") == 1
+
+
 def test_a_file_that_is_not_valid_yaml_is_refused(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 2

@@ -13,10 +13,9 @@ from transformers.utils import logging
 from ..dataset import SegmentationData
 from ..loading import RawSplit, open_split
 from ..specs import DatasetSpec, LabelSpec, as_dataset_spec
-from .label_checks import run_checks
+from .label_checks import SplitStatistics, run_checks
 from .report import DataReport, SplitReport
 from .sample_checks import SampleFacts, read_sample_facts
-from .statistics import SplitStatistics
 
 
 logger = logging.get_logger(__name__)

@@ -57,12 +57,7 @@ class SampleFacts:
 
 
 def read_sample_facts(row: Mapping[str, Any], index: int, reader: LabelReader) -> SampleFacts:
-    """
-    Read a label map and the header of its image. The image is decoded only if its file seems truncated.
-
-    Raises:
-        ImportError: if a library for the annotation format is not installed.
-    """
+    """Read a label map and the header of its image. The image is decoded only if its file seems truncated."""
     facts = SampleFacts(_sample_name(row, index))
     try:
         _add_image(facts, row["image"])
@@ -71,6 +66,7 @@ def read_sample_facts(row: Mapping[str, Any], index: int, reader: LabelReader) -
         facts.image_error = first_line(error)
     try:
         _add_label_map(facts, reader.read_raw(row["label"]))
+    # a library for the annotation format is not installed
     except ImportError:
         raise
     except Exception as error:
