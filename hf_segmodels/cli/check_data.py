@@ -77,8 +77,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     source, json_path, allowed, strict = arguments.source, arguments.json_path, arguments.allowed, arguments.strict
     from ..data import ISSUES, DatasetSpec, LabelSpec, check_data
-    from ..data.detection import detect_dataset, detect_labels, find_splits
-    from ..data.loading import import_datasets
+    from ..data.loading import detect_dataset, detect_labels, find_splits, import_datasets
 
     unknown = sorted(set(allowed) - set(ISSUES))
     if unknown:

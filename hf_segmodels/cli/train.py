@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 
 
 def add_parser(commands: Any) -> None:
@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
         help="train a model from a recipe",
         description="Trains a model. The recipe's output_dir receives the model, results.json, curves.png, predictions.png and "
         "checkpoints. On several GPUs: accelerate launch -m hf_segmodels.cli train ...",
-        epilog="Exit code: 0 if the training finished, 2 for an invalid recipe or a missing package.",
+        epilog="Exit code: 0 if the training finished, 2 for an invalid recipe, data that cannot be used, or a missing package.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
@@ -39,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise UserError(f"training needs {error.name}: pip install 'hf_segmodels[train]'.") from error
     try:
-        recipe = Recipe.read(arguments.recipe, arguments.overrides)
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
-    train(recipe)
+        train(Recipe.read(arguments.recipe, arguments.overrides))
+    except (OSError, ValueError, FloatingPointError, ImportError) as error:
+        raise UserError(first_line(error)) from error
     return 0

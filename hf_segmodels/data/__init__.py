@@ -15,9 +15,8 @@ from .checks.label_checks import ISSUES
 from .checks.report import DataReport, LabelIssue, SplitReport
 from .checks.runner import check_data, quick_check
 from .dataset import SegmentationData
-from .detection import find_id2label
 from .layouts import LAYOUTS, detect_layouts
-from .loading import load_segmentation_dataset
+from .loading import find_id2label, load_segmentation_dataset
 from .specs import DatasetSpec, LabelSpec
 
 

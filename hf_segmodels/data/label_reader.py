@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 
 from ..image_processing.label_maps import label_map_to_tensor
-from .annotation_formats import decode_segments, read_mat
 
 
 # Largest difference between two values of a label mapping: the lookup table has an entry for each value between them
@@ -20,13 +19,8 @@ _MAX_SPAN = 2**20
 
 def open_image(value: Any) -> PIL.Image.Image:
     """
-    Open an image of a row without decoding it.
-
-    Args:
-        value: `{"path": ..., "bytes": ...}` as `datasets.Image(decode=False)` gives, a path, or an image.
-
-    Raises:
-        OSError: if the file does not exist or is not an image.
+    Open an image of a row without decoding it: `{"path": ..., "bytes": ...}` as `datasets.Image(decode=False)` gives, a path,
+    or an image. Raises an `OSError` if the file does not exist or is not an image.
     """
     if isinstance(value, PIL.Image.Image):
         return value
@@ -44,12 +38,8 @@ def open_image(value: Any) -> PIL.Image.Image:
 
 class LabelReader:
     """
-    Reader for label maps. Applies the label mapping.
-
-    Args:
-        mapping (`Mapping[int, int | None]`, *optional*):
-            Class of each value in the files, with None for void values. Without a mapping, the values are the classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of void values.
+    Reader for label maps. Applies the `mapping` from each value in the files to its class, or to None for void values, which get
+    the label `ignore_index`. Without a mapping, the values are the classes.
 
     Raises:
         ValueError: if the values of `mapping` span more than 2^20.
@@ -74,32 +64,22 @@ class LabelReader:
 
     def read_raw(self, value: Any) -> PIL.Image.Image | np.ndarray:
         """
-        Read a label map without applying the mapping.
-
-        Args:
-            value: An image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, run lengths as JSON text (see
-                [`~hf_segmodels.data.annotation_formats.decode_segments`]), or nested lists or an array of integers.
+        Read a label map without applying the mapping: an image (see [`open_image`]), the path of a COCO-Stuff `.mat` file, `size`
+        and `segments` of Pascal in Detail as JSON text, or nested lists or an array of integers.
         """
         if isinstance(value, str) and value.startswith("{"):
-            return decode_segments(value)
+            return _decode_segments(value)
         path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str | Path) else None
         if path is not None and str(path).endswith(".mat"):
-            return read_mat(str(path))
+            return _read_mat(str(path))
         if isinstance(value, list | np.ndarray):
             return np.asarray(value)
         return open_image(value)
 
     def read(self, value: Any, name: str = "label map") -> PIL.Image.Image:
         """
-        Read a label map of classes.
-
-        Args:
-            value: See [`LabelReader.read_raw`].
-            name (`str`, *optional*, defaults to `"label map"`): Name in error messages.
-
-        Returns:
-            `PIL.Image.Image`: The image of the file, without a mapping. With one: an image of mode "L", or "I" if the
-            classes exceed 8 bits.
+        Read a label map of classes, see [`LabelReader.read_raw`]: the image of the file, without a mapping. With one: an image of
+        mode "L", or "I" if the classes exceed 8 bits. `name` appears in error messages.
 
         Raises:
             ValueError: if the mapping lacks a value of the label map, or the label map does not hold integers.
@@ -146,13 +126,33 @@ def _as_image(labels: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(labels.astype(np.uint8 if fits_uint8 else np.int32))
 
 
+def _decode_segments(text: str) -> np.ndarray:
+    """Decode run lengths, as JSON text, to the category of each pixel, `(height, width)` int32."""
+    try:
+        from pycocotools import mask as run_lengths
+    except ImportError as error:
+        raise ImportError(
+            "Pascal Context's `trainval_merged.json` needs pycocotools: pip install pycocotools"
+        ) from error
+    label = json.loads(text)
+    categories = np.zeros(label["size"], dtype=np.int32)
+    for category, counts in label["segments"]:
+        categories[run_lengths.decode({"size": label["size"], "counts": counts}) > 0] = category
+    return categories
+
+
+def _read_mat(path: str) -> np.ndarray:
+    """Ids in a COCO-Stuff file, `(height, width)`."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError("COCO-Stuff's `.mat` files need SciPy: pip install scipy") from error
+    return loadmat(path, variable_names=["S"])["S"]
+
+
 def read_label_mapping(source: Mapping[Any, Any] | str | Path) -> dict[int, int | None]:
     """
-    Read the `label_mapping` of a [`~hf_segmodels.data.DatasetSpec`].
-
-    Args:
-        source (`Mapping`, `str` or `Path`): Class of each value in the label maps, with None (null) for void values, or
-            a JSON file with such a mapping.
+    Read the `label_mapping` of a [`~hf_segmodels.data.DatasetSpec`], or a JSON file with one.
 
     Raises:
         ValueError: if the file cannot be read, or its content does not map integers to integers or null.

@@ -1,14 +1,15 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Native layouts of data sets: which label map belongs to which image, and which class each value stands for."""
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..labels import load_labels
-from .annotation_formats import read_detail
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -47,7 +48,8 @@ class Pair:
     name: str
     image: Path | None
     label: Path | dict[str, Any] | None
-    """A file, or `size` and `segments` (see [`~hf_segmodels.data.annotation_formats.read_detail`])."""
+    """A file, or `size (height, width)` and `segments` of Pascal in Detail: each a category and compressed run lengths. Later
+    segments cover earlier ones."""
 
 
 @dataclass
@@ -73,13 +75,8 @@ class SplitFiles:
 
 class Layout:
     """
-    Base class of the native layouts. Subclasses define where the files are and how they are named.
-
-    Args:
-        folder (`str` or `Path`): Root of the data set, or a folder that contains the root.
-
-    Raises:
-        ValueError: if `folder` does not have this layout.
+    Base class of the native layouts. Subclasses define where the files are and how they are named. `folder` is the root of the data
+    set or contains it; one without this layout raises a `ValueError`.
     """
 
     name: ClassVar[str]
@@ -113,8 +110,7 @@ class Layout:
     @classmethod
     def common_folders(cls, root: Path) -> list[str]:
         """Names of the folders that exist with images and with label maps."""
-        images, labels = (root / parent for parent in cls.split_parents)
-        return _common_folders(images, labels)
+        return _common_folders(*(root / parent for parent in cls.split_parents))
 
     @classmethod
     def is_recognized(cls, folder: Path) -> bool:
@@ -135,12 +131,7 @@ class Layout:
         raise NotImplementedError
 
     def find_split(self, split: str) -> str:
-        """
-        Name of a split in this layout: `validation` also finds `val`.
-
-        Raises:
-            ValueError: if the split does not exist.
-        """
+        """Name of a split in this layout: `validation` also finds `val`. Raises a `ValueError` if it does not exist."""
         splits = self.splits()
         aliases = next((names for names in _SPLIT_ALIASES if split in names), ())
         for name in (split, *aliases):
@@ -226,8 +217,16 @@ class PascalContext60(Layout):
         if lists := self._lists(self.root):
             pairs = _listed_pairs(lists[split], images, labels, ".png")
             return SplitFiles(pairs, self._classes(range(1, 60)) | {255: None})
-        segments = read_detail(self.root / "trainval_merged.json", split)
-        pairs = [Pair(Path(name).stem, _existing(images / name), label) for name, label in segments.items()]
+        data = json.loads((self.root / "trainval_merged.json").read_text(encoding="utf-8"))
+        segments = defaultdict(list)
+        for segment in data["annos_segmentation"]:
+            segments[segment["image_id"]].append((segment["category_id"], segment["segmentation"]["counts"]))
+        pairs = []
+        for entry in data["images"]:
+            if entry["phase"] == split:
+                name = Path(entry["file_name"])
+                label = {"size": (entry["height"], entry["width"]), "segments": segments[entry["image_id"]]}
+                pairs.append(Pair(name.stem, _existing(images / name), label))
         return SplitFiles(pairs, self._classes(_PASCAL_CONTEXT_IDS))
 
     @staticmethod
@@ -329,12 +328,7 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 def find_layout(name: str, folder: str | Path) -> Layout:
-    """
-    The layout called `name` in `folder`.
-
-    Raises:
-        ValueError: if the layout is unknown or `folder` does not have it.
-    """
+    """The layout called `name` in `folder`. Raises a `ValueError` if it is unknown or `folder` does not have it."""
     if name not in LAYOUTS:
         raise ValueError(f"There is no layout {name!r}: choose one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name](folder)
@@ -374,24 +368,17 @@ def _listed_pairs(names: Path, images: Path, labels: Path, label_suffix: str) ->
 
 def image_files(folder: Path, ending: str = "") -> list[tuple[str, Path]]:
     """
-    Find the image files in `folder` and its subfolders.
-
-    Args:
-        folder (`Path`): The folder. Links to folders are followed, hidden files are skipped.
-        ending (`str`, *optional*): Ending that the file names must have.
-
-    Returns:
-        `list[tuple[str, Path]]`: For each file its path in `folder` without `ending` (or the suffix), and the file.
+    Find the image files in `folder` and its subfolders, hidden files excluded, whose names have this `ending`. Returns for each
+    file its path in `folder` without `ending` (or the suffix), and the file.
     """
-    found = []
     # `rglob` does not follow links to folders
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    for path in sorted(paths):
-        relative = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in relative.parts)
-        if path.name.endswith(ending) and path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
-            found.append((relative.as_posix().removesuffix(ending or path.suffix), path))
-    return found
+    return [
+        (path.relative_to(folder).as_posix().removesuffix(ending or path.suffix), path)
+        for path in sorted(paths)
+        if path.name.endswith(ending) and path.suffix.lower() in IMAGE_SUFFIXES
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _match(

@@ -1,15 +1,19 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of images and label maps with the `datasets` library: native layouts, folders, parquet and the Hub."""
+"""
+Data sets of images and label maps with the `datasets` library (native layouts, folders, parquet and the Hub), and what their files
+reveal: the layout, the splits, the classes and their names.
+"""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..labels import DATASETS, load_labels
 from .label_reader import LabelReader, read_label_mapping
-from .layouts import Layout, SplitFiles, detect_layouts, find_layout
-from .specs import DatasetSpec, as_dataset_spec
+from .layouts import LAYOUTS, Layout, SplitFiles, detect_layouts, find_layout
+from .specs import DatasetSpec, LabelSpec, as_dataset_spec
 
 
 if TYPE_CHECKING:
@@ -22,10 +26,7 @@ _MAX_SHARDS = 64
 
 @dataclass
 class RawSplit:
-    """
-    A split with undecoded rows: what the label checks read, and what [`SegmentationData`] and
-    [`load_segmentation_dataset`] decode.
-    """
+    """A split with undecoded rows, for the label checks, [`SegmentationData`] and [`load_segmentation_dataset`]."""
 
     dataset: DatasetSpec
     split: str
@@ -76,19 +77,16 @@ def load_segmentation_dataset(
     (683, 512)
     ```
     """
-    import_datasets()
+    raw = open_split(as_dataset_spec(dataset), split, ignore_index, num_processes)
+    check_partners(raw)
     from datasets import Image
     from datasets.distributed import split_dataset_by_node
 
-    raw = open_split(as_dataset_spec(dataset), split, ignore_index, num_processes)
-    check_partners(raw)
     rows = raw.rows
     if num_processes > 1:
         rows = split_dataset_by_node(rows, process_index, num_processes)
-    features = rows.features or {}
-    if isinstance(features.get("image"), Image):
-        rows = rows.cast_column("image", Image())
-    if raw.reader.mapping is None and isinstance(features.get("label"), Image):
+    rows = cast_images(rows, ["image"], decode=True)
+    if raw.reader.mapping is None and isinstance((rows.features or {}).get("label"), Image):
         return rows.cast_column("label", Image())
     if raw.dataset.streaming:
         return rows.map(raw.reader.decode_row)
@@ -97,11 +95,8 @@ def load_segmentation_dataset(
 
 def open_split(dataset: DatasetSpec, split: str, ignore_index: int = 255, num_processes: int = 1) -> RawSplit:
     """
-    Open a split without decoding it. Images and label maps without a partner are left out of the rows.
-
-    Args:
-        dataset (`DatasetSpec`): The data set.
-        split, ignore_index, num_processes: See [`load_segmentation_dataset`].
+    Open a split without decoding it, see [`load_segmentation_dataset`]. Images and label maps without a partner are left out
+    of the rows.
 
     Raises:
         ValueError: if the layout, the split or a column does not exist, or no image has a label map.
@@ -125,15 +120,9 @@ def open_split(dataset: DatasetSpec, split: str, ignore_index: int = 255, num_pr
 
 
 def check_partners(raw: RawSplit) -> None:
-    """
-    Check that each image of a native layout has one label map, and each label map one image.
-
-    Raises:
-        ValueError: if a file has no partner or several.
-    """
-    if raw.files is None:
+    """Raise a `ValueError` if an image or a label map of a native layout has no partner or several."""
+    if raw.files is None or raw.layout is None:
         return
-    assert raw.layout is not None
     for what, names in (
         ("images without a label map", raw.files.missing_labels),
         ("label maps without an image", raw.files.missing_images),
@@ -148,12 +137,7 @@ def check_partners(raw: RawSplit) -> None:
 
 
 def import_datasets() -> Any:
-    """
-    Import the library `datasets`.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+    """Import the library `datasets`, with advice in the `ImportError` if it is not installed."""
     try:
         import datasets
     except ImportError as error:
@@ -161,19 +145,119 @@ def import_datasets() -> Any:
     return datasets
 
 
-def find_columns(rows: Any) -> list[str]:
-    """Column names of a `Dataset` or `IterableDataset`; streamed rows may not know their columns."""
-    return rows.column_names or list(next(iter(rows)))
+def select_columns(rows: Any, requested: Sequence[str], source: str | Path, advice: str) -> Any:
+    """
+    The `requested` columns of a `Dataset` or `IterableDataset`. If a column does not exist, the `ValueError` ends with `advice`, in
+    which `{}` stands for the existing columns.
+    """
+    # streamed rows may not know their columns
+    columns = rows.column_names or list(next(iter(rows)))
+    if missing := [column for column in requested if column not in columns]:
+        raise ValueError(f"{source} has no column {missing}: {advice.format(columns)}.")
+    return rows.select_columns(requested)
 
 
-def cast_undecoded(rows: Any, columns: Iterable[str]) -> Any:
-    """`rows` with undecoded images in `columns`; columns of other types stay."""
+def cast_images(rows: Any, columns: Iterable[str], decode: bool = False) -> Any:
+    """`rows` with the images in `columns` decoded on access or not; columns of other types stay."""
     from datasets import Image
 
     for column in columns:
         if isinstance((rows.features or {}).get(column), Image):
-            rows = rows.cast_column(column, Image(decode=False))
+            rows = rows.cast_column(column, Image(decode=decode))
     return rows
+
+
+def detect_dataset(dataset: DatasetSpec) -> DatasetSpec:
+    """
+    Add the layout that the files of a data set have, unless `dataset` specifies one. Raises a `ValueError` if the source is neither
+    a folder nor the name of a repository, does not have the specified layout, or fits several layouts.
+    """
+    source = str(dataset.source)
+    is_folder = Path(source).expanduser().is_dir()
+    if not is_folder and (dataset.layout or source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise ValueError(f"there is no folder {source}: give a recipe (.yaml), a folder, or a repository OWNER/NAME.")
+    if dataset.layout is not None:
+        find_layout(dataset.layout, source)
+    if dataset.layout is not None or not is_folder:
+        return dataset
+    layouts = detect_layouts(source)
+    if len(layouts) > 1:
+        raise ValueError(f"{source} can be read as {' or '.join(layouts)}: choose one with --layout.")
+    return replace(dataset, layout=layouts[0] if layouts else None)
+
+
+def detect_labels(dataset: DatasetSpec, num_labels: int | None = None, **options: Any) -> LabelSpec:
+    """
+    The labels of a data set as its files and its layout define them. `num_labels` defaults to the number of class names, and
+    `options` are fields of [`LabelSpec`] that replace the detected ones.
+
+    Raises:
+        ValueError: if the number of classes is neither given nor known from class names.
+    """
+    id2label = find_id2label(dataset)
+    if num_labels is None:
+        if id2label is None:
+            raise ValueError(
+                f"the number of classes of {dataset.source} is unknown: pass --num-labels, or put the class names into "
+                "its id2label.json."
+            )
+        num_labels = len(id2label)
+    elif id2label and len(id2label) != num_labels:
+        id2label = None
+    if dataset.layout and dataset.label_mapping is None:
+        options = {"do_reduce_labels": LAYOUTS[dataset.layout].do_reduce_labels} | options
+    return LabelSpec(num_labels, id2label, **options)
+
+
+def find_splits(dataset: DatasetSpec) -> list[str]:
+    """Names of all splits of a data set."""
+    if dataset.layout:
+        return find_layout(dataset.layout, dataset.source).splits()
+    return import_datasets().get_dataset_split_names(str(dataset.source))
+
+
+def find_id2label(
+    dataset: DatasetSpec | str | Path, id2label: Mapping[Any, str] | str | Path | None = None
+) -> dict[int, str] | None:
+    """
+    Find the class names of a data set.
+
+    Args:
+        dataset (`DatasetSpec`, `str` or `Path`): The data set.
+        id2label (`Mapping`, `str` or `Path`, *optional*):
+            The names, a JSON file with them, or one of `hf_segmodels.labels.DATASETS`. Defaults to `id2label.json` in
+            the folder of the data set, otherwise to the names of the layout.
+
+    Returns:
+        `dict[int, str]`: The names, or None if they are unknown.
+
+    Raises:
+        ValueError: if `id2label` is neither a data set of [`hf_segmodels.labels`] nor a readable JSON file, or does not
+            name the classes from 0 on.
+    """
+    dataset = as_dataset_spec(dataset)
+    if id2label in DATASETS:
+        return dict(enumerate(load_labels(str(id2label))[0]))
+    if id2label is None:
+        id2label = Path(dataset.source).expanduser() / "id2label.json"
+        if not id2label.is_file():
+            labels = LAYOUTS[dataset.layout].labels if dataset.layout in LAYOUTS else None
+            return dict(enumerate(load_labels(labels)[0])) if labels else None
+    names: Any = id2label
+    where = "`id2label`"
+    if isinstance(id2label, str | Path):
+        path = Path(id2label).expanduser()
+        if not path.is_file():
+            raise ValueError(f"`id2label` is {str(id2label)!r}: neither a JSON file nor one of {', '.join(DATASETS)}.")
+        where = f"{id2label}, the class names,"
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+    found = {str(index): name for index, name in names.items()} if isinstance(names, Mapping) else {}
+    if not found or found.keys() != set(map(str, range(len(found)))):
+        raise ValueError(f"{where} must name the classes from 0 on, such as {{0: 'road', 1: 'sky'}}.")
+    return {index: found[str(index)] for index in range(len(found))}
 
 
 def _rows_of_files(files: SplitFiles, name: str) -> "datasets.Dataset":
@@ -195,26 +279,16 @@ def _select(rows: Any, dataset: DatasetSpec) -> Any:
     from datasets import ClassLabel
 
     image_column, label_column = dataset.image_column, dataset.label_column
-    columns = find_columns(rows)
-    missing = {image_column, label_column} - set(columns)
-    if missing:
-        raise ValueError(
-            f"{dataset.source} has no column {sorted(missing)}: set `image_column` and `label_column` to two of "
-            f"{columns}{_layout_hint(dataset.source)}."
-        )
-    rows = rows.select_columns([image_column, label_column])
+    found = detect_layouts(dataset.source) if Path(dataset.source).is_dir() else []
+    hint = f", or `layout` to {' or '.join(found)}" if found else ""
+    advice = "set `image_column` and `label_column` to two of {}" + hint
+    rows = select_columns(rows, [image_column, label_column], dataset.source, advice)
     # in two steps, since each column may have the target name of the other
     rows = rows.rename_columns({image_column: "_image", label_column: "_label"})
     rows = rows.rename_columns({"_image": "image", "_label": "label"})
     if isinstance((rows.features or {}).get("label"), ClassLabel):
         raise ValueError(
             f"The column {label_column!r} of {dataset.source} has one class for each image, not for each pixel: set "
-            f"`label_column` to the column of the label maps{_layout_hint(dataset.source)}."
+            f"`label_column` to the column of the label maps{hint}."
         )
-    return cast_undecoded(rows, ["image", "label"])
-
-
-def _layout_hint(source: str | Path) -> str:
-    """Suggestion of a layout for error messages."""
-    found = detect_layouts(source) if Path(source).is_dir() else []
-    return f", or `layout` to {' or '.join(found)}" if found else ""
+    return cast_images(rows, ["image", "label"])

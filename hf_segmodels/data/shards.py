@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .layouts import IMAGE_SUFFIXES, detect_layouts, find_layout, image_files
-from .loading import cast_undecoded, find_columns, import_datasets
+from .loading import cast_images, import_datasets, select_columns
 from .specs import DatasetSpec, as_dataset_spec
 
 
@@ -85,9 +85,8 @@ def open_image_shards(
     if dataset.layout is not None:
         layout = find_layout(dataset.layout, root)
         split = layout.find_split(split or _only_split(layout.splits(), source))
-        images = [pair.image for pair in layout.files(split).pairs if pair.image is not None]
-        return _shards_of_images(images, layout.root, split, keep_columns, shard_size)
-    if root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
+        root, images = layout.root, [pair.image for pair in layout.files(split).pairs if pair.image is not None]
+    elif root.is_dir() and not any(next(root.rglob(pattern), None) for pattern in _TABLES):
         if found := detect_layouts(root):
             raise ValueError(
                 f"{source} looks like a data set with label maps: add --layout {' or '.join(found)}, or give the "
@@ -101,12 +100,14 @@ def open_image_shards(
             images = [path for path in images if not _is_in(path, output)]
         if not images:
             raise ValueError(f"There are no images and no parquet files in the folder {folder}.")
-        return _shards_of_images(images, root, split, keep_columns, shard_size)
-    if root.is_dir() and output is not None and _is_in(output, root):
-        raise ValueError(
-            f"The output folder {output} is in the folder of the data and would be read as data: choose another."
-        )
-    return _open_tables(source, root, split, dataset.image_column, keep_columns, shard_size)
+    else:
+        if root.is_dir() and output is not None and _is_in(output, root):
+            raise ValueError(
+                f"The output folder {output} is in the folder of the data and would be read as data: choose another."
+            )
+        return _open_tables(source, root, split, dataset.image_column, keep_columns, shard_size)
+    named = sorted((path.relative_to(root).as_posix(), str(path)) for path in images)
+    return _shards_of_files(named, [_file_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
 
 
 def _is_in(path: Path, folder: Path) -> bool:
@@ -117,14 +118,6 @@ def _only_split(splits: Sequence[str], source: str) -> str:
     if len(splits) != 1:
         raise ValueError(f"{source} has the splits {', '.join(splits) or 'none'}: choose one with --split.")
     return splits[0]
-
-
-def _shards_of_images(
-    images: Sequence[Path], root: Path, split: str | None, keep_columns: Sequence[str], shard_size: int
-) -> ImageShards:
-    """Shards of local image files, named by their paths in `root`."""
-    named = sorted((path.relative_to(root).as_posix(), str(path)) for path in images)
-    return _shards_of_files(named, [_file_state(Path(path)) for _, path in named], split, keep_columns, shard_size)
 
 
 def _file_state(path: Path) -> tuple[int, int] | None:
@@ -182,9 +175,11 @@ def _open_tables(
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(map(str, streams))}.")
 
     data_files = {str(name): files for name, files in (builder.config.data_files or {}).items()}.get(split, [])
+    # ETag or commit of each remote file; a filtered list keeps the metadata of all its files
+    metadata = getattr(data_files, "origin_metadata", ())
+    has_metadata = len(metadata) == len(data_files) and any("://" in file for file in data_files)
     states = [
-        [*metadata, _file_state(Path(file))]
-        for file, metadata in zip(data_files, _remote_metadata(data_files), strict=True)
+        [*(metadata[index] if has_metadata else ()), _file_state(Path(file))] for index, file in enumerate(data_files)
     ]
     names = [_relative_name(file, path) for file in data_files]
     if names and all(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
@@ -209,13 +204,6 @@ def _open_tables(
     return ImageShards([shard(index) for index in range(num_shards)], fingerprint, split, kept_features)
 
 
-def _remote_metadata(files: Any) -> Sequence[Sequence[Any]]:
-    """ETag or commit of each remote file in a `DataFilesList`, nothing for local files."""
-    # a filtered list keeps the metadata of all its files
-    known = getattr(files, "origin_metadata", ())
-    return known if len(known) == len(files) and any("://" in file for file in files) else [()] * len(files)
-
-
 def _image_name(value: Any, root: Path) -> str | None:
     name = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(name, str):
@@ -235,14 +223,9 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
     """Rows with the requested columns, images undecoded, and the features of the kept columns."""
     from datasets import Features, Image
 
-    columns = find_columns(rows)
     images = [column for column, feature in (rows.features or {}).items() if isinstance(feature, Image)]
     requested = list(dict.fromkeys([image_column, *keep_columns]))
-    if missing := [column for column in requested if column not in columns]:
-        raise ValueError(
-            f"{source} has no column {missing}: set --image-column and --keep-columns to some of {columns}."
-        )
-    rows = rows.select_columns(requested)
+    rows = select_columns(rows, requested, source, "set --image-column and --keep-columns to some of {}")
     features = rows.features
     if features is None and keep_columns:
         import pyarrow  # type: ignore[import-untyped]
@@ -254,7 +237,7 @@ def _select(rows: Any, source: str, image_column: str, keep_columns: Sequence[st
             f"The column {image_column!r} of {source} holds {features[image_column]}, not images: set --image-column"
             f"{f' to {images[0]}' if images else ''}."
         )
-    return cast_undecoded(rows, requested), {column: features[column] for column in keep_columns}
+    return cast_images(rows, requested), {column: features[column] for column in keep_columns}
 
 
 def _can_hold_images(feature: Any) -> bool:

@@ -1,7 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Evaluation by the papers' protocol: sliding window, scales and flip, label maps at their original size."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +26,10 @@ def evaluate_model(
     model: "SegmentationPreTrainedModel",
     image_processor: "SegmentationImageProcessor",
     data: "SegmentationData",
-    window_size: int | Sequence[int] | None = None,
-    window_stride: int | Sequence[int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     boundary_iou: bool = False,
     object_sizes: bool = False,
     accelerator: "Accelerator | None" = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """
     Run `model.predict` over `data` and score the label maps at the size of the labels.
@@ -42,13 +38,11 @@ def evaluate_model(
         model (`SegmentationPreTrainedModel`): Model with `predict`, on the device to run on.
         image_processor (`SegmentationImageProcessor`): Image processor of the model.
         data (`SegmentationData`): Images and label maps, read with the labels of `image_processor`.
-        window_size, window_stride, scales, flip (*optional*): See `predict`.
-        boundary_iou (`bool`, *optional*, defaults to `False`): Whether to compute the boundary IoU as well.
-        object_sizes (`bool`, *optional*, defaults to `False`):
-            Whether to compute the mean IoU of small, medium and large objects as well. See
-            [`~hf_segmodels.metrics.SegmentationScores`].
+        boundary_iou, object_sizes (`bool`, *optional*, defaults to `False`): Whether to compute the boundary IoU and the mean
+            IoU of small, medium and large objects as well. See [`~hf_segmodels.metrics.SegmentationScores`].
         accelerator (`Accelerator`, *optional*):
             Splits the images between the processes; every process returns the scores over all images.
+        options: Arguments of `predict`: `window_size`, `window_stride`, `scales`, `flip`.
 
     Returns:
         `dict`: See [`~hf_segmodels.metrics.SegmentationScores.compute`]. `images` is the number of images.
@@ -71,14 +65,7 @@ def evaluate_model(
         samples = data.shard(rank, num_processes)
         for image, label_map in tqdm(samples, desc="evaluate", disable=rank > 0, leave=False):
             inputs = image_processor(image, return_tensors="pt").to(model.device)
-            (prediction,) = model.predict(
-                **inputs.to(model.dtype),
-                target_sizes=[tuple(label_map.shape)],
-                window_size=window_size,
-                window_stride=window_stride,
-                scales=scales,
-                flip=flip,
-            )
+            (prediction,) = model.predict(**inputs.to(model.dtype), target_sizes=[tuple(label_map.shape)], **options)
             scores.update(prediction.cpu(), label_map.as_subclass(torch.Tensor))
             num_images += 1
     if accelerator:

@@ -28,34 +28,26 @@ class EvaluationResults:
     """
     Scores of a model on one split, and everything the scores depend on. `hf-segmodels evaluate --output` and training write
     them as a JSON file; model cards and comparisons read the file.
-
-    Args:
-        scores (`dict[str, Any]`):
-            See [`~hf_segmodels.metrics.SegmentationScores.compute`]: scores from 0 to 1 and, in `per_category_*`, a list of
-            one score per class (NaN for a class that does not occur).
-        split (`str`, *optional*, defaults to `"unknown"`): Name of the split.
-        images (`int`, *optional*): Number of images.
-        dataset (`str`, *optional*): Folder or Hub repository of the data set.
-        layout (`str`, *optional*): Layout of the folder.
-        protocol (`dict[str, Any]`, *optional*): Options of `predict`, see [`describe_protocol`].
-        dtype (`str`, *optional*): Data type of the computation.
-        step (`int`, *optional*): Training steps of the model so far.
-        recipe (`dict[str, Any]`, *optional*): Settings the model was trained with.
-        details (`dict[str, Any]`, *optional*): All other values of the file, such as those of [`describe_run`].
-        source (`str`, *optional*): Name of the file the results were read from; not written.
     """
 
     scores: dict[str, Any]
+    """See [`~hf_segmodels.metrics.SegmentationScores.compute`]: scores from 0 to 1 and, in `per_category_*`, a list of one score
+    per class (NaN for a class that does not occur)."""
     split: str = "unknown"
     images: int | None = None
+    """Number of images."""
     dataset: str | None = None
     layout: str | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+    """Options of `predict`, see [`describe_protocol`]."""
     dtype: str | None = None
     step: int | None = None
+    """Training steps of the model so far."""
     recipe: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    """All other values of the file, such as those of [`describe_run`]."""
     source: str | None = None
+    """Name of the file the results were read from; not written."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str | None = None) -> "EvaluationResults":
@@ -95,15 +87,11 @@ class EvaluationResults:
         return {**values, **self.scores, **self.details}
 
     def to_json(self) -> str:
-        """Return the text of a results file."""
         return results_as_json(self.to_dict())
 
     def check(self, config: Any) -> None:
         """
-        Check that the results are those of a model.
-
-        Args:
-            config (`PreTrainedConfig`): Configuration of the model.
+        Check that the results are those of a model with the configuration `config`.
 
         Raises:
             ValueError: if scores are missing or not between 0 and 1, or if the results have another number of classes or are
@@ -139,33 +127,25 @@ class EvaluationResults:
 
 
 def describe_protocol(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Return the `options` of `predict` for a results file, with the window and stride that a model with `config` uses under these
-    options.
-    """
+    """Return the `options` of `predict`, with the window and stride that a model with `config` uses under them."""
     windows = choose_windows(config, options.get("window_size"), options.get("window_stride"))
     window_size, window_stride = windows or (None, None)
     return {**options, "window_size": window_size, "window_stride": window_stride}
 
 
-def describe_run(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:
-    """Return versions, `device`, number of threads, [`package_commit`] and `seed` for a results file."""
-    device = torch.device(device)
-    is_cuda = device.type == "cuda"
-    description = {
+def describe_run(device: torch.device | str) -> dict[str, Any]:
+    """Return versions, `device`, number of threads and [`package_commit`] for a results file."""
+    is_cuda = torch.device(device).type == "cuda"
+    return {
         **{name: version(name) for name in ("hf_segmodels", "torch", "transformers")},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads",
         "commit": package_commit(),
     }
-    return description if seed is None else description | {"seed": seed}
 
 
 def package_commit() -> str | None:
-    """
-    Return the git commit of this package, with "+" appended if there are uncommitted changes; `None` if the package is not in
-    a git checkout.
-    """
+    """Return this package's git commit, with "+" appended if there are uncommitted changes; `None` outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -13,20 +13,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from .factory import build_loader, build_optimizer, build_run, check_finite, checkpoint_step, checkpoint_to_resume
+from .factory import build_loader, build_optimizer, build_run, check_finite, checkpoint_to_resume
 from .recipe import Recipe
 from .reporting import History, RunReport, log_metrics
-from .schedules import build_scheduler
+from .schedules import learning_rate_factor
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """
-    Return an exponential moving average of the weights. Its decay rises with the training steps up to `decay`, so that the
-    initial weights lose their influence.
-    """
+    """Return an exponential moving average of the weights. Its decay rises up to `decay`, so that it forgets the initial ones."""
 
     def update(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], count: torch.Tensor | int) -> None:
         rate = min(decay, (1 + int(count)) / (10 + int(count)))
@@ -78,7 +76,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
     """
     recipe = Recipe.read(recipe, overrides)
     output_dir = Path(recipe.output_dir)
-    checkpoint = checkpoint_to_resume(output_dir, recipe.resume)
+    checkpoint, step = checkpoint_to_resume(output_dir, recipe.resume)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -94,7 +92,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
 
     optimizer = build_optimizer(run.model, recipe)
     # not prepared: Accelerate's wrapper would step once per process
-    scheduler = build_scheduler(optimizer, recipe)
+    scheduler = LambdaLR(optimizer, learning_rate_factor(recipe))
     averaged = None
     if recipe.ema_decay:
         averaged = average_weights(run.model, recipe.ema_decay).to(accelerator.device)
@@ -102,10 +100,8 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
     model, optimizer = accelerator.prepare(run.model, optimizer)
     history = History()
     accelerator.register_for_checkpointing(scheduler, history)
-    step = 0
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
-        step = checkpoint_step(checkpoint)
         accelerator.print(f"Resuming from {checkpoint} after {step} training steps")
     report = RunReport(run, history, first_step=step)
 

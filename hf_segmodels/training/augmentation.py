@@ -19,11 +19,8 @@ from ..image_processing.resizing import resize_image, resize_label_map, resized_
 
 class RandomScale(v2.Transform):
     """
-    Resize image (bilinear, as OpenCV) and label map (nearest) by a random scale; the aspect ratio is kept.
-
-    Args:
-        base_size (`(shorter, longer)`): Bounds of the two edges at scale 1, in pixels.
-        scale_range (`(lowest, highest)`): Range of the uniform distribution of the scale.
+    Resize image (bilinear, as OpenCV) and label map (nearest) by a scale that is uniform in `scale_range`. `base_size (shorter,
+    longer)` bounds the two edges at scale 1, in pixels; the aspect ratio is kept.
     """
 
     def __init__(self, base_size: Sequence[int], scale_range: Sequence[float]):
@@ -43,13 +40,9 @@ class RandomScale(v2.Transform):
 
 class RandomCropWithClassLimit(v2.Transform):
     """
-    Random crop in which no class has `max_class_ratio` or more of the labeled pixels (mmsegmentation's `cat_max_ratio`). After
-    ten unsuccessful draws, the next draw is used. An edge shorter than the crop is kept whole.
-
-    Args:
-        size (`(height, width)`): Size of the crop.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        max_class_ratio (`float`, *optional*, defaults to 0.75): Largest ratio of one class; 1 uses the first draw.
+    Random crop of `size (height, width)` in which no class has `max_class_ratio` or more of the labeled pixels (mmsegmentation's
+    `cat_max_ratio`); 1 uses the first draw. After ten unsuccessful draws, the next draw is used. An edge shorter than the crop is
+    kept whole.
     """
 
     max_draws = 10
@@ -69,17 +62,15 @@ class RandomCropWithClassLimit(v2.Transform):
     def _draw(self, image: tv_tensors.Image) -> tuple[int, int, int, int]:
         """Return top, left, height and width of a random crop."""
         sizes = [min(edge, crop) for edge, crop in zip(image.shape[-2:], self.size, strict=True)]
-        starts = [
+        top, left = (
             int(torch.randint(0, edge - size + 1, ())) for edge, size in zip(image.shape[-2:], sizes, strict=True)
-        ]
-        return starts[0], starts[1], sizes[0], sizes[1]
+        )
+        return top, left, sizes[0], sizes[1]
 
     def _is_mixed(self, label_map: tv_tensors.Mask) -> bool:
         labels = label_map[label_map != self.ignore_index].as_subclass(torch.Tensor)
         # a crop without labels has no training signal, so it is drawn again
-        return bool(labels.numel()) and bool(
-            torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel()
-        )
+        return labels.numel() > 0 and bool(torch.bincount(labels.long()).max() < self.max_class_ratio * labels.numel())
 
 
 class PhotometricDistortion(v2.Transform):
@@ -123,14 +114,8 @@ class PhotometricDistortion(v2.Transform):
 
 def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     """
-    Multiply the saturation in HSV, up to its maximum. Hue and value are unchanged.
-
-    Args:
-        image (`torch.Tensor` of shape `(3, height, width)`, uint8): RGB.
-        factor (`float`): Factor of the saturation; 0 gives gray.
-
-    Returns:
-        `torch.Tensor` of shape `(3, height, width)`, uint8.
+    Multiply the saturation in HSV of a `(3, height, width)` uint8 RGB image by `factor`, up to its maximum. Hue and value are
+    unchanged.
     """
     pixels = image.float()
     value = pixels.amax(dim=0)
@@ -161,22 +146,10 @@ def training_augmentation(
     ignore_index: int = 255,
 ) -> v2.Transform:
     """
-    Return the augmentation of a training sample. [`TrainingCollator`] pads samples that are smaller than the crop.
-
-    Args:
-        base_size, scale_range: See [`RandomScale`].
-        crop_size, max_class_ratio, ignore_index: See [`RandomCropWithClassLimit`].
-        photometric_distortion (`bool`, *optional*, defaults to `True`): Whether to apply [`PhotometricDistortion`].
-
-    Returns:
-        `v2.Transform`: Maps a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
-        width)`.
+    Return the augmentation of a training sample, a `tv_tensors.Image (3, height, width)` uint8 and a `tv_tensors.Mask (height,
+    width)`: [`RandomScale`], [`RandomCropWithClassLimit`], flip and [`PhotometricDistortion`]. [`TrainingCollator`] pads samples
+    that are smaller than the crop.
     """
-    transforms = [
-        RandomScale(base_size, scale_range),
-        RandomCropWithClassLimit(crop_size, ignore_index, max_class_ratio),
-        v2.RandomHorizontalFlip(),
-    ]
-    if photometric_distortion:
-        transforms.append(PhotometricDistortion())
-    return v2.Compose(transforms)
+    crop = RandomCropWithClassLimit(crop_size, ignore_index, max_class_ratio)
+    colors = [PhotometricDistortion()] if photometric_distortion else []
+    return v2.Compose([RandomScale(base_size, scale_range), crop, v2.RandomHorizontalFlip(), *colors])

@@ -35,10 +35,8 @@ SCORES |= {"overall_accuracy": "pixel accuracy"}
 
 def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, dict[str, Any]]:
     """
-    Load the model of a run and evaluate it on `split`, in float32 and by the model's own protocol.
-
-    Returns:
-        `tuple`: The predictor, and the entry of the run in `comparison.json`.
+    Load the model of a run and evaluate it on `split`, in float32 and by the model's own protocol. Return the predictor and the
+    entry of the run in `comparison.json`.
 
     Raises:
         UserError: if the folder does not belong to a finished run, or if the data cannot be read.
@@ -53,6 +51,7 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
         ) from error
     predictor = load_predictor(str(folder), device=device)
     model = predictor.model
+    method = METHODS.get(model.config.model_type)
     try:
         data = build_data(recipe, predictor.image_processor, split)
         with torch.inference_mode():
@@ -61,9 +60,7 @@ def score_run(folder: Path, split: str, device: str | None) -> tuple[Predictor, 
         raise UserError(f"cannot evaluate on {recipe.dataset}: {first_line(error)}") from error
     return predictor, {
         "name": folder.name,
-        "method": METHODS[model.config.model_type].name
-        if model.config.model_type in METHODS
-        else type(model).__name__.removesuffix("ForSemanticSegmentation"),
+        "method": method.name if method else type(model).__name__.removesuffix("ForSemanticSegmentation"),
         "parameters": model.num_parameters(),
         "training_steps": trained.step,
         **{name: details[name] for name in ("seconds", "cpu_seconds", "final_loss")},

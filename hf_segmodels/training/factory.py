@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, set_seed
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-import hf_segmodels  # noqa: F401  (registers the models)
-
 from .. import PlainViTBackbone, ResNetV1cBackbone
 from ..conversion import load_backbone_weights
 from ..data import SegmentationData, find_id2label, quick_check
@@ -29,16 +27,7 @@ from .samplers import AugmentedData, AugmentedStream, TrainingBatches, TrainingC
 
 @dataclass
 class Run:
-    """
-    Parts of a training run that do not depend on the loop.
-
-    Args:
-        recipe (`Recipe`): Settings.
-        model (`SegmentationPreTrainedModel`): Model with initial weights.
-        processor (`SegmentationImageProcessor`): Image processor of the model.
-        train_data, eval_data (`SegmentationData`): Splits to train and to evaluate on.
-        loss (`Loss`): Loss of a batch.
-    """
+    """Parts of a training run that do not depend on the loop: the model with initial weights, its processor, both splits."""
 
     recipe: Recipe
     model: SegmentationPreTrainedModel
@@ -64,34 +53,24 @@ def build_run(recipe: Recipe, num_processes: int, device: torch.device) -> Run:
     return Run(recipe, model, processor, train_data, eval_data, Loss(recipe, train_data, model.config.num_labels))
 
 
-def checkpoint_step(folder: Path) -> int:
-    """Return the training step of a folder `checkpoint-STEP`; -1 for other folders."""
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
-
-
 def checkpoint_to_resume(
     output_dir: Path, resume: bool, is_complete: Callable[[Path], bool] = lambda folder: True
-) -> Path | None:
+) -> tuple[Path | None, int]:
     """
-    Return the newest complete checkpoint to resume from, or `None` for a run that starts at step 0.
+    Return the newest complete `checkpoint-STEP` to resume from and its step; `None` and 0 for a new run.
 
     Raises:
         ValueError: if `output_dir` holds checkpoints and `resume` is false, because the run would replace them.
     """
-    folders = sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
-    checkpoint = next((folder for folder in folders if checkpoint_step(folder) >= 0 and is_complete(folder)), None)
-    if checkpoint is not None and not resume:
+    numbers = {folder: folder.name.rpartition("-")[2] for folder in output_dir.glob("checkpoint-*")}
+    steps = {int(number): folder for folder, number in numbers.items() if number.isdigit() and is_complete(folder)}
+    step = max(steps, default=0)
+    if steps and not resume:
         raise ValueError(
-            f"{output_dir} holds {checkpoint.name} of an earlier run, which this run would replace: set `resume=true` to "
+            f"{output_dir} holds {steps[step].name} of an earlier run, which this run would replace: set `resume=true` to "
             "resume it, choose another `output_dir`, or delete the folder."
         )
-    return checkpoint
-
-
-def load_id2label(recipe: Recipe) -> dict[int, str] | None:
-    """Return the class names of the recipe, of the data set's folder or of the layout; `None` if none of them has names."""
-    return find_id2label(recipe.dataset_spec, recipe.id2label)
+    return steps.get(step), step
 
 
 def build_model(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, SegmentationImageProcessor]:
@@ -100,28 +79,16 @@ def build_model(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, Segmentati
     `recipe.pretrained` with a new set of classes.
 
     Raises:
-        ValueError: if the recipe has no `model_type`, if the pretrained encoder does not match the configured one, or if model
-            and image processor ignore different labels.
+        ValueError: if the pretrained encoder does not match the configured one, or if model and image processor ignore different
+            labels.
     """
-    model, processor = _build_parts(recipe)
-    ignore_index = recipe.model.get("semantic_loss_ignore_index", processor.ignore_index)
-    if ignore_index != processor.ignore_index:
-        raise ValueError(
-            f"`model.semantic_loss_ignore_index` is {ignore_index}, but labels are read with `ignore_index` "
-            f"{processor.ignore_index}: set only `image_processor.ignore_index`."
-        )
-    model.config.semantic_loss_ignore_index = ignore_index
-    return model, processor
-
-
-def _build_parts(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, SegmentationImageProcessor]:
     fields = dict(recipe.model)
-    id2label = load_id2label(recipe)
-    if id2label is not None:
+    if (id2label := find_id2label(recipe.dataset_spec, recipe.id2label)) is not None:
         fields |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         benchmark = next((name for name in DATASETS if load_labels(name)[0] == list(id2label.values())), None)
         if benchmark is not None:
             fields.setdefault("palette", [list(color) for color in load_labels(benchmark)[1]])
+    processor: Any
     if recipe.pretrained:
         # `palette` is not a field of all configurations, so `from_pretrained` would pass it to the model
         palette = fields.pop("palette", None)
@@ -131,15 +98,21 @@ def _build_parts(recipe: Recipe) -> tuple[SegmentationPreTrainedModel, Segmentat
         if palette is not None:
             model.config.palette = palette
         processor_fields = recipe.image_processor | {"num_labels": model.config.num_labels}
-        return model, AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
-    if "model_type" not in fields:
-        raise ValueError("`model` in the recipe needs a `model_type` such as `segmenter`.")
-    config = AutoConfig.for_model(**fields)
-    processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
-    processor = processor_classes["torchvision"](**recipe.image_processor | {"num_labels": config.num_labels})
-    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
-    if recipe.pretrained_backbone:
-        load_pretrained_backbone(model, recipe.pretrained_backbone)
+        processor = AutoImageProcessor.from_pretrained(recipe.pretrained, **processor_fields)
+    else:
+        config = AutoConfig.for_model(**fields)
+        processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
+        processor = processor_classes["torchvision"](**recipe.image_processor | {"num_labels": config.num_labels})
+        model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
+        if recipe.pretrained_backbone:
+            load_pretrained_backbone(model, recipe.pretrained_backbone)
+    ignore_index = recipe.model.get("semantic_loss_ignore_index", processor.ignore_index)
+    if ignore_index != processor.ignore_index:
+        raise ValueError(
+            f"`model.semantic_loss_ignore_index` is {ignore_index}, but labels are read with `ignore_index` "
+            f"{processor.ignore_index}: set only `image_processor.ignore_index`."
+        )
+    model.config.semantic_loss_ignore_index = ignore_index
     return model, processor
 
 
@@ -196,6 +169,7 @@ def build_loader(
         data.labels.ignore_index,
     )
     batches: dict[str, Any] = {
+        "batch_size": recipe.batch_size,
         "start": start,
         "stop": recipe.max_steps * recipe.gradient_accumulation_steps,
         "process_index": process_index,
@@ -205,11 +179,10 @@ def build_loader(
     samples: Dataset
     order: dict[str, Any]
     if recipe.streaming:
-        samples = AugmentedStream(data, transform, batch_size=recipe.batch_size, **batches)
-        order = {"batch_size": recipe.batch_size}
+        samples, order = AugmentedStream(data, transform, **batches), {"batch_size": recipe.batch_size}
     else:
         samples = AugmentedData(data, transform, recipe.seed)
-        order = {"batch_sampler": TrainingBatches(len(data), recipe.batch_size, **batches)}
+        order = {"batch_sampler": TrainingBatches(len(data), **batches)}
     return DataLoader(
         samples,
         **order,
@@ -224,10 +197,8 @@ def build_loader(
 def synchronize_norms(
     model: SegmentationPreTrainedModel, num_processes: int, device: torch.device
 ) -> SegmentationPreTrainedModel:
-    """
-    Return `model` with batch norms that use the statistics of all processes, as in the original codes. Unchanged with one process
-    or without CUDA, which torch requires for such norms.
-    """
+    """Return `model` with batch norms that use the statistics of all processes, as in the original codes."""
+    # torch supports such norms only on CUDA
     if num_processes == 1 or device.type != "cuda":
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -243,29 +214,19 @@ def build_optimizer(model: SegmentationPreTrainedModel, recipe: Recipe) -> torch
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 
-def class_weights(data: SegmentationData, num_labels: int, weighting: str) -> torch.Tensor | None:
-    """Return the median class frequency divided by the frequency of each class, `(num_labels,)`, or the square root of this."""
-    if weighting == "none":
-        return None
-    counts = data.class_counts(num_labels).double()
-    weights = torch.where(counts > 0, counts[counts > 0].median() / counts.clamp(min=1), 0.0)
-    return (weights.sqrt() if weighting == "sqrt_median_frequency" else weights).float()
-
-
 class Loss:
     """
-    Loss of a batch: the loss of the model, or the cross-entropy of its logits if the recipe sets class weights or smoothing.
-
-    Args:
-        recipe (`Recipe`): Settings.
-        data (`SegmentationData`): Training split, whose class frequencies give the class weights.
-        num_labels (`int`): Number of classes.
-
-    Calling it raises a `ValueError` if the recipe sets class weights or smoothing for a model with further targets (UN-EPT).
+    Loss of a batch: the loss of the model, or the cross-entropy of its logits if the recipe sets class weights (from the class
+    frequencies in `data`) or smoothing. The latter raises a `ValueError` for a model with further targets (UN-EPT).
     """
 
     def __init__(self, recipe: Recipe, data: SegmentationData, num_labels: int):
-        self.weights = class_weights(data, num_labels, recipe.class_weighting)
+        self.weights: torch.Tensor | None = None
+        if recipe.class_weighting != "none":
+            # the median class frequency divided by the frequency of each class, (num_labels,), or the square root of this
+            counts = data.class_counts(num_labels).double()
+            weights = torch.where(counts > 0, counts[counts > 0].median() / counts.clamp(min=1), 0.0)
+            self.weights = (weights.sqrt() if recipe.class_weighting == "sqrt_median_frequency" else weights).float()
         self.label_smoothing, self.ignore_index = recipe.label_smoothing, data.labels.ignore_index
         self.uses_model_loss = self.weights is None and recipe.label_smoothing == 0.0
 
@@ -283,16 +244,13 @@ class Loss:
             logits,
             inputs["labels"],
             self.ignore_index,
-            weight=self.weights if self.weights is None else self.weights.to(logits.device),
+            weight=None if self.weights is None else self.weights.to(logits.device),
             label_smoothing=self.label_smoothing,
         )
 
 
 def check_finite(loss: torch.Tensor, step: int, output_dir: str | Path) -> None:
-    """
-    Raises:
-        FloatingPointError: if `loss` of training step `step`, counted from 1, is not finite.
-    """
+    """Raise a `FloatingPointError` if `loss` of training step `step`, counted from 1, is not finite."""
     if not torch.isfinite(loss):
         raise FloatingPointError(
             f"The loss is {loss.item()} at training step {step}. Lower `learning_rate`, set `max_grad_norm=1.0` or more "

@@ -9,12 +9,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
-from ..data.detection import find_id2label
-from ..data.specs import DatasetSpec, LabelSpec
+from ..data import DatasetSpec, LabelSpec, find_id2label
 
 
 EVALUATION_OPTIONS = ("window_size", "window_stride", "scales", "flip", "boundary_iou", "object_sizes")
@@ -149,8 +148,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ValueError("The recipe needs `dataset`: a folder or Hub repository for `datasets.load_dataset`.")
-        if not self.model and not self.pretrained:
-            raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
         if self.pretrained and self.pretrained_backbone:
             raise ValueError("`pretrained` includes an encoder: set `model` and `pretrained_backbone` instead.")
         # YAML reads an unquoted no as false
@@ -159,6 +156,8 @@ class Recipe:
             self.report_to = [self.report_to]
         for field in dataclasses.fields(self):
             setattr(self, field.name, _checked(field, getattr(self, field.name)))
+        if "model_type" not in self.model and not self.pretrained:
+            raise ValueError("The recipe needs `model` (with a `model_type`) or `pretrained` (a model folder).")
         _refuse_unknown(self.evaluation, EVALUATION_OPTIONS, "`evaluation`")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
@@ -192,7 +191,7 @@ class Recipe:
 
         Raises:
             OSError: if `pretrained` does not exist.
-            ValueError: if neither the recipe nor the data set defines the classes.
+            ValueError: if the class names of the recipe or of the data set are not valid.
         """
         from transformers import AutoConfig
         from transformers.image_processing_utils import BaseImageProcessor
@@ -203,10 +202,8 @@ class Recipe:
         if id2label is None:
             if self.pretrained:
                 config = AutoConfig.from_pretrained(self.pretrained, **self.model)
-            elif "model_type" in self.model:
-                config = AutoConfig.for_model(**self.model)
             else:
-                raise ValueError("`model` in the recipe needs a `model_type`, such as `segmenter`.")
+                config = AutoConfig.for_model(**self.model)
             id2label = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         return LabelSpec(
             len(id2label), id2label, processor.get("ignore_index", 255), bool(processor.get("do_reduce_labels"))
@@ -280,12 +277,9 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if field.type is float:
         # YAML reads 1e-3, without a point, as a string
         return _number(name, value)
-    if field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
-    if field.type is bool and not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be true or false, got {value!r}.")
-    if field.type == dict[str, Any] and not isinstance(value, dict):
-        raise ValueError(f"`{name}` must be a mapping `{{name: value}}`, got {value!r}.")
+    for expected, words in ((int, "a whole number"), (bool, "true or false"), (dict, "a mapping `{name: value}`")):
+        if expected in (field.type, get_origin(field.type)) and type(value) is not expected:
+            raise ValueError(f"`{name}` must be {words}, got {value!r}.")
     if value not in limits.get("choices", [value]):
         raise ValueError(f"`{name}` must be one of {', '.join(limits['choices'])}, got {value!r}.")
     if "minimum" in limits and value < limits["minimum"]:

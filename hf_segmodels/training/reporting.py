@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,10 @@ from .factory import Run
 
 @dataclass
 class History:
-    """
-    Metrics over the training steps of a run. A checkpoint of Accelerate includes them.
-
-    Args:
-        entries (`list[dict[str, float]]`): Each has `step` and the metrics logged at this step.
-    """
+    """Metrics over the training steps of a run. A checkpoint of Accelerate includes them."""
 
     entries: list[dict[str, float]] = field(default_factory=list)
+    """Each has `step` and the metrics logged at this step."""
 
     @property
     def losses(self) -> list[float]:
@@ -46,36 +42,27 @@ class History:
 
 @dataclass
 class RunReport:
-    """
-    Writer of the output of a run. The time of the run starts when the report is created.
-
-    Args:
-        run (`Run`): Recipe, image processor and evaluation split.
-        history (`History`): Metrics over the training steps.
-        first_step (`int`, *optional*, defaults to 0): Training step the run was resumed from.
-    """
+    """Writer of the output of a run. The time of the run starts when the report is created."""
 
     run: Run
     history: History
     first_step: int = 0
+    """Training step the run was resumed from."""
     started: float = field(default_factory=time.monotonic)
 
     def write(self, model: SegmentationPreTrainedModel, step: int, scores: dict[str, Any]) -> None:
         """
-        Write `results.json`, `curves.png` and `predictions.png` into the recipe's `output_dir`. `seconds` and `cpu_seconds` in
-        `results.json` are the wall time since the start or the last resume and the CPU time of this process.
-
-        Args:
-            model (`SegmentationPreTrainedModel`): Model after `step` training steps.
-            step (`int`): Training steps so far.
-            scores (`dict`): Scores of the model on the evaluation split.
+        Write `results.json`, `curves.png` and `predictions.png` of the model after `step` training steps and of its `scores` on the
+        evaluation split into the recipe's `output_dir`. `seconds` and `cpu_seconds` in `results.json` are the wall time since the
+        start or the last resume and the CPU time of this process.
         """
         recipe, output_dir = self.run.recipe, Path(self.run.recipe.output_dir)
         options = {
             name: value for name, value in recipe.evaluation.items() if name not in ("boundary_iou", "object_sizes")
         }
         values = {"step": step, "split": recipe.eval_split, **scores, "recipe": dataclasses.asdict(recipe)}
-        values |= {"protocol": describe_protocol(model.config, options), **describe_run(model.device, recipe.seed)}
+        values |= {"protocol": describe_protocol(model.config, options)}
+        values |= {**describe_run(model.device), "seed": recipe.seed}
         values |= {"seconds": round(time.monotonic() - self.started), "cpu_seconds": round(time.process_time())}
         values |= {"seconds_since_step": self.first_step, "final_loss": next(reversed(self.history.losses), None)}
         values["history"] = self.history.entries
@@ -104,19 +91,11 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path, count: int = 4) -> None:
-    """
-    Draw the first images of the evaluation split into a PNG file: in each row the image, its labels and the prediction.
-
-    Args:
-        run (`Run`): Image processor and evaluation split.
-        model (`SegmentationPreTrainedModel`): Model.
-        path (`Path`): PNG file.
-        count (`int`, *optional*, defaults to 4): Number of images.
-    """
+def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path) -> None:
+    """Draw the first four images of the evaluation split into a PNG file: in each row the image, its labels and the prediction."""
     palette = palette_for(model.config)
     rows = []
-    for image, label_map in islice(run.eval_data, count):
+    for image, label_map in islice(run.eval_data, 4):
         inputs = run.processor(image, return_tensors="pt").to(model.device, model.dtype)
         (prediction,) = model.predict(**inputs, target_sizes=[tuple(label_map.shape)])
         # (3, height, width) -> (height, width, 3)
@@ -129,10 +108,8 @@ def draw_predictions(run: Run, model: SegmentationPreTrainedModel, path: Path, c
 
 def stack_rows(rows: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Return the pictures below each other, aligned on the left on white, with `gap` pixels between them."""
-    size = (max(row.width for row in rows), sum(row.height + gap for row in rows) - gap)
-    sheet = Image.new("RGB", size, "white")
-    top = 0
-    for row in rows:
+    tops = [0, *accumulate(row.height + gap for row in rows)]
+    sheet = Image.new("RGB", (max(row.width for row in rows), tops.pop() - gap), "white")
+    for row, top in zip(rows, tops, strict=True):
         sheet.paste(row, (0, top))
-        top += row.height + gap
     return sheet

@@ -16,16 +16,31 @@ from ..image_processing.segmentation_image_processor import SegmentationImagePro
 Sample = tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(eq=False, kw_only=True)
+class _Batches:
+    """
+    Range of batches of a process.
+
+    Args:
+        batch_size (`int`): Samples per batch of one process.
+        start, stop (`int`): First batch, and end of the range of batches. A resumed run skips the batches before `start`.
+        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes.
+        seed (`int`, *optional*, defaults to 0): Seed of the order, and of the transform of a stream.
+    """
+
+    batch_size: int
+    start: int
+    stop: int
+    process_index: int = 0
+    num_processes: int = 1
+    seed: int = 0
+
+
 @dataclass(eq=False)
 class AugmentedData(Dataset):
     """
     Samples of `data` under a random `transform` that depends only on the seed, the epoch and the sample. A resumed run therefore
     sees the same pixels as an uninterrupted one, with any number of worker processes.
-
-    Args:
-        data (`SegmentationData`): Images and label maps.
-        transform (`Callable`): Maps an image and a label map to an augmented image and label map.
-        seed (`int`): Seed of the transform.
     """
 
     data: SegmentationData
@@ -41,26 +56,13 @@ class AugmentedData(Dataset):
 
 
 @dataclass(eq=False)
-class TrainingBatches(Sampler):
+class TrainingBatches(_Batches, Sampler):
     """
     Batches of `(epoch, index)`. Each epoch is a permutation that depends only on the seed and the epoch. With several processes,
-    each process takes one shard of every global batch.
-
-    Args:
-        length (`int`): Number of samples in the data set.
-        batch_size (`int`): Samples per batch of one process.
-        start, stop (`int`): First batch, and end of the range of batches. A resumed run skips the batches before `start`.
-        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes.
-        seed (`int`, *optional*, defaults to 0): Seed of the permutations.
+    each process takes one shard of every global batch. `length` is the number of samples in the data set.
     """
 
     length: int
-    batch_size: int
-    start: int
-    stop: int
-    process_index: int = 0
-    num_processes: int = 1
-    seed: int = 0
     # the current epoch and its permutation
     order: tuple[int, list[int]] = (-1, [])
 
@@ -81,31 +83,16 @@ class TrainingBatches(Sampler):
 
 
 @dataclass(eq=False)
-class AugmentedStream(IterableDataset):
+class AugmentedStream(_Batches, IterableDataset):
     """
     Samples of streamed `data` under a random `transform`, shuffled within a buffer in an order that depends only on the seed and
     the epoch. With several processes, each process reads its own shard. With several workers, the data loader takes their
     batches alternately; a resumed run then sees the same samples as an uninterrupted one if `start` is a multiple of the number
-    of workers.
-
-    Args:
-        data (`SegmentationData`): Data with `streaming=True`.
-        transform (`Callable`): See [`AugmentedData`].
-        seed (`int`): Seed of the order and of the transform.
-        batch_size (`int`): Samples per batch of one process.
-        start, stop (`int`): First batch, and end of the range of batches.
-        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes.
-        buffer_size (`int`, *optional*, defaults to 256): Number of samples in the buffer, not decoded.
+    of workers. The buffer holds `buffer_size` samples, not decoded.
     """
 
     data: SegmentationData
     transform: Any
-    seed: int
-    batch_size: int
-    start: int
-    stop: int
-    process_index: int = 0
-    num_processes: int = 1
     buffer_size: int = 256
 
     def __iter__(self) -> Iterator[Sample]:
@@ -144,11 +131,8 @@ class AugmentedStream(IterableDataset):
 class TrainingCollator:
     """
     Batches in the form of the model's inputs: normalized, padded to the crop size, with all inputs that the method's processor
-    adds (boundary targets of UN-EPT, superpixels). The processor also checks the labels.
-
-    Args:
-        processor (`SegmentationImageProcessor`): Image processor of the model.
-        crop_size (`(height, width)`): Size of the batch; smaller samples are padded at the bottom and right.
+    adds (boundary targets of UN-EPT, superpixels). The processor also checks the labels. Samples that are smaller than `crop_size
+    (height, width)` are padded at the bottom and right.
     """
 
     def __init__(self, processor: SegmentationImageProcessor, crop_size: Sequence[int]):
@@ -165,16 +149,11 @@ class TrainingCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """
-        Args:
-            samples: Images `(3, height, width)` uint8 with label maps `(height, width)`, already reduced.
-
-        Returns:
-            `dict`: `pixel_values (batch_size, 3, height, width)`, `labels (batch_size, height, width)`, and the further inputs
-            of the method.
+        Images `(3, height, width)` uint8 with label maps `(height, width)`, already reduced, become `pixel_values (batch_size, 3,
+        height, width)`, `labels (batch_size, height, width)`, and the further inputs of the method.
         """
         images, label_maps = zip(*samples, strict=True)
-        options = self.options | {"segmentation_maps": list(label_maps)}
-        return dict(self.processor(list(images), **options))
+        return dict(self.processor(list(images), **self.options | {"segmentation_maps": list(label_maps)}))
 
 
 def _augment(sample: Sample, transform: Any, key: tuple[int, ...]) -> Sample:

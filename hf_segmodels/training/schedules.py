@@ -8,9 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-
 from .recipe import Recipe
 
 
@@ -54,18 +51,15 @@ def step_schedule(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
 
 def with_warmup(schedule: Schedule, warmup_steps: int, warmup_factor: float = 1e-6) -> Schedule:
     """Return `schedule` times a factor that rises linearly from `warmup_factor` to 1 in `warmup_steps` steps."""
-
-    def warmed_up(step: int) -> float:
-        return schedule(step) * (
-            warmup_factor + (1 - warmup_factor) * step / warmup_steps if step < warmup_steps else 1.0
-        )
-
-    return warmed_up
+    return lambda step: (
+        schedule(step) * (warmup_factor + (1 - warmup_factor) * step / warmup_steps if step < warmup_steps else 1.0)
+    )
 
 
 def learning_rate_factor(recipe: Recipe) -> Schedule:
     """
-    Return the function from a training step to its learning rate divided by `recipe.learning_rate`.
+    Return the function from a training step to its learning rate divided by `recipe.learning_rate`. It depends only on the step,
+    so that a resumed run continues bit for bit.
 
     Raises:
         ValueError: if `recipe.schedule_options` holds an unknown option of the schedule or lacks a required one.
@@ -84,8 +78,3 @@ def learning_rate_factor(recipe: Recipe) -> Schedule:
         return with_warmup(make(**options), **warmup)
     except TypeError as error:
         raise ValueError(f"`schedule_options` of {recipe.schedule!r}: {error}") from error
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
-    """Return the recipe's scheduler. The factor depends only on the step, so a resumed run continues bit for bit."""
-    return LambdaLR(optimizer, learning_rate_factor(recipe))

@@ -10,31 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from .factory import (
-    Run,
-    build_loader,
-    build_optimizer,
-    build_run,
-    check_finite,
-    checkpoint_step,
-    checkpoint_to_resume,
-)
+from .factory import Run, build_loader, build_optimizer, build_run, check_finite, checkpoint_to_resume
 from .recipe import Recipe
 from .reporting import History, RunReport, log_metrics
-from .schedules import build_scheduler
+from .schedules import learning_rate_factor
 
 
 class SegmentationTrainer(Trainer):
-    """
-    Trainer with a recipe's loss, optimizer, schedule and order of samples, and the papers' evaluation.
-
-    Args:
-        run (`Run`): Recipe, model, data and loss.
-        args (`TrainingArguments`): See [`training_arguments`].
-    """
+    """Trainer with a recipe's loss, optimizer, schedule and order of samples, and the papers' evaluation."""
 
     def __init__(self, run: Run, args: TrainingArguments):
         super().__init__(
@@ -59,7 +46,7 @@ class SegmentationTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
-            self.lr_scheduler = build_scheduler(optimizer or self.create_optimizer(), self.run.recipe)
+            self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), learning_rate_factor(self.run.recipe))
         return self.lr_scheduler
 
     def compute_loss(
@@ -112,10 +99,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """
-    Return whether a checkpoint was written completely. The Trainer writes its state last; a killed process or a full disk leaves
-    a folder without this file or with a part of it.
-    """
+    """Return whether a checkpoint was written completely, and not interrupted by a killed process or a full disk."""
+    # the Trainer writes its state last
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
@@ -137,11 +122,11 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, **overrides: Any) -> 
             "The Trainer does not support a moving average of the weights: set `ema_decay=0`, or use the Accelerate loop "
             "(training/run_segmentation_accelerate.py)."
         )
-    checkpoint = checkpoint_to_resume(Path(recipe.output_dir), recipe.resume, is_complete)
+    checkpoint, first_step = checkpoint_to_resume(Path(recipe.output_dir), recipe.resume, is_complete)
     arguments = training_arguments(recipe)
     run = build_run(recipe, arguments.world_size, arguments.device)
     trainer = SegmentationTrainer(run, arguments)
-    report = RunReport(run, History(), first_step=0 if checkpoint is None else checkpoint_step(checkpoint))
+    report = RunReport(run, History(), first_step)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.scored_step != trainer.state.global_step:
         trainer.evaluate()

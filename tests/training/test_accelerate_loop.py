@@ -22,13 +22,13 @@ from hf_segmodels import (
     SegmenterImageProcessor,
 )
 from hf_segmodels.cli.main import main
-from hf_segmodels.data import SegmentationData
+from hf_segmodels.data import SegmentationData, find_id2label
 from hf_segmodels.evaluation import evaluate_model
 from hf_segmodels.training import AugmentedData, TrainingBatches, trainer_loop
 from hf_segmodels.training import accelerate_loop as script
 from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.augmentation import training_augmentation
-from hf_segmodels.training.factory import build_model, build_optimizer, load_id2label
+from hf_segmodels.training.factory import build_model, build_optimizer
 from hf_segmodels.training.recipe import Recipe
 from hf_segmodels.training.schedules import learning_rate_factor
 
@@ -263,10 +263,13 @@ def test_augmented_samples_depend_on_seed_epoch_and_index_only(recipe):
 
 
 def test_processes_split_each_global_batch():
-    whole = list(TrainingBatches(10, 4, start=1, stop=6, seed=7))
-    parts = [list(TrainingBatches(10, 2, 1, 6, rank, 2, seed=7)) for rank in range(2)]
+    whole = list(TrainingBatches(10, batch_size=4, start=1, stop=6, seed=7))
+    parts = [
+        list(TrainingBatches(10, batch_size=2, start=1, stop=6, process_index=rank, num_processes=2, seed=7))
+        for rank in range(2)
+    ]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
-    epoch = [index for batch in TrainingBatches(10, 5, 2, 4, seed=7) for _, index in batch]
+    epoch = [index for batch in TrainingBatches(10, batch_size=5, start=2, stop=4, seed=7) for _, index in batch]
     assert sorted(epoch) == list(range(10))
 
 
@@ -275,7 +278,7 @@ def test_processes_split_each_global_batch():
 )
 def test_learning_rate_is_the_original_schedule(repository, name, max_steps, learning_rate):
     expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())[name]
-    recipe = Recipe(dataset="x", model={"a": 1}, max_steps=max_steps, learning_rate=learning_rate)
+    recipe = Recipe(dataset="x", model={"model_type": "segmenter"}, max_steps=max_steps, learning_rate=learning_rate)
     factor = learning_rate_factor(recipe)
     ours = [learning_rate * factor(step) for step in range(len(expected))]
     assert ours == pytest.approx(expected, rel=1e-9)
@@ -283,7 +286,7 @@ def test_learning_rate_is_the_original_schedule(repository, name, max_steps, lea
 
 def test_default_optimizer_is_the_original_one(repository):
     expected = json.loads((repository / "tests/fixtures/training/lr_schedule.json").read_text())["sgd_group"]
-    recipe = Recipe(dataset="x", model={"a": 1})
+    recipe = Recipe(dataset="x", model={"model_type": "segmenter"})
     encoder = PlainViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
     model = SegmenterForSemanticSegmentation(SegmenterConfig(backbone_config=encoder))
     groups = build_optimizer(model, recipe).param_groups
@@ -330,6 +333,19 @@ def test_bad_recipes_are_refused(tmp_path, capsys, fields, overrides, message):
     path.write_text(yaml.safe_dump(fields))
     assert main(["train", str(path), *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer"]])
+def test_errors_of_a_run_are_one_line(tmp_path, capsys, options):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"dataset": "x", "pretrained": "y", "output_dir": str(tmp_path / "run")}))
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert main(["train", str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "holds checkpoint-3 of an earlier run" in error
+    assert error.count("\n") == 1
 
 
 def test_a_file_that_is_not_valid_yaml_is_refused(tmp_path, capsys):
@@ -384,7 +400,7 @@ def test_shipped_recipes_are_short_and_build_their_models(repository):
         recipe = Recipe.read(path)
         with torch.device("meta"):
             model, processor = build_model(recipe)
-        assert model.config.num_labels == len(load_id2label(recipe) or range(150))
+        assert model.config.num_labels == len(find_id2label(recipe.dataset_spec, recipe.id2label) or range(150))
         assert processor.num_labels == model.config.num_labels
 
 
@@ -404,12 +420,14 @@ def test_shipped_recipes_are_short_and_build_their_models(repository):
 )
 def test_recipes_name_schedules(fields, expected):
     fields = {"min_learning_rate": 0.1} | fields
-    factor = learning_rate_factor(Recipe(dataset="x", model={"a": 1}, max_steps=4, learning_rate=1.0, **fields))
+    factor = learning_rate_factor(
+        Recipe(dataset="x", model={"model_type": "segmenter"}, max_steps=4, learning_rate=1.0, **fields)
+    )
     assert [factor(step) for step in range(4)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_unknown_options_of_a_schedule_are_named():
-    recipe = Recipe(dataset="x", model={"a": 1}, schedule_options={"powr": 1.0})
+    recipe = Recipe(dataset="x", model={"model_type": "segmenter"}, schedule_options={"powr": 1.0})
     with pytest.raises(ValueError, match="`schedule_options` of 'poly'.*powr"):
         learning_rate_factor(recipe)
 

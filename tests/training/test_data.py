@@ -12,10 +12,10 @@ from transformers import AutoModelForSemanticSegmentation
 
 from common.segmentation_folders import write_folders
 from hf_segmodels import SegmenterImageProcessor
-from hf_segmodels.data import DatasetSpec, SegmentationData, load_segmentation_dataset
+from hf_segmodels.data import DatasetSpec, SegmentationData, find_id2label, load_segmentation_dataset
 from hf_segmodels.training import AugmentedStream
 from hf_segmodels.training import accelerate_loop as script
-from hf_segmodels.training.factory import build_data, build_model, load_id2label
+from hf_segmodels.training.factory import build_data, build_model
 from hf_segmodels.training.recipe import Recipe
 
 
@@ -122,7 +122,7 @@ def test_layout_and_mapping_of_a_recipe(recipe, tmp_path):
 
 def test_classes_are_those_of_the_layout(recipe):
     run = recipe(layout="cityscapes", dataset="nowhere")
-    assert load_id2label(run)[0] == "road"
+    assert find_id2label(run.dataset_spec, run.id2label)[0] == "road"
     with torch.device("meta"):
         model, processor = build_model(run)
     assert model.config.num_labels == processor.num_labels == 19

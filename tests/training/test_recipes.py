@@ -30,7 +30,6 @@ from hf_segmodels.training.accelerate_loop import train
 from hf_segmodels.training.factory import (
     build_model,
     build_optimizer,
-    load_id2label,
     synchronize_norms,
 )
 from hf_segmodels.training.recipe import Recipe
@@ -519,7 +518,7 @@ def test_names_and_colors_of_a_benchmark(tmp_path):
     config = build_model(Recipe(dataset="x", layout="ade20k", pretrained=str(tmp_path)))[0].config
     assert (config.num_labels, list(map(tuple, config.palette))) == (150, load_labels("ade20k")[1])
     with pytest.raises(ValueError, match="`id2label` is 'citiscapes': neither a JSON file nor one of ade20k, city"):
-        load_id2label(Recipe(dataset="x", id2label="citiscapes", model=fields))
+        build_model(Recipe(dataset="x", id2label="citiscapes", model=fields))
 
 
 # The tables of training/README.md

@@ -3,11 +3,9 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 from transformers.utils import logging
@@ -15,10 +13,9 @@ from transformers.utils import logging
 from ..dataset import SegmentationData
 from ..loading import RawSplit, open_split
 from ..specs import DatasetSpec, LabelSpec, as_dataset_spec
-from .label_checks import run_checks
+from .label_checks import SplitStatistics, run_checks
 from .report import DataReport, SplitReport
-from .sample_facts import SampleFacts, read_sample_facts
-from .statistics import SplitStatistics
+from .sample_checks import SampleFacts, read_sample_facts
 
 
 logger = logging.get_logger(__name__)
@@ -55,30 +52,23 @@ def check_data(
         ValueError: if a split, layout or column does not exist, no image has a label map, or `labels` has no number of
             classes.
     """
-    checker = LabelChecker(labels, num_workers, max_samples, progress)
     dataset = as_dataset_spec(dataset)
-    return DataReport(
-        dataset, labels, [checker.check(open_split(dataset, split, labels.ignore_index)) for split in splits]
-    )
+    reports = [
+        _check_split(open_split(dataset, split, labels.ignore_index), labels, num_workers, max_samples, progress)
+        for split in splits
+    ]
+    return DataReport(dataset, labels, reports)
 
 
 def quick_check(data: SegmentationData, max_samples: int = 32) -> SplitReport:
     """
-    Check a few label maps, spread over a split, in this process. Logs warnings.
-
-    Args:
-        data (`SegmentationData`): The split.
-        max_samples (`int`, *optional*, defaults to 32): Number of samples to read.
-
-    Returns:
-        `SplitReport`: The report, whose issues are warnings only.
+    Check `max_samples` label maps, spread over a split, in this process. Logs warnings, and returns the report with them.
 
     Raises:
         ValueError: if an issue is more than a warning, or the number of classes is unknown.
     """
-    report = LabelChecker(data.labels, num_workers=0, max_samples=max_samples).check(data.raw)
-    errors = [str(issue) for issue in report.issues if not issue.is_warning]
-    if errors:
+    report = _check_split(data.raw, data.labels, num_workers=0, max_samples=max_samples)
+    if errors := [str(issue) for issue in report.issues if not issue.is_warning]:
         header = f"Label issues were found in {data.split} (`hf-segmodels check-data` reports more):"
         raise ValueError("\n".join([header, *errors]))
     for issue in report.issues:
@@ -86,57 +76,43 @@ def quick_check(data: SegmentationData, max_samples: int = 32) -> SplitReport:
     return report
 
 
-@dataclass
-class LabelChecker:
-    """Reader of splits for the label checks; see [`check_data`] for the fields."""
-
-    labels: LabelSpec
-    num_workers: int | None = None
-    max_samples: int | None = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if self.labels.num_labels is None:
-            raise ValueError("The number of classes is unknown: specify `num_labels` in the `LabelSpec`.")
-
-    def check(self, raw: RawSplit) -> SplitReport:
-        """Read a split and report its issues."""
-        total = None if raw.dataset.streaming else len(raw.rows)
-        is_complete = self.max_samples is None or (total is not None and total <= self.max_samples)
-        statistics = SplitStatistics(raw, self.labels, is_complete)
-        description = f"label maps of {raw.split}"
-        num_read = total if is_complete else self.max_samples
-        for facts in tqdm(self._read(raw), description, num_read, unit="map", disable=not self.progress):
-            statistics.add(facts)
-        return run_checks(statistics)
-
-    def _read(self, raw: RawSplit) -> Iterator[SampleFacts]:
-        """Facts of the samples, in order."""
-        if raw.dataset.streaming:
-            rows = raw.rows if self.max_samples is None else raw.rows.take(self.max_samples)
-            for index, row in enumerate(rows):
-                yield read_sample_facts(row, _sample_name(row, index), raw.reader)
-            return
-        count = len(raw.rows)
-        indices: Sequence[int] = range(count)
-        if self.max_samples is not None and self.max_samples < count:
-            indices = [index * count // self.max_samples for index in range(self.max_samples)]
-        num_workers = _num_processors() if self.num_workers is None else self.num_workers
-        num_workers = min(num_workers, -(-len(indices) // _CHUNK))
-        if num_workers <= 1:
-            yield from (_facts_at(raw, index) for index in indices)
-            return
-        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(raw,)) as pool:
-            try:
-                yield from pool.map(_facts_in_worker, indices, chunksize=_CHUNK)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+def _check_split(
+    raw: RawSplit, labels: LabelSpec, num_workers: int | None, max_samples: int | None, progress: bool = False
+) -> SplitReport:
+    if labels.num_labels is None:
+        raise ValueError("The number of classes is unknown: specify `num_labels` in the `LabelSpec`.")
+    total = None if raw.dataset.streaming else len(raw.rows)
+    is_complete = max_samples is None or (total is not None and total <= max_samples)
+    statistics = SplitStatistics(raw, labels, is_complete)
+    facts = _read(raw, num_workers, None if is_complete else max_samples)
+    num_read = total if is_complete else max_samples
+    for sample in tqdm(facts, f"label maps of {raw.split}", num_read, unit="map", disable=not progress):
+        statistics.add(sample)
+    return run_checks(statistics)
 
 
-def _num_processors() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _read(raw: RawSplit, num_workers: int | None, max_samples: int | None) -> Iterator[SampleFacts]:
+    """Facts of the samples, in order."""
+    if raw.dataset.streaming:
+        rows = raw.rows if max_samples is None else raw.rows.take(max_samples)
+        yield from (read_sample_facts(row, index, raw.reader) for index, row in enumerate(rows))
+        return
+    count = len(raw.rows)
+    max_samples = count if max_samples is None else max_samples
+    indices = [index * count // max_samples for index in range(max_samples)]
+    if num_workers is None:
+        # the processors that this process may use
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_workers = min(num_workers, -(-max_samples // _CHUNK))
+    if num_workers <= 1:
+        yield from (read_sample_facts(raw.rows[index], index, raw.reader) for index in indices)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(raw,)) as pool:
+        try:
+            yield from pool.map(_read_in_worker, indices, chunksize=_CHUNK)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 # The split that a worker reads
@@ -150,20 +126,6 @@ def _start_worker(raw: RawSplit) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _facts_in_worker(index: int) -> SampleFacts:
+def _read_in_worker(index: int) -> SampleFacts:
     assert _raw is not None
-    return _facts_at(_raw, index)
-
-
-def _facts_at(raw: RawSplit, index: int) -> SampleFacts:
-    row = raw.rows[index]
-    return read_sample_facts(row, _sample_name(row, index), raw.reader)
-
-
-def _sample_name(row: Mapping[str, Any], index: int) -> str:
-    """File of the label map or of the image, otherwise the row."""
-    for column in ("label", "image"):
-        value = row[column]
-        if isinstance(value, Mapping) and value.get("path"):
-            return str(value["path"]) if value.get("bytes") is None else f"row {index} ({value['path']})"
-    return f"row {index}"
+    return read_sample_facts(_raw.rows[index], index, _raw.reader)

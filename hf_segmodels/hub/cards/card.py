@@ -91,8 +91,8 @@ def create_model_card(
     _check_license(license, license_name, license_link)
     method = METHODS[config.model_type]
     measurements = read_results(results, config)
-    trained = next((measurement for measurement in measurements if measurement.recipe), None)
-    recipe = trained.recipe if trained else {}
+    trained = next((measurement for measurement in measurements if measurement.results.recipe), None)
+    recipe = trained.results.recipe if trained else {}
     if dataset is None and trained is not None:
         dataset = trained.dataset
     known = DATASETS.get(dataset or "")
@@ -150,7 +150,7 @@ def create_model_card(
         metrics={name: metric_name(name) for measurement in measurements for name in measurement.scores},
         reported=reported,
         recipe=recipe,
-        training_steps=trained.step if trained else None,
+        training_steps=trained.results.step if trained else None,
         initial_weights=_public_name(recipe.get("pretrained") or recipe.get("pretrained_backbone")),
     )
 

@@ -21,34 +21,28 @@ Results = EvaluationResults | str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """
-    Evaluation results of the model of a card, see [`EvaluationResults`].
+    """Evaluation results of the model of a card, with the complete protocol."""
 
-    Args:
-        scores (`dict[str, float]`): Scores over all classes, most important first.
-        class_scores (`list[float]`): IoU of each class; NaN for a class that does not occur.
-        dataset (`str`): Key of [`DATASETS`], or the name of the folder or repository.
-        split, images, source, recipe, step: As in the results.
-        run (`dict[str, Any]`): Versions, device and commit, as far as the results have them.
-        window (`tuple`, *optional*): Window and stride as `(height, width)` pairs; `None` for whole images.
-        scales (`tuple[float, ...]`): Scales of the image.
-        flip (`bool`): Whether predictions of flipped images were averaged in.
-        precision (`str`, *optional*): Data type of the computation.
-    """
-
-    scores: dict[str, float]
-    class_scores: list[float]
+    results: EvaluationResults
     dataset: str
-    split: str
-    images: int | None
-    source: str | None
-    recipe: dict[str, Any]
-    step: int | None
-    run: dict[str, Any]
+    """Key of [`DATASETS`], or the name of the folder or repository."""
     window: tuple[tuple[int, int], tuple[int, int]] | None
+    """Window and stride as `(height, width)` pairs; `None` for whole images."""
     scales: tuple[float, ...]
     flip: bool
     precision: str | None
+    """Data type of the computation."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Scores over all classes, most important first."""
+        return {name: float(self.results.scores[name]) for name in self.results.score_names()}
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Versions, device and commit, as far as the results have them."""
+        environment = ("hf_segmodels", "torch", "transformers", "device", "commit")
+        return {name: self.results.details[name] for name in environment if name in self.results.details}
 
     @property
     def dataset_name(self) -> str:
@@ -66,28 +60,23 @@ class Measurement:
             parts.append(f"in {self.precision}")
         return ", ".join(parts)
 
-    @property
-    def protocol_fields(self) -> dict[str, Any]:
-        """The protocol as arguments of `predict`; a `window_size` of 0 is the whole image."""
-        windows: dict[str, Any] = {"window_size": 0}
-        if self.window is not None:
-            windows = {"window_size": list(self.window[0]), "window_stride": list(self.window[1])}
-        return {**windows, "scales": list(self.scales), "flip": self.flip}
-
     def eval_results(self) -> list[EvalResult]:
-        """One entry of the metadata for each score, with the protocol as arguments of the metric."""
+        """One entry of the metadata for each score, with the arguments of `predict`; a `window_size` of 0 is the whole image."""
         known = DATASETS.get(self.dataset)
+        arguments: dict[str, Any] = {"window_size": 0}
+        if self.window is not None:
+            arguments = {"window_size": list(self.window[0]), "window_stride": list(self.window[1])}
         return [
             EvalResult(
                 task_type=TASK,
                 task_name="Semantic segmentation",
                 dataset_type=(known.hub_id if known else None) or self.dataset,
                 dataset_name=self.dataset_name,
-                dataset_split=self.split,
+                dataset_split=self.results.split,
                 metric_type=name,
                 metric_name=metric_name(name),
                 metric_value=score,
-                metric_args=self.protocol_fields,
+                metric_args={**arguments, "scales": list(self.scales), "flip": self.flip},
             )
             for name, score in self.scores.items()
         ]
@@ -109,15 +98,7 @@ def describe_window(window: tuple[tuple[int, int], tuple[int, int]] | None) -> s
 
 def read_results(results: Results | Sequence[Results] | None, config: Any) -> list[Measurement]:
     """
-    Read evaluation results of a model.
-
-    Args:
-        results (`EvaluationResults`, path, `dict`, or a sequence of these, *optional*):
-            Results, or the path or the content of a results file.
-        config (`PreTrainedConfig`): Configuration of the model.
-
-    Returns:
-        `list[Measurement]`: In the same order.
+    Read evaluation results (or the path or the content of a results file) of a model with the configuration `config`.
 
     Raises:
         ValueError: if a file is not a results file, or see [`EvaluationResults.check`].
@@ -135,18 +116,13 @@ def _read(result: Results, config: Any) -> Measurement:
         result = EvaluationResults.from_json(result)
     result.check(config)
     dataset, layout = (getattr(result, name) or result.recipe.get(name) for name in ("dataset", "layout"))
+    # without the path
+    name = Path(str(dataset)).name if dataset else "unknown"
+    known = next((key for key in (layout, name.lower()) if key in DATASETS), None)
     protocol = result.protocol or result.details
-    environment = ("hf_segmodels", "torch", "transformers", "device", "commit")
     return Measurement(
-        scores={name: float(result.scores[name]) for name in result.score_names()},
-        class_scores=[float(score) for score in result.scores["per_category_iou"]],
-        dataset=_dataset_key(dataset, layout),
-        split=result.split,
-        images=result.images,
-        source=result.source,
-        recipe=result.recipe,
-        step=result.step,
-        run={name: result.details[name] for name in environment if name in result.details},
+        result,
+        dataset=known or name,
         window=choose_windows(config)
         if "window_size" not in protocol
         else choose_windows(config, protocol["window_size"] or 0, protocol.get("window_stride")),
@@ -154,11 +130,3 @@ def _read(result: Results, config: Any) -> Measurement:
         flip=bool(protocol.get("flip", False)),
         precision=result.dtype or {"bf16": "bfloat16", "fp16": "float16"}.get(result.recipe.get("mixed_precision", "")),
     )
-
-
-def _dataset_key(dataset: Any, layout: str | None) -> str:
-    """Return the key of `DATASETS` for a layout or a name; for other data the name of the folder or repository, without path."""
-    if layout in DATASETS:
-        return str(layout)
-    name = Path(str(dataset)).name if dataset else "unknown"
-    return name.lower() if name.lower() in DATASETS else name
