@@ -161,11 +161,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if there are no pixels.
         """
-        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
-            raise ValueError(
-                f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches, and check the loading "
-                "of images."
-            )
+        self._check_not_empty(pixel_values)
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
@@ -190,7 +186,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:  # CODEPATH: heads on a frozen encoder; no released checkpoint
+        if self.config.freeze_backbone:
             self.backbone.requires_grad_(False).eval()
         return self
 
@@ -222,6 +218,14 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             {"params": parameters, "lr": learning_rate * lr_factor, "weight_decay": weight_decay * decay_factor}
             for (lr_factor, decay_factor), parameters in groups.items()
         ]
+
+    @staticmethod
+    def _check_not_empty(pixel_values: torch.Tensor) -> None:
+        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
+            raise ValueError(
+                f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches, and check the loading "
+                "of images."
+            )
 
     def _check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
         if labels.shape[-2:] != pixel_values.shape[-2:] or labels.shape[0] != pixel_values.shape[0]:

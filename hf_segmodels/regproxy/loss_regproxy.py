@@ -77,6 +77,3 @@ def homogeneity_loss(
     blank = nn.functional.pad(torch.ones_like(totals), (0, num_labels - 1))
     shares = torch.where(has_pixels[..., None], histograms / totals.where(totals > 0, 1), blank)
     return (1 - torch.linalg.vector_norm(shares, dim=2)).sum() / has_pixels.sum().clamp(min=1)
-
-
-__all__ = ["homogeneity_loss", "region_histograms"]

@@ -111,21 +111,16 @@ class RegProxyDecoder(nn.Module):
         self, early_features: torch.Tensor, late_features: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature maps `(batch_size, D, H, W)` -> affinity, and token logits `(batch_size, H * W, num_labels)`."""
-        if not torch.compiler.is_compiling():
-            self._check_sizes(early_features, *late_features)
-        # (batch_size, D, H, W) -> (batch_size, H * W, D)
-        tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
-        return self.affinity_head(early_features), self.classifier(tokens)
-
-    @staticmethod
-    def _check_sizes(*feature_maps: torch.Tensor) -> None:
-        sizes = {tuple(features.shape[-2:]) for features in feature_maps}
-        if len(sizes) > 1:
+        sizes = {tuple(features.shape[-2:]) for features in (early_features, *late_features)}
+        if not torch.compiler.is_compiling() and len(sizes) > 1:
             raise ValueError(
                 f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: set "
                 "`token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a hierarchical "
                 "encoder."
             )
+        # (batch_size, D, H, W) -> (batch_size, H * W, D)
+        tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
+        return self.affinity_head(early_features), self.classifier(tokens)
 
 
 @auto_docstring
@@ -167,7 +162,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         if self.config.odd_size_mode == "resize":
             # logits extend over the unpadded image
             padded_size = pixel_values.shape[-2], pixel_values.shape[-1]
-            # CODEPATH: all released checkpoints; other encoders would leave out pixels of partial patches
+            # other encoders would leave out the pixels of partial patches
             if is_plain_vit(self.config.backbone_config):
                 padded = pixel_values  # also for a hybrid stem, which pads each convolution itself, on all sides
         return padded, padded_size
@@ -199,10 +194,6 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
             homogeneity = homogeneity_loss(outputs.affinity, labels, config.num_labels, ignore_index, padded_size)
             terms["loss_homogeneity"] = weight * homogeneity
         return terms
-
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size
 
     @can_return_tuple
     @slide_when_configured

@@ -173,10 +173,6 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         ignore_index = self.config.semantic_loss_ignore_index
         return {"loss_ce": semantic_cross_entropy(outputs.logits, labels, ignore_index, padded_size=padded_size)}
 
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size
-
     @can_return_tuple
     @slide_when_configured
     @auto_docstring(

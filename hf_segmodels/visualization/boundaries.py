@@ -6,8 +6,8 @@ import colorsys
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
+from ..unept.boundary_refinement import resize_boundary_maps
 from .attention import check_coverage, overlay_heat_map
 
 
@@ -27,10 +27,8 @@ def draw_boundaries(
     Overlay the probability of a boundary on an image.
 
     Args:
-        image (`PIL.Image.Image`): Image of any size.
         boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
-        alpha (`float`, *optional*, defaults to 0.6): Opacity, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): See [`overlay_heat_map`].
+        image, alpha, coverage: See [`overlay_heat_map`].
     """
     _check(boundary_logits, 2, "boundary_logits")
     return overlay_heat_map(image, boundary_logits.detach().float().softmax(dim=0)[1], alpha, coverage)
@@ -48,11 +46,10 @@ def draw_directions(
     clockwise). Other pixels stay unchanged.
 
     Args:
-        image (`PIL.Image.Image`): Image of any size.
         boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
         direction_logits (`torch.Tensor` of shape `(8, h, w)`): For example `outputs.direction_logits[0]`.
         alpha (`float`, *optional*, defaults to 0.8): Opacity, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): See [`overlay_heat_map`].
+        image, coverage: See [`overlay_heat_map`].
 
     Returns:
         `PIL.Image.Image`: RGB image of the same size.
@@ -60,19 +57,14 @@ def draw_directions(
     _check(boundary_logits, 2, "boundary_logits")
     _check(direction_logits, 8, "direction_logits")
     check_coverage(coverage)
-    size = tuple(round(side * extent) for side, extent in zip((image.height, image.width), coverage, strict=True))
-    # aligned corners, as in the refinement
-    boundaries, directions = (
-        nn.functional.interpolate(logits.detach().float()[None], size=size, mode="bilinear", align_corners=True)[
-            0, :, : image.height, : image.width
-        ].cpu()
-        for logits in (boundary_logits, direction_logits)
-    )
+    size = round(image.height * coverage[0]), round(image.width * coverage[1])
+    maps = resize_boundary_maps(boundary_logits.detach()[None], direction_logits.detach()[None], size)
+    boundaries, directions = (logits[0, :, : image.height, : image.width].cpu() for logits in maps)
     # (height, width) -> (height, width, 3)
     colors = DIRECTION_COLORS[directions.argmax(dim=0).numpy()]
-    pixels = np.asarray(image.convert("RGB"))
-    painted = np.where((boundaries[1] > 0.5).numpy()[..., None], colors, pixels)
-    return Image.blend(image.convert("RGB"), Image.fromarray(painted.astype(np.uint8)), alpha)
+    original = image.convert("RGB")
+    painted = np.where((boundaries[1] > 0.5).numpy()[..., None], colors, np.asarray(original))
+    return Image.blend(original, Image.fromarray(painted), alpha)
 
 
 def _check(logits: torch.Tensor, num_channels: int, name: str) -> None:

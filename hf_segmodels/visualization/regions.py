@@ -60,16 +60,8 @@ def draw_regions(
     the cells of the tokens as white frames.
 
     Args:
-        image (`PIL.Image.Image`):
-            Image of any size.
-        affinity (`torch.Tensor` of shape `(9, h, w, H, W)`):
-            Affinity of the image, for example `outputs.affinity[0]`.
-        tokens (`list[tuple[int, int]]`):
-            Row and column of each token.
-        alpha (`float`, *optional*, defaults to 0.6):
-            Opacity of the regions, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
-            See [`overlay_heat_map`].
+        affinity, tokens: See [`region_maps`].
+        image, alpha, coverage: See [`overlay_heat_map`].
 
     Returns:
         `PIL.Image.Image`: RGB image of the same size.

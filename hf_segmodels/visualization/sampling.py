@@ -13,9 +13,6 @@ from torch import nn
 from .label_maps import side_by_side
 
 
-_STAR = "#00d020"
-
-
 class SampledPoints(NamedTuple):
     """
     Points that one context query samples.
@@ -103,16 +100,13 @@ def draw_sampled_points(image: Image.Image, sampled: SampledPoints) -> Image.Ima
             color = (255, round(230 * (1 - weight)), 0)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline="black")
         x, y = np.array(sampled.query) * scale
-        draw.polygon(_star(x, y, 3 * radius), fill=_STAR, outline="black")
+        # a five-pointed star
+        lengths = [3 * radius * (1 if corner % 2 == 0 else 0.45) for corner in range(10)]
+        angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
+        corners = [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
+        draw.polygon(corners, fill="#00d020", outline="black")
         panels.append(panel)
     return side_by_side(panels, [f"scale {number}" for number in range(1, len(panels) + 1)])
-
-
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Return the corners of a five-pointed star."""
-    lengths = [radius if corner % 2 == 0 else 0.45 * radius for corner in range(10)]
-    angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
-    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
 
 
 def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
