@@ -15,6 +15,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
     config: Any  # a `SegmentationConfig`
     predict: Callable[..., list[torch.Tensor]]
+    compute_loss: Callable[..., dict[str, torch.Tensor]]
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -181,12 +183,17 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
         return crop(logits, size)
 
+    def add_loss(self, outputs: Any, *targets: Any) -> Any:
+        """Return the output of `decode` with the terms of `compute_loss` for these targets in `loss_dict`, and their sum."""
+        loss_dict = self.compute_loss(outputs, *targets)
+        return replace(outputs, loss=torch.stack(list(loss_dict.values())).sum(), loss_dict=loss_dict)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:
+        if self.config.freeze_backbone:  # CODEPATH: heads on a frozen encoder; no released checkpoint
             self.backbone.requires_grad_(False).eval()
         return self
 

@@ -11,12 +11,7 @@ from .configuration_plain_vit import PlainViTConfig
 
 
 def check_channels(pixel_values: torch.Tensor, num_channels: int) -> None:
-    """
-    Check the shape of `pixel_values` `(batch_size, num_channels, height, width)`.
-
-    Raises:
-        ValueError: if there is another number of axes or channels.
-    """
+    """Raise `ValueError` unless `pixel_values` has the shape `(batch_size, num_channels, height, width)`."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(
             f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width), got {tuple(pixel_values.shape)}. "

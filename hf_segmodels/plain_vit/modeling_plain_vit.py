@@ -128,10 +128,10 @@ class PlainViTAttention(nn.Module):
 class PlainViTMLP(nn.Module):
     """Two linear layers, each followed by dropout, with an activation in between."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_act: str):
+    def __init__(self, config: PreTrainedConfig, activation: nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[hidden_act]
+        self.activation = activation
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -193,7 +193,7 @@ class PlainViTLayer(GradientCheckpointingLayer):
         self.attention = PlainViTAttention(config, config.qkv_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = PlainViTMLP(config, config.hidden_act)
+        self.mlp = PlainViTMLP(config, ACT2FN[config.hidden_act])
         self.drop_path = PlainViTDropPath(drop_path_rate)
 
     def forward(

@@ -19,8 +19,6 @@ def region_histograms(
     Args:
         affinity (`torch.Tensor` of shape `(batch_size, 9, h, w, H, W)`): Affinity of pixels to the neighboring tokens.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-        num_labels (`int`): Number K of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         padded_size (`tuple[int, int]`, *optional*): Height and width that the affinity spans, if larger than the label
             map (whole patches).
 

@@ -111,13 +111,15 @@ class RegProxyDecoder(nn.Module):
         self, early_features: torch.Tensor, late_features: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature maps `(batch_size, D, H, W)` -> affinity, and token logits `(batch_size, H * W, num_labels)`."""
-        sizes = {tuple(features.shape[-2:]) for features in (early_features, *late_features)}
-        if not torch.compiler.is_compiling() and len(sizes) > 1:
-            raise ValueError(
-                f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: set "
-                "`token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a hierarchical "
-                "encoder."
-            )
+        # an exported graph has symbolic sizes, which have no hash
+        if not torch.compiler.is_compiling():
+            sizes = {tuple(features.shape[-2:]) for features in (early_features, *late_features)}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: "
+                    "set `token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a "
+                    "hierarchical encoder."
+                )
         # (batch_size, D, H, W) -> (batch_size, H * W, D)
         tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
         return self.affinity_head(early_features), self.classifier(tokens)
@@ -162,7 +164,7 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
         if self.config.odd_size_mode == "resize":
             # logits extend over the unpadded image
             padded_size = pixel_values.shape[-2], pixel_values.shape[-1]
-            # other encoders would leave out the pixels of partial patches
+            # CODEPATH: all released checkpoints; other encoders would leave out pixels of partial patches
             if is_plain_vit(self.config.backbone_config):
                 padded = pixel_values  # also for a hybrid stem, which pads each convolution itself, on all sides
         return padded, padded_size
@@ -238,12 +240,9 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
             self._check_labels(pixel_values, labels)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
-        logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = self.add_loss(outputs, labels, encoded.padded_size)
+        return replace(outputs, logits=self.crop_padding(outputs.logits, encoded.padded_size, size))
 
 
 __all__ = ["RegProxyForSemanticSegmentation", "RegProxyOutput", "RegProxyPreTrainedModel"]

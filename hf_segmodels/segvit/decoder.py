@@ -110,10 +110,10 @@ class SegViTStage(nn.Module):
     def __init__(self, config: SegViTConfig, in_channels: int | None, is_upsampling: bool = False):
         super().__init__()
         hidden_size = config.decoder_hidden_size
-        self.projection = nn.Linear(in_channels, hidden_size) if in_channels is not None else nn.Identity()
-        self.norm = (
-            nn.LayerNorm(hidden_size, eps=config.decoder_layer_norm_eps) if in_channels is not None else nn.Identity()
-        )
+        self.projection, self.norm = nn.Identity(), nn.Identity()
+        if in_channels is not None:
+            self.projection = nn.Linear(in_channels, hidden_size)
+            self.norm = nn.LayerNorm(hidden_size, eps=config.decoder_layer_norm_eps)
         self.layers = nn.ModuleList(
             SegViTDecoderLayer(config, is_upsampling) for _ in range(config.decoder_num_hidden_layers)
         )

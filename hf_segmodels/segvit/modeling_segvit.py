@@ -222,14 +222,12 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
             self._check_labels(pixel_values, labels)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = logits = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels, encoded.padded_size)
         # the loss does not need the scores of classes, which would dominate the time and memory of training
         if labels is None or not self.training:
-            logits = self.class_scores(outputs, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = replace(outputs, logits=self.class_scores(outputs, encoded.padded_size, size))
+        return outputs
 
 
 __all__ = ["SegViTForSemanticSegmentation", "SegViTOutput", "SegViTPreTrainedModel"]

@@ -302,13 +302,11 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         if labels is not None:
             self._check_labels(pixel_values, labels)
         outputs = self.classify_superpixels(pixel_values, superpixels, **kwargs)
-        loss = loss_dict = logits = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels)
         if labels is None or not self.training:
-            logits = paint_scores(outputs.token_logits, superpixels)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = replace(outputs, logits=paint_scores(outputs.token_logits, superpixels))
+        return outputs
 
     @torch.no_grad()
     def predict(

@@ -49,7 +49,7 @@ class UNEPTEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.attention = build_sparse_attention(config, num_levels)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = PlainViTMLP(config, "relu")
+        self.feed_forward = PlainViTMLP(config, nn.ReLU())
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -76,7 +76,7 @@ class UNEPTDecoderLayer(GradientCheckpointingLayer):
         self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attention = build_sparse_attention(config, num_levels)
         self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = PlainViTMLP(config, "relu")
+        self.feed_forward = PlainViTMLP(config, nn.ReLU())
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

@@ -63,11 +63,7 @@ def unept_losses(
             See [`compute_boundary_targets`].
         refined_logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
             Refined scores. By default, `logits` are refined inside the loss, which takes less memory than [`refine`].
-        boundary_distance (`int`, *optional*, defaults to 5): Largest distance of boundary pixels from an edge.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        semantic_reduction (`str`, *optional*, defaults to `"pixel_mean"`): See [`semantic_cross_entropy`].
-        ignore_unlabeled_boundaries (`bool`, *optional*, defaults to `False`):
-            Whether the boundary and direction terms leave out ignored pixels, too.
+        boundary_distance, ignore_index, semantic_reduction, ignore_unlabeled_boundaries: See [`UNEPTConfig`].
         padded_size (`tuple[int, int]`, *optional*): Height and width that the scores span, if larger than the labels.
 
     Returns:

@@ -290,23 +290,16 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             distance_maps, angle_maps = self._boundary_targets(labels, distance_maps, angle_maps)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = None
+        padded_size, logits = encoded.padded_size, outputs.logits
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, distance_maps, angle_maps, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels, distance_maps, angle_maps, padded_size)
         # training does not read refined scores, which would be its largest tensor
         if self.config.refine_at_inference and not (self.training and labels is not None):
-            logits = self._refined_logits(outputs, encoded.padded_size, size)
+            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+            logits = crop(refine(logits, outputs.boundary_logits, outputs.direction_logits), size)
         else:
-            logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
-
-    def _refined_logits(
-        self, outputs: UNEPTOutput, padded_size: tuple[int, int], size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Return the scores of `decode` refined along predicted boundaries, at full resolution and without padding."""
-        logits = nn.functional.interpolate(outputs.logits, size=padded_size, mode="bilinear", align_corners=False)
-        return crop(refine(logits, outputs.boundary_logits, outputs.direction_logits), size)
+            logits = self.crop_padding(logits, padded_size, size)
+        return replace(outputs, logits=logits)
 
     def _boundary_targets(
         self, labels: torch.Tensor, distance_maps: torch.Tensor | None, angle_maps: torch.Tensor | None

@@ -4,18 +4,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .palettes import check_palette
 
 
-if TYPE_CHECKING:
-    import torch
-
-LabelMap = Union[np.ndarray, Image.Image, "torch.Tensor"]
+LabelMap = np.ndarray | Image.Image | torch.Tensor
 
 _BACKGROUND = (255, 255, 255)
 _TEXT = (32, 32, 32)
@@ -43,7 +40,7 @@ def to_label_array(label_map: LabelMap) -> np.ndarray:
     Raises:
         ValueError: if the label map is not two-dimensional, or its values are not integers.
     """
-    if hasattr(label_map, "detach"):
+    if isinstance(label_map, torch.Tensor):
         label_map = label_map.detach().cpu().numpy()
     labels = np.asarray(label_map)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):

@@ -306,30 +306,15 @@ class TestUNEPTOnResNet(UNEPTTester):
 
 def released_model(**overrides) -> UNEPTForSemanticSegmentation:
     torch.manual_seed(0)
-    fields = {**SMALL, **WITHOUT_DROPOUT, "backbone_config": tiny_vit(), **overrides}
-    return UNEPTForSemanticSegmentation(
-        UNEPTConfig(num_labels=5, decoder_self_attention="across_batch", **fields)
-    ).eval()
+    fields = {"decoder_self_attention": "across_batch", "backbone_config": tiny_vit(), **overrides}
+    return UNEPTForSemanticSegmentation(UNEPTConfig(num_labels=5, **SMALL, **WITHOUT_DROPOUT, **fields)).eval()
 
 
-def test_dense_attention_is_multi_head_attention_over_the_queries_of_an_image():
-    torch.manual_seed(0)
-    config = UNEPTConfig(
-        num_labels=5, decoder_self_attention="dense", backbone_config=tiny_vit(), **SMALL, **WITHOUT_DROPOUT
-    )
-    attention = UNEPTForSemanticSegmentation(config).eval().decoder.layers[0].self_attention
-    expected = nn.MultiheadAttention(32, 4, batch_first=True)
-    weights = [attention.qkv.weight, attention.qkv.bias, attention.o_proj.weight, attention.o_proj.bias]
-    names = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
-    expected.load_state_dict(dict(zip(names, weights, strict=True)))
-    queries = torch.randn(2, 10, 32)
-    torch.testing.assert_close(attention(queries)[0], expected(queries, queries, queries)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_released_attention_runs_over_the_batch():
-    layer = released_model().decoder.layers[0]
+@pytest.mark.parametrize("self_attention", ["dense", "across_batch"])
+def test_self_attention_is_multi_head_attention_over_queries_or_over_the_batch(self_attention):
+    layer = released_model(decoder_self_attention=self_attention).decoder.layers[0]
     attention = layer.self_attention
-    expected = nn.MultiheadAttention(32, 4, batch_first=False)
+    expected = nn.MultiheadAttention(32, 4, batch_first=self_attention == "dense")
     weights = [attention.qkv.weight, attention.qkv.bias, attention.o_proj.weight, attention.o_proj.bias]
     names = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
     expected.load_state_dict(dict(zip(names, weights, strict=True)))
