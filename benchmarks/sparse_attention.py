@@ -223,7 +223,7 @@ def time_model(variant: Path, repeats: int, device: torch.device) -> dict[str, A
     def choose(implementation: str) -> None:
         os.environ["LOCAL_KERNELS"] = f"{kernel_choice.REPOSITORY}={variant}"
         os.environ[kernel_choice.ENVIRONMENT_VARIABLE] = implementation
-        kernel_choice.forget_kernel()
+        kernel_choice.load_kernel.cache_clear()
 
     def run(implementation: str) -> torch.Tensor:
         choose(implementation)

@@ -33,12 +33,7 @@ _OWN_BACKBONES = {config_class.model_type: config_class for config_class in (Pla
 
 def as_pair(value: int | Sequence[int], name: str, minimum: int = 0) -> tuple[int, int]:
     """
-    Return `(height, width)` for an integer or a pair.
-
-    Args:
-        value (`int` or pair): One integer for both, or `(height, width)`.
-        name (`str`): Name of the argument in the error.
-        minimum (`int`, *optional*, defaults to 0): Smallest allowed integer.
+    Return `(height, width)` for an integer or a pair. Errors refer to the value by its `name`.
 
     Raises:
         ValueError: if `value` is neither an integer nor a pair of integers, or an integer is below `minimum`.

@@ -15,6 +15,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
     config: Any  # a `SegmentationConfig`
     predict: Callable[..., list[torch.Tensor]]
+    compute_loss: Callable[..., dict[str, torch.Tensor]]
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -161,11 +163,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if there are no pixels.
         """
-        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
-            raise ValueError(
-                f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches, and check the loading "
-                "of images."
-            )
+        self._check_not_empty(pixel_values)
         height, width = ((size + self.size_divisor - 1) // self.size_divisor for size in pixel_values.shape[-2:])
         padded_size = (height * self.size_divisor, width * self.size_divisor)
         backbone_config = self.config.backbone_config
@@ -184,6 +182,11 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             return logits
         logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
         return crop(logits, size)
+
+    def add_loss(self, outputs: Any, *targets: Any) -> Any:
+        """Return the output of `decode` with the terms of `compute_loss` for these targets in `loss_dict`, and their sum."""
+        loss_dict = self.compute_loss(outputs, *targets)
+        return replace(outputs, loss=torch.stack(list(loss_dict.values())).sum(), loss_dict=loss_dict)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -222,6 +225,14 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             {"params": parameters, "lr": learning_rate * lr_factor, "weight_decay": weight_decay * decay_factor}
             for (lr_factor, decay_factor), parameters in groups.items()
         ]
+
+    @staticmethod
+    def _check_not_empty(pixel_values: torch.Tensor) -> None:
+        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
+            raise ValueError(
+                f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches, and check the loading "
+                "of images."
+            )
 
     def _check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
         if labels.shape[-2:] != pixel_values.shape[-2:] or labels.shape[0] != pixel_values.shape[0]:

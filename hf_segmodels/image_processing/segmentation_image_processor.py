@@ -173,12 +173,7 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         if target_sizes is None:
             sizes = [tuple(logits.shape[-2:])] * len(logits)
         else:
-            sizes = as_sizes(target_sizes)
-            if len(sizes) != len(logits):
-                raise ValueError(
-                    f"Got `target_sizes={sizes}` for a batch of {len(logits)} images: pass one (height, width) for each "
-                    "image."
-                )
+            sizes = as_sizes(target_sizes, len(logits))
         if return_segmentation_scores:
             scores = [
                 F.interpolate(image_logits[None], size=size, mode="bilinear", align_corners=False)[0]

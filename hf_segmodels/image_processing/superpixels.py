@@ -152,12 +152,8 @@ class SuperpixelMixin(_Base):
         token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
         if token_logits is None or superpixels is None:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
-        sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else as_sizes(target_sizes)
-        if len(sizes) != len(superpixels):
-            raise ValueError(
-                f"Got `target_sizes={sizes}` for a batch of {len(superpixels)} images: pass one (height, width) for each "
-                "image."
-            )
+        target_sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else target_sizes
+        sizes = as_sizes(target_sizes, len(superpixels))
         regions = [resize_regions(regions[None], size) for regions, size in zip(superpixels, sizes, strict=True)]
         labels = [paint_labels(logits[None], maps)[0] for logits, maps in zip(token_logits, regions, strict=True)]
         if not return_segmentation_scores:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..configuration_utils import check_windows
 from .upsampled_argmax import UpsampledScores
-from .window_grid import WindowGrid, as_sizes, run_windows
+from .window_grid import WindowAxis, WindowGrid, as_sizes, run_windows
 
 
 # floats of a band of rows in which the probabilities of several inputs are averaged
@@ -71,16 +71,9 @@ def dense_prediction(
         raise ValueError(
             f"Got {len(inputs)} inputs and {len(flips)} flips: give at least one input, and a flip for each."
         )
-    sizes = as_sizes(target_sizes)
     for pixel_values in inputs:
         _check_images(pixel_values, model.config)
-        if pixel_values.shape[0] != len(sizes):
-            raise ValueError(
-                f"Got {len(sizes)} `target_sizes` for a batch of {pixel_values.shape[0]} images: give one "
-                "(height, width) for each image."
-            )
-    if any(min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
+        sizes = as_sizes(target_sizes, pixel_values.shape[0])
     if max_windows < 1:
         raise ValueError(f"`max_windows` must be at least 1, got {max_windows}.")
     views = []
@@ -155,19 +148,14 @@ class DensePredictionMixin:
     """
     Mixin for models with sliding-window prediction, [`~DensePredictionMixin.predict`].
 
-    The model provides `config.window_size`, `config.window_stride`, `config.small_image_mode` and `_dense_logits`. A model
+    The model provides `config.window_size`, `config.window_stride`, `config.small_image_mode`, `encode` and `decode`. A model
     whose scores are not averages of one grid of logits overrides `_window_scores`.
     """
 
     config: Any
     training: bool
-
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """
-        Map images `(batch_size, num_channels, height, width)` to patch-level logits `(batch_size, num_labels, grid_height,
-        grid_width)` and the size in pixels that these cover: the input's, or more after padding to whole patches.
-        """
-        raise NotImplementedError
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Height and width of an image at one of the scales of [`~DensePredictionMixin.predict`]."""
@@ -181,13 +169,21 @@ class DensePredictionMixin:
         max_windows: int,
     ) -> Sequence[LazyScores]:
         """Run the network over the windows of a batch; one [`LazyScores`] per image, at its target size."""
+        (logits,), axes = self._run_windows(pixel_values, grid, max_windows, "logits")
+        return UpsampledScores.from_windows(logits, axes, target_sizes)
+
+    def _run_windows(
+        self, pixel_values: torch.Tensor, grid: WindowGrid, max_windows: int, *names: str
+    ) -> tuple[list[torch.Tensor], tuple[WindowAxis, WindowAxis]]:
+        """Return fields of the output of `decode` for the windows of a batch, and the axes of the last of these fields."""
 
         def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
-            logits, padded_size = self._dense_logits(crops)
-            return [logits], padded_size
+            encoded = self.encode(crops)
+            outputs = self.decode(encoded)
+            return [getattr(outputs, name) for name in names], encoded.padded_size
 
-        (logits,), padded_size = run_windows(network, pixel_values, grid, max_windows)
-        return UpsampledScores.from_windows(logits, grid.axes(logits.shape[-2:], padded_size), target_sizes)
+        fields, padded_size = run_windows(network, pixel_values, grid, max_windows)
+        return fields, grid.axes(fields[-1].shape[-2:], padded_size)
 
     @torch.no_grad()
     def predict(

@@ -14,19 +14,26 @@ from torch import nn
 Network = Callable[[torch.Tensor], tuple[Sequence[torch.Tensor], tuple[int, int]]]
 
 
-def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tuple[int, int]]:
+def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor, num_images: int) -> list[tuple[int, int]]:
     """
-    `(height, width)` of each image, from pairs or a tensor `(batch_size, 2)`.
+    Return `(height, width)` of each image, from pairs or a tensor `(num_images, 2)`.
 
     Raises:
-        ValueError: if an entry is not a pair of numbers.
+        ValueError: if there is not one pair of numbers for each image, or a size has no pixel.
     """
     try:
-        return [(int(height), int(width)) for height, width in target_sizes]
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`target_sizes` must be a list with one (height, width) for each image, got {target_sizes}."
         ) from error
+    if len(sizes) != num_images:
+        raise ValueError(
+            f"Got {len(sizes)} `target_sizes` for a batch of {num_images} images: give one (height, width) for each image."
+        )
+    if any(min(size) < 1 for size in sizes):
+        raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
+    return sizes
 
 
 class WindowAxis(NamedTuple):

@@ -10,6 +10,15 @@ from ..utils.export import is_exporting
 from .configuration_plain_vit import PlainViTConfig
 
 
+def check_channels(pixel_values: torch.Tensor, num_channels: int) -> None:
+    """Raise `ValueError` unless `pixel_values` has the shape `(batch_size, num_channels, height, width)`."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width), got {tuple(pixel_values.shape)}. "
+            f"Convert the images to {num_channels} channels, or set `num_channels` in the configuration of the backbone."
+        )
+
+
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
     """Pad `(batch_size, num_channels, height, width)` with zeros at the bottom and right to multiples of `divisor`."""
     # `-size % divisor` would be shorter, but the remainder of a negative symbolic size does not compile
@@ -31,13 +40,8 @@ def resize_position_embeddings(
     Args:
         position_embeddings (`torch.Tensor` of shape `(1, num_prefix_tokens + height * width, hidden_size)`): Embeddings of
             the prefix tokens, followed by the embeddings of the grid, row by row.
-        num_prefix_tokens (`int`): Number of class and distillation tokens.
-        grid (`tuple[int, int]`): `(height, width)` of the grid.
-        new_grid (`tuple[int, int]`): Target `(height, width)`.
+        grid, new_grid (`tuple[int, int]`): Stored and target `(height, width)`.
         mode (`str`): `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        `torch.Tensor` of shape `(1, num_prefix_tokens + new_height * new_width, hidden_size)`, of the same dtype.
     """
     if not is_exporting() and tuple(new_grid) == tuple(grid):
         return position_embeddings
@@ -105,12 +109,7 @@ class PlainViTPatchEmbeddings(nn.Module):
             self.projection = nn.Conv2d(config.stem_hidden_sizes[-1], config.hidden_size, kernel_size=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. Convert the images to {self.num_channels} channels, or set "
-                "`num_channels` in the configuration of the backbone."
-            )
+        check_channels(pixel_values, self.num_channels)
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         if self.stem is not None:
             return self.projection(self.stem(pixel_values))

@@ -14,12 +14,14 @@
 """Plain vision transformer, the encoder of all methods: AugReg ViT, DeiT and the ResNetV2 hybrids."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -63,7 +65,7 @@ class PlainViTAttention(nn.Module):
     `key_value_states` if given.
     """
 
-    def __init__(self, config: PlainViTConfig):
+    def __init__(self, config: PreTrainedConfig, bias: bool = True):
         super().__init__()
         self.config = config
         self.num_attention_heads = config.num_attention_heads
@@ -72,7 +74,7 @@ class PlainViTAttention(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
 
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def _project(
@@ -124,12 +126,12 @@ class PlainViTAttention(nn.Module):
 
 
 class PlainViTMLP(nn.Module):
-    """Two linear layers with an activation in between."""
+    """Two linear layers, each followed by dropout, with an activation in between."""
 
-    def __init__(self, config: PlainViTConfig):
+    def __init__(self, config: PreTrainedConfig, activation: nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -188,10 +190,10 @@ class PlainViTLayer(GradientCheckpointingLayer):
         self.downsampling = PlainViTDownsampling(config) if is_downsampling else None
         self.query_downsampling_target = config.query_downsampling_target
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = PlainViTAttention(config)
+        self.attention = PlainViTAttention(config, config.qkv_bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = PlainViTMLP(config)
+        self.mlp = PlainViTMLP(config, ACT2FN[config.hidden_act])
         self.drop_path = PlainViTDropPath(drop_path_rate)
 
     def forward(
@@ -323,17 +325,9 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
 
     def encode_tokens(self, embeddings: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
-        Run the layers over embedded tokens, on a grid or not.
-
-        Args:
-            embeddings (`torch.Tensor` of shape `(batch_size, num_prefix_tokens + num_patches, hidden_size)`):
-                Output of [`PlainViTEmbeddings.assemble`].
-            kwargs: `attention_mask` (in the form of the attention implementation), `grid` (`(height, width)` of the patch
-                grid, for a down-sampling layer), and output flags.
-
-        Returns:
-            `BackboneOutput` whose `feature_maps` are patch tokens `(batch_size, num_patches, hidden_size)`, one for each of
-            `config.out_features`.
+        Run the layers over embeddings `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, on a grid or not. Keyword
+        arguments are those of the encoder, and the `attention_mask` in the form of the attention implementation. The
+        `feature_maps` of the output are patch tokens `(batch_size, num_patches, hidden_size)`.
         """
         num_layers = self.config.num_hidden_layers
         outputs = self.encoder(embeddings, feature_layers=self.feature_layers, **kwargs)
@@ -342,9 +336,7 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             if self.config.final_norm == "all" or number == num_layers:
                 hidden_states = self.layernorm(hidden_states)
             tokens.append(hidden_states[:, self.config.num_prefix_tokens :])
-        return BackboneOutput(
-            feature_maps=tuple(tokens), hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return replace(outputs, feature_maps=tuple(tokens))
 
     @can_return_tuple
     @auto_docstring(
@@ -371,9 +363,7 @@ class PlainViTBackbone(BackboneMixin, PlainViTPreTrainedModel):
             grid = ((height + 1) // 2, (width + 1) // 2) if is_halved else (height, width)
             # (batch_size, num_patches, D) -> (batch_size, D, height, width)
             feature_maps.append(patch_tokens.transpose(1, 2).unflatten(2, grid))
-        return BackboneOutput(
-            feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return replace(outputs, feature_maps=tuple(feature_maps))
 
 
 __all__ = ["PlainViTBackbone", "PlainViTPreTrainedModel"]

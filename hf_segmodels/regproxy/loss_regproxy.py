@@ -19,8 +19,6 @@ def region_histograms(
     Args:
         affinity (`torch.Tensor` of shape `(batch_size, 9, h, w, H, W)`): Affinity of pixels to the neighboring tokens.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-        num_labels (`int`): Number K of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
         padded_size (`tuple[int, int]`, *optional*): Height and width that the affinity spans, if larger than the label
             map (whole patches).
 
@@ -77,6 +75,3 @@ def homogeneity_loss(
     blank = nn.functional.pad(torch.ones_like(totals), (0, num_labels - 1))
     shares = torch.where(has_pixels[..., None], histograms / totals.where(totals > 0, 1), blank)
     return (1 - torch.linalg.vector_norm(shares, dim=2)).sum() / has_pixels.sum().clamp(min=1)
-
-
-__all__ = ["homogeneity_loss", "region_histograms"]

@@ -111,21 +111,18 @@ class RegProxyDecoder(nn.Module):
         self, early_features: torch.Tensor, late_features: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature maps `(batch_size, D, H, W)` -> affinity, and token logits `(batch_size, H * W, num_labels)`."""
+        # an exported graph has symbolic sizes, which have no hash
         if not torch.compiler.is_compiling():
-            self._check_sizes(early_features, *late_features)
+            sizes = {tuple(features.shape[-2:]) for features in (early_features, *late_features)}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: "
+                    "set `token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a "
+                    "hierarchical encoder."
+                )
         # (batch_size, D, H, W) -> (batch_size, H * W, D)
         tokens = torch.cat(late_features, dim=1).flatten(2).transpose(1, 2)
         return self.affinity_head(early_features), self.classifier(tokens)
-
-    @staticmethod
-    def _check_sizes(*feature_maps: torch.Tensor) -> None:
-        sizes = {tuple(features.shape[-2:]) for features in feature_maps}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"The feature maps of the encoder differ in size, {sorted(sizes)}, but a region needs its token in each: set "
-                "`token_head_depth` and `classifier_layers` to layers of one size, such as the same stage of a hierarchical "
-                "encoder."
-            )
 
 
 @auto_docstring
@@ -200,10 +197,6 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
             terms["loss_homogeneity"] = weight * homogeneity
         return terms
 
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size
-
     @can_return_tuple
     @slide_when_configured
     @auto_docstring(
@@ -247,12 +240,9 @@ class RegProxyForSemanticSegmentation(RegProxyPreTrainedModel):
             self._check_labels(pixel_values, labels)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
-        logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = self.add_loss(outputs, labels, encoded.padded_size)
+        return replace(outputs, logits=self.crop_padding(outputs.logits, encoded.padded_size, size))
 
 
 __all__ = ["RegProxyForSemanticSegmentation", "RegProxyOutput", "RegProxyPreTrainedModel"]

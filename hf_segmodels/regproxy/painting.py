@@ -12,14 +12,8 @@ from torch import nn
 
 def neighbors(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Return the 3x3 tokens around each token.
-
-    Args:
-        height, width (`int`): Rows H and columns W of tokens.
-
-    Returns:
-        `index` `(9, H, W)`, int64: index of the neighbor, row by row; the nearest token for neighbors outside the image.
-        `is_inside` `(9, H, W)`, bool: whether the neighbor is inside the image.
+    Return the 3x3 tokens around each of `(H, W)` tokens: their index `(9, H, W)`, int64, row by row, which is the nearest
+    token for neighbors outside the image; and whether they are inside the image `(9, H, W)`, bool.
     """
     offset = torch.arange(-1, 2, device=device)
     rows = offset[:, None] + torch.arange(height, device=device)

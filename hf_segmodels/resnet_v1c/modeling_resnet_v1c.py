@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from ..plain_vit.embeddings import check_channels
 from .configuration_resnet_v1c import ResNetV1cConfig
 
 
@@ -69,12 +70,7 @@ class ResNetV1cStem(nn.Module):
         self.pooler = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. Convert the images to {self.num_channels} channels, or set "
-                "`num_channels` in the configuration of the backbone."
-            )
+        check_channels(pixel_values, self.num_channels)
         hidden_states = pixel_values.to(self.layers[0].convolution.weight.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states).relu()

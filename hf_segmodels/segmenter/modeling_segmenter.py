@@ -149,12 +149,8 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
     def decode(self, encoded: EncodedImage, output_attentions: bool | None = None) -> SegmenterOutput:
         """
-        Decode the last feature map to `logits` at the resolution of the patches.
-
-        Args:
-            encoded ([`EncodedImage`]): Output of `encode`.
-            output_attentions (`bool`, *optional*): Whether to return `decoder_attentions`. Defaults to
-                `config.output_attentions`.
+        Decode the last feature map to `logits` at the resolution of the patches. `output_attentions` requests
+        `decoder_attentions`; defaults to `config.output_attentions`.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -172,10 +168,6 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         """Compute the terms of the loss from the output of `decode`."""
         ignore_index = self.config.semantic_loss_ignore_index
         return {"loss_ce": semantic_cross_entropy(outputs.logits, labels, ignore_index, padded_size=padded_size)}
-
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size
 
     @can_return_tuple
     @slide_when_configured
@@ -221,12 +213,9 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
             self._check_labels(pixel_values, labels)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded, kwargs.get("output_attentions"))
-        loss = loss_dict = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
-        logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = self.add_loss(outputs, labels, encoded.padded_size)
+        return replace(outputs, logits=self.crop_padding(outputs.logits, encoded.padded_size, size))
 
 
 __all__ = ["SegmenterForSemanticSegmentation", "SegmenterOutput", "SegmenterPreTrainedModel"]

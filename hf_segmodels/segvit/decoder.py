@@ -43,14 +43,8 @@ class SegViTAttention(nn.Module):
         self, queries: torch.Tensor, features: torch.Tensor, output_similarity: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Args:
-            queries (`torch.Tensor` of shape `(batch_size, num_queries, d)`): The queries.
-            features (`torch.Tensor` of shape `(batch_size, num_patches, d)`): Source of keys and values.
-            output_similarity (`bool`, *optional*, defaults to `False`): Whether to return the similarity.
-
-        Returns:
-            The attended queries, and the similarity `(batch_size, num_queries, num_patches)` if requested: scaled products
-            before the softmax, mean over heads.
+        Attend from queries `(batch_size, num_queries, d)` to features `(batch_size, num_patches, d)`. If requested, also return
+        the similarity `(batch_size, num_queries, num_patches)`: scaled products before the softmax, mean over heads.
         """
         # (batch_size, length, d) -> (batch_size, num_heads, length, head_dim)
         query, key, value = (
@@ -116,10 +110,10 @@ class SegViTStage(nn.Module):
     def __init__(self, config: SegViTConfig, in_channels: int | None, is_upsampling: bool = False):
         super().__init__()
         hidden_size = config.decoder_hidden_size
-        self.projection = nn.Linear(in_channels, hidden_size) if in_channels is not None else nn.Identity()
-        self.norm = (
-            nn.LayerNorm(hidden_size, eps=config.decoder_layer_norm_eps) if in_channels is not None else nn.Identity()
-        )
+        self.projection, self.norm = nn.Identity(), nn.Identity()
+        if in_channels is not None:
+            self.projection = nn.Linear(in_channels, hidden_size)
+            self.norm = nn.LayerNorm(hidden_size, eps=config.decoder_layer_norm_eps)
         self.layers = nn.ModuleList(
             SegViTDecoderLayer(config, is_upsampling) for _ in range(config.decoder_num_hidden_layers)
         )
@@ -128,14 +122,9 @@ class SegViTStage(nn.Module):
         self, queries: torch.Tensor, features: torch.Tensor, mask_layers: Sequence[int] = ()
     ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
         """
-        Args:
-            queries (`torch.Tensor` of shape `(batch_size, num_queries, d)`): The queries.
-            features (`torch.Tensor` of shape `(batch_size, num_channels, h, w)`): The feature map.
-            mask_layers (`Sequence[int]`): Indices of the layers whose queries and similarities are returned.
-
-        Returns:
-            The queries after the last layer; and the queries and the similarity `(batch_size, num_queries, h, w)` of each of
-            `mask_layers`.
+        Attend from queries `(batch_size, num_queries, d)` to a feature map `(batch_size, num_channels, h, w)`. Return the
+        queries after the last layer; and the queries and the similarity `(batch_size, num_queries, h, w)` of each of the
+        layers with the indices `mask_layers`.
         """
         grid = features.shape[-2:]
         # (batch_size, num_channels, h, w) -> (batch_size, h * w, d)
@@ -199,12 +188,9 @@ class SegViTDecoder(nn.Module):
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """
-        Args:
-            feature_maps (`Sequence[torch.Tensor]`, each of shape `(batch_size, num_channels, h, w)`): The shallowest first.
-
-        Returns:
-            Class logits `(batch_size, num_labels, num_labels + 1)` and mask logits `(batch_size, num_labels, h, w)` of each
-            supervised stage, or layer of the only stage. The last ones are the prediction.
+        Decode feature maps `(batch_size, num_channels, h, w)`, the shallowest first, to class logits `(batch_size, num_labels,
+        num_labels + 1)` and mask logits `(batch_size, num_labels, h, w)` of each supervised stage, or layer of the only stage.
+        The last ones are the prediction.
         """
         queries = self.class_queries.repeat(feature_maps[0].shape[0], 1, 1)
         last_layer = len(self.stages[0].layers) - 1

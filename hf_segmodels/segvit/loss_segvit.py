@@ -9,15 +9,7 @@ _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2
 
 
 def present_classes(labels: torch.Tensor, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
-    """
-    Find the classes in each label map.
-
-    Args:
-        labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch_size, num_labels)`.
-    """
+    """Find the classes in each of the label maps `(batch_size, height, width)`: `(batch_size, num_labels)`, bool."""
     labels = labels.flatten(1).long()
     # one additional class for ignored pixels
     present = torch.zeros(len(labels), num_labels + 1, dtype=torch.bool, device=labels.device)
@@ -116,6 +108,3 @@ def _dice(masks: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """One minus the dice coefficient of masks `(masks, height, width)`, smoothed by one pixel."""
     probability, inside = masks.sigmoid().flatten(1), inside.flatten(1)
     return 1 - (2 * (probability * inside).sum(dim=1) + 1) / (probability.sum(dim=1) + inside.sum(dim=1) + 1)
-
-
-__all__ = ["attention_to_mask_loss", "count_masks", "present_classes"]

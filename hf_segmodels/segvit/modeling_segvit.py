@@ -24,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from ..inference import DensePredictionMixin, MaskScores, WindowGrid, run_windows, slide_when_configured
+from ..inference import DensePredictionMixin, MaskScores, WindowGrid, slide_when_configured
 from ..modeling_utils import EncodedImage, SegmentationPreTrainedModel
 from ..utils.export import crop
 from .configuration_segvit import SegViTConfig
@@ -171,16 +171,9 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
         grid: WindowGrid,
         max_windows: int,
     ) -> list[MaskScores]:
-        def network(crops: torch.Tensor) -> tuple[Sequence[torch.Tensor], tuple[int, int]]:
-            encoded = self.encode(crops)
-            outputs = self.decode(encoded)
-            queries = (outputs.class_queries_logits, outputs.masks_queries_logits)
-            return queries, encoded.padded_size
-
-        (class_logits, mask_logits), padded_size = run_windows(network, pixel_values, grid, max_windows)
-        axes = grid.axes(mask_logits.shape[-2:], padded_size)
-        prediction_size = self.config.fixed_prediction_size
-        return MaskScores.from_windows(class_logits, mask_logits, axes, target_sizes, prediction_size)
+        names = ("class_queries_logits", "masks_queries_logits")
+        queries, axes = self._run_windows(pixel_values, grid, max_windows, *names)
+        return MaskScores.from_windows(*queries, axes, target_sizes, self.config.fixed_prediction_size)
 
     @can_return_tuple
     @slide_when_configured
@@ -229,14 +222,12 @@ class SegViTForSemanticSegmentation(SegViTPreTrainedModel):
             self._check_labels(pixel_values, labels)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = logits = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels, encoded.padded_size)
         # the loss does not need the scores of classes, which would dominate the time and memory of training
         if labels is None or not self.training:
-            logits = self.class_scores(outputs, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = replace(outputs, logits=self.class_scores(outputs, encoded.padded_size, size))
+        return outputs
 
 
 __all__ = ["SegViTForSemanticSegmentation", "SegViTOutput", "SegViTPreTrainedModel"]

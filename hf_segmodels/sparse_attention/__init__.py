@@ -6,8 +6,7 @@ points of each level of a feature pyramid, so the cost grows linearly with the n
 
 from .kernels import SparseAttentionKernelMixin, register_kernel_mapping, use_hub_kernel
 from .layer import SamplingOffsets, SamplingWeights, SparseAttention, SparseSampling, reference_points
-from .operation import select_implementation, sparse_attention
-from .reference import sparse_attention_reference
+from .operation import select_implementation, sparse_attention, sparse_attention_reference
 
 
 __all__ = [

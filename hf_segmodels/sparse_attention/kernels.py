@@ -72,17 +72,15 @@ def use_hub_kernel(
         raise ValueError("Give exactly one of `revision` (preferably a commit) and `version`.")
     global _requested_kernel
     _requested_kernel = HubKernel(repo_id, revision, version, trust_remote_code)
-    forget_kernel()
-
-
-def forget_kernel() -> None:
-    """Load the kernel again at the next use, for example after the environment has changed."""
     load_kernel.cache_clear()
 
 
 @functools.cache
 def load_kernel() -> ModuleType | None:
-    """Return the module of the kernel, or `None` without a kernel. Errors are logged, since the reference can run instead."""
+    """
+    Return the module of the kernel, or `None` without a kernel. Errors are logged, since the reference can run instead. After
+    `load_kernel.cache_clear()`, for example when the environment has changed, the next use loads the kernel again.
+    """
     requested = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if requested == "reference":
         logger.info(f"Sparse attention runs through grid_sample, as requested by {ENVIRONMENT_VARIABLE}=reference.")

@@ -148,12 +148,9 @@ class SparseAttention(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): Queries.
             values (`torch.Tensor` of shape `(batch_size, num_values, hidden_size)`): Levels, each flattened row by row,
                 concatenated.
-            reference_points (`torch.Tensor` of shape `(num_queries, 2)`): Positions of the queries as `(x, y)` in
-                [0, 1], float32.
-            spatial_shapes (`list[tuple[int, int]]`): `(height, width)` of each level.
+            queries, reference_points, spatial_shapes: See [`~SparseAttention.sample`].
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`.

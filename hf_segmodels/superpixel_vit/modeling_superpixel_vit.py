@@ -36,7 +36,7 @@ from ..inference.prediction import eval_mode
 from ..inference.region_painting import paint_labels, paint_scores, region_slots, resize_regions
 from ..inference.window_grid import as_sizes
 from ..modeling_utils import SegmentationPreTrainedModel
-from ..plain_vit.embeddings import split_position_embeddings
+from ..plain_vit.embeddings import check_channels, split_position_embeddings
 from ..plain_vit.modeling_plain_vit import PlainViTBackbone
 from .configuration_superpixel_vit import SuperpixelViTConfig
 
@@ -68,12 +68,7 @@ def superpixel_geometry(
     superpixels: torch.Tensor, num_superpixels: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Compute boxes and centroids of superpixels.
-
-    Args:
-        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel; negative for
-            pixels without a superpixel.
-        num_superpixels (`int`): Number of superpixels; must exceed all values of `superpixels`.
+    Compute boxes and centroids of superpixels `(batch_size, height, width)`, int64, negative at pixels without a superpixel.
 
     Returns:
         Enclosing boxes `(batch_size, num_superpixels, 4)`, int64, as left, top, right and bottom, where right and bottom are
@@ -104,51 +99,20 @@ def superpixel_soft_labels(
     superpixels: torch.Tensor, labels: torch.Tensor, num_superpixels: int, num_labels: int, ignore_index: int
 ) -> torch.Tensor:
     """
-    Compute the histogram of the classes in each superpixel, over its pixels that are not ignored (equation 1).
-
-    Args:
-        superpixels (`torch.Tensor` of shape `(batch_size, height, width)`, int64): Superpixel of each pixel; negative for
-            pixels without a superpixel.
-        labels (`torch.Tensor` of shape `(batch_size, height, width)`, integer): Classes, or `ignore_index`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_superpixels, num_labels)`, float32. Rows sum to 1, or to 0 if all pixels of
-        a superpixel are ignored.
+    Compute the histogram of the classes in each superpixel, over its pixels that are not ignored (equation 1):
+    `(batch_size, num_superpixels, num_labels)`, float32. Rows sum to 1, or to 0 if all pixels of a superpixel are ignored.
     """
     counts = label_histograms(superpixels, labels, num_superpixels, num_labels, ignore_index)
     return counts / counts.sum(dim=2, keepdim=True).clamp(min=1)
-
-
-def soft_cross_entropy(token_logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
-    """
-    Compute the cross-entropy with soft labels, mean over the tokens with a label. Without any label it is 0 and has a gradient.
-
-    Args:
-        token_logits (`torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`): Scores before softmax.
-        soft_labels (`torch.Tensor` of the same shape): Rows sum to 1, or to 0 for tokens without a label.
-
-    Returns:
-        `torch.Tensor` of shape `()`, float32.
-    """
-    total = nn.functional.cross_entropy(token_logits.float().flatten(0, 1), soft_labels.flatten(0, 1), reduction="sum")
-    return total / (soft_labels.sum(dim=2) > 0).sum().clamp(min=1)
 
 
 def crop_superpixels(
     pixel_values: torch.Tensor, boxes: torch.Tensor, image_size: torch.Tensor, crop_size: int, sampling_ratio: int
 ) -> torch.Tensor:
     """
-    Crop the boxes of superpixels and resize them to squares by ROIAlign.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Images.
-        boxes (`torch.Tensor` of shape `(batch_size, num_superpixels, 4)`, int64): Left, top, right, bottom.
-        image_size (`torch.Tensor` of shape `(batch_size, 2)`, int64): Width and height of each image without its padding.
-        crop_size (`int`): Side P of the squares in pixels.
-        sampling_ratio (`int`): Samples per pixel of a square along each axis; 0 adapts the number to the box.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size * num_superpixels, num_channels, crop_size, crop_size)`, float32.
+    Crop the boxes of superpixels (see [`superpixel_geometry`]) and resize them to squares by ROIAlign:
+    `(batch_size * num_superpixels, num_channels, crop_size, crop_size)`, float32. `image_size` `(batch_size, 2)` holds width
+    and height of each image without its padding; `sampling_ratio` is explained in [`SuperpixelViTConfig`].
 
     Raises:
         ImportError: if torchvision is not installed.
@@ -202,13 +166,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
 
     def _check_inputs(self, pixel_values: torch.Tensor, superpixels: torch.Tensor | None) -> torch.Tensor:
         """Check images and superpixels, and return the superpixels as int64."""
-        num_channels = self.backbone.config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-            raise ValueError(
-                f"Expected `pixel_values` of shape (batch_size, {num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. Convert the images to {num_channels} channels, or set `num_channels` in "
-                "the configuration of the backbone."
-            )
+        check_channels(pixel_values, self.backbone.config.num_channels)
         if superpixels is None:
             raise ValueError(
                 "`superpixels` are missing: pass all outputs of the image processor, as in "
@@ -219,8 +177,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
                 "Expected integer `superpixels` with the batch size, height and width of `pixel_values` "
                 f"{tuple(pixel_values.shape)}, got {tuple(superpixels.shape)} of {superpixels.dtype}."
             )
-        if not torch.compiler.is_compiling() and pixel_values.numel() == 0:
-            raise ValueError(f"`pixel_values` {tuple(pixel_values.shape)} holds no pixel: skip empty batches.")
+        self._check_not_empty(pixel_values)
         return superpixels.long()
 
     def _count_superpixels(self, superpixels: torch.Tensor) -> int:
@@ -292,12 +249,16 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         )
 
     def compute_loss(self, outputs: SuperpixelViTOutput, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the terms of the loss from the output of `classify_superpixels`."""
-        token_logits, superpixels = outputs.token_logits, outputs.superpixels
-        soft_labels = superpixel_soft_labels(
-            superpixels, labels, *token_logits.shape[1:], self.config.semantic_loss_ignore_index
-        )
-        return {"loss_ce": soft_cross_entropy(token_logits, soft_labels)}
+        """
+        Compute the terms of the loss from the output of `classify_superpixels`: the cross-entropy with soft labels, mean over
+        the superpixels with a label. Without any label it is 0 and has a gradient.
+        """
+        token_logits, ignore_index = outputs.token_logits, self.config.semantic_loss_ignore_index
+        soft_labels = superpixel_soft_labels(outputs.superpixels, labels, *token_logits.shape[1:], ignore_index)
+        # (batch_size, N, K) -> (batch_size * N, K)
+        pair = token_logits.float().flatten(0, 1), soft_labels.flatten(0, 1)
+        total = nn.functional.cross_entropy(*pair, reduction="sum")
+        return {"loss_ce": total / (soft_labels.sum(dim=2) > 0).sum().clamp(min=1)}
 
     @can_return_tuple
     @auto_docstring
@@ -341,13 +302,11 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         if labels is not None:
             self._check_labels(pixel_values, labels)
         outputs = self.classify_superpixels(pixel_values, superpixels, **kwargs)
-        loss = loss_dict = logits = None
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels)
         if labels is None or not self.training:
-            logits = paint_scores(outputs.token_logits, superpixels)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
+            outputs = replace(outputs, logits=paint_scores(outputs.token_logits, superpixels))
+        return outputs
 
     @torch.no_grad()
     def predict(
@@ -364,15 +323,10 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         without scores at full resolution: the label of each superpixel is painted.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalized images.
-            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                Target `(height, width)` of each image, usually the size before preprocessing, to which superpixels are
-                resized (nearest). Defaults to the size of `pixel_values`.
-            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`):
-                Superpixel of each pixel, from the image processor.
-            return_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return scores instead of labels.
+            pixel_values, target_sizes, return_scores: See [`~DensePredictionMixin.predict`]. Superpixels are resized to
+                `target_sizes` (nearest).
+            superpixels (`torch.LongTensor` of shape `(batch_size, height, width)`): Superpixel of each pixel, from the image
+                processor.
             options: Options of `predict` of the other models, such as `window_size`, `scales` and `flip`. Superpixels belong to
                 the whole image, so only their defaults (and `window_size=0`) are accepted.
 
@@ -394,12 +348,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         superpixels = self._check_inputs(pixel_values, superpixels)
         if target_sizes is None:
             target_sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * pixel_values.shape[0]
-        sizes = as_sizes(target_sizes)
-        if len(sizes) != pixel_values.shape[0] or min(map(min, sizes)) < 1:
-            raise ValueError(
-                f"`target_sizes` must be (height, width) of at least one pixel for each of {pixel_values.shape[0]} images, "
-                f"got {sizes}."
-            )
+        sizes = as_sizes(target_sizes, pixel_values.shape[0])
         with eval_mode(self):
             token_logits = self.classify_superpixels(pixel_values, superpixels).token_logits
         paint = paint_scores if return_scores else paint_labels

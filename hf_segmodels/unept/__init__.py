@@ -6,7 +6,7 @@ from .boundary_targets import compute_boundary_targets, flip_boundary_targets, r
 from .configuration_unept import UNEPTConfig
 from .image_processing_pil_unept import UNEPTImageProcessorPil
 from .image_processing_unept import UNEPTImageProcessor
-from .loss_unept import UNEPTLosses, unept_losses
+from .loss_unept import unept_losses
 from .modeling_unept import UNEPTForSemanticSegmentation, UNEPTOutput, UNEPTPreTrainedModel
 
 
@@ -15,7 +15,6 @@ __all__ = [
     "UNEPTForSemanticSegmentation",
     "UNEPTImageProcessor",
     "UNEPTImageProcessorPil",
-    "UNEPTLosses",
     "UNEPTOutput",
     "UNEPTPreTrainedModel",
     "compute_boundary_targets",

@@ -11,26 +11,22 @@ from torch import nn
 DIRECTION_OFFSETS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
 
 
-def _resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return nn.functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
-
-
 def resize_boundary_maps(
     boundary_logits: torch.Tensor, direction_logits: torch.Tensor, size: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Resize maps `(batch_size, 2, h, w)` and `(batch_size, 8, h, w)` to `size` with aligned corners, in float32."""
-    return _resize(boundary_logits, size), _resize(direction_logits, size)
+    boundaries, directions = (
+        nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+        for logits in (boundary_logits, direction_logits)
+    )
+    return boundaries, directions
 
 
 def refinement_offsets(boundary_logits: torch.Tensor, direction_logits: torch.Tensor) -> torch.Tensor:
     """
     Offset from each pixel to the pixel whose scores it takes: one pixel toward the interior where a boundary is
-    predicted, otherwise none. As in the released code, a boundary is predicted where the raw logit exceeds 0.5.
-
-    Args:
-        boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`): Scores of "no boundary" and
-            "boundary".
-        direction_logits (`torch.Tensor` of shape `(batch_size, 8, height, width)`): Scores of the directions.
+    predicted, otherwise none. As in the released code, a boundary is predicted where the raw logit exceeds 0.5. The logits
+    have full resolution; see [`resize_boundary_maps`].
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width, 2)`, int64: offsets downwards and to the right.
@@ -41,14 +37,8 @@ def refinement_offsets(boundary_logits: torch.Tensor, direction_logits: torch.Te
 
 def gather_at_offsets(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
-    Give each pixel the scores of the pixel at its offset. Offsets across the border are clamped to it.
-
-    Args:
-        scores (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Scores.
-        offsets (`torch.Tensor` of shape `(batch_size, height, width, 2)`): See [`refinement_offsets`].
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_labels, height, width)`.
+    Give each pixel the scores `(batch_size, num_labels, height, width)` of the pixel at its offset (see
+    [`refinement_offsets`]). Offsets across the border are clamped to it.
     """
     height, width = scores.shape[-2:]
     rows = torch.arange(height, device=scores.device)[:, None] + offsets[..., 0]

@@ -32,13 +32,6 @@ def _scipy() -> Any:
     return scipy
 
 
-def _gradient_kernel() -> torch.Tensor:
-    """Gradient over 5 x 5 pixels, `(2, 1, 5, 5)`: downwards and to the right, divided by the squared distance."""
-    y, x = torch.meshgrid(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0), indexing="ij")
-    squared = (y.square() + x.square()).clamp(min=1)
-    return torch.stack([y / squared, x / squared])[:, None]
-
-
 def compute_boundary_targets(
     label_map: torch.Tensor, ignore_index: int = 255, min_class_pixels: int = 100, max_distance: int = 250
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +61,9 @@ def compute_boundary_targets(
     labels = label_map.detach().cpu().long().numpy()
     distance = np.zeros(labels.shape, dtype=np.float64)
     gradient = torch.zeros(2, *labels.shape)
-    kernel = _gradient_kernel()
+    # gradient over 5 x 5 pixels, (2, 1, 5, 5): downwards and to the right, divided by the squared distance
+    offsets = torch.stack(torch.meshgrid(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0), indexing="ij"))
+    kernel = (offsets / offsets.square().sum(dim=0).clamp(min=1))[:, None]
     for label, num_pixels in zip(*np.unique(labels, return_counts=True), strict=True):
         if label == ignore_index or num_pixels < min_class_pixels:
             continue
@@ -86,12 +81,6 @@ def compute_boundary_targets(
     distance_map = torch.from_numpy(np.minimum(distance, max_distance).astype(np.int64))
     degrees = np.degrees(np.arctan2(gradient[0].numpy(), gradient[1].numpy())) + 180
     return distance_map, torch.from_numpy((degrees / _ANGLE_STEP).astype(np.int64)) * _ANGLE_STEP - 180
-
-
-def batch_boundary_targets(labels: torch.Tensor, ignore_index: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack [`compute_boundary_targets`] of each of `labels (batch_size, height, width)`, on the device of `labels`."""
-    distances, angles = zip(*(compute_boundary_targets(label_map, ignore_index) for label_map in labels), strict=True)
-    return torch.stack(distances).to(labels.device), torch.stack(angles).to(labels.device)
 
 
 def read_boundary_targets(
@@ -115,7 +104,11 @@ def read_boundary_targets(
     load = _scipy().io.loadmat
     try:
         contents = load(str(path), appendmat=False)
-        depth, steps, step = (_numbers(contents[name]) for name in ("depth", "dir_deg", "deg_reduce"))
+        # arithmetic in float64 does not wrap around
+        depth, steps, step = (
+            np.asarray(contents[name]).astype(np.float64, casting="same_kind")
+            for name in ("depth", "dir_deg", "deg_reduce")
+        )
         angles = steps * step.item() - 180
         if step <= 0:
             raise ValueError(f"`deg_reduce` is {step.item()}")
@@ -140,11 +133,6 @@ def read_boundary_targets(
             "180. Generate the file again."
         )
     return torch.from_numpy(depth.astype(np.int64)), torch.from_numpy(angles.astype(np.int64))
-
-
-def _numbers(array: Any) -> np.ndarray:
-    """Convert a real array of a file to float64, in which arithmetic does not wrap around."""
-    return np.asarray(array).astype(np.float64, casting="same_kind")
 
 
 def flip_boundary_targets(distance_map: torch.Tensor, angle_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

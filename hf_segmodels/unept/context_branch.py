@@ -2,15 +2,14 @@
 """Context branch of UN-EPT: sparse attention over a feature pyramid, decoded by dynamic context queries."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..plain_vit.embeddings import resize_position_embeddings
-from ..plain_vit.modeling_plain_vit import eager_attention_forward
+from ..plain_vit.modeling_plain_vit import PlainViTAttention, PlainViTMLP
 from ..sparse_attention import SparseAttention, reference_points
 from .configuration_unept import UNEPTConfig
 
@@ -19,11 +18,9 @@ def sine_position_embeddings(
     height: int, width: int, hidden_size: int, device: torch.device | None = None
 ) -> torch.Tensor:
     """
-    Return sines and cosines of the row (first half of the channels) and column (second half) of each cell. Rows range from
-    1 / height of a turn to a full turn, columns likewise; frequencies decrease to 1 / 10000.
-
-    Returns:
-        `torch.Tensor` of shape `(height * width, hidden_size)`, float32.
+    Return sines and cosines `(height * width, hidden_size)`, float32, of the row (first half of the channels) and column
+    (second half) of each cell. Rows range from 1 / height of a turn to a full turn, columns likewise; frequencies decrease to
+    1 / 10000.
     """
     num_frequencies = hidden_size // 4
     exponents = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
@@ -40,62 +37,6 @@ def sine_position_embeddings(
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-class UNEPTSelfAttention(nn.Module):
-    """
-    Dot-product attention with one fused projection to queries, keys and values. `"dense"` attends over the queries of an
-    image, `"across_batch"` over the images of the batch, separately for each query position: the released code passes a
-    tensor with the batch axis first to a layer that expects the sequence axis first.
-    """
-
-    def __init__(self, config: UNEPTConfig):
-        super().__init__()
-        self.config = config
-        self.over_images = config.decoder_self_attention == "across_batch"
-        self.num_attention_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.over_images:
-            # (batch_size, num_queries, D) -> (num_queries, batch_size, D)
-            hidden_states = hidden_states.transpose(0, 1)
-        qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_attention_heads, self.head_dim))
-        # (sequences, length, 3, num_heads, head_dim) -> 3 x (sequences, num_heads, length, head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attention_output, _ = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask=None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        # (sequences, length, num_heads, head_dim) -> (sequences, length, D)
-        attention_output = self.o_proj(attention_output.flatten(2))
-        return attention_output.transpose(0, 1) if self.over_images else attention_output
-
-
-class UNEPTFeedForward(nn.Module):
-    """Two linear layers, each followed by dropout, with a ReLU in between."""
-
-    def __init__(self, config: UNEPTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu())))
-
-
 def build_sparse_attention(config: UNEPTConfig, num_levels: int) -> SparseAttention:
     """Build sparse attention with the sizes of the configuration."""
     return SparseAttention(config.hidden_size, config.num_attention_heads, num_levels, config.num_points)
@@ -108,7 +49,7 @@ class UNEPTEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.attention = build_sparse_attention(config, num_levels)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = UNEPTFeedForward(config)
+        self.feed_forward = PlainViTMLP(config, nn.ReLU())
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -129,14 +70,27 @@ class UNEPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: UNEPTConfig, num_levels: int):
         super().__init__()
-        self.is_sparse = config.decoder_self_attention == "sparse"
-        self.self_attention = build_sparse_attention(config, 1) if self.is_sparse else UNEPTSelfAttention(config)
+        self.self_attention_type = config.decoder_self_attention
+        is_sparse = self.self_attention_type == "sparse"
+        self.self_attention = build_sparse_attention(config, 1) if is_sparse else PlainViTAttention(config)
         self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attention = build_sparse_attention(config, num_levels)
         self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = UNEPTFeedForward(config)
+        self.feed_forward = PlainViTMLP(config, nn.ReLU())
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def attend_to_queries(
+        self, queries: torch.Tensor, points: torch.Tensor, query_shape: tuple[int, int]
+    ) -> torch.Tensor:
+        """Return the self-attention of queries `(batch_size, num_queries, D)`, of the type `decoder_self_attention`."""
+        if self.self_attention_type == "sparse":
+            return self.self_attention(queries, queries, points, [query_shape])
+        if self.self_attention_type == "dense":
+            return self.self_attention(queries)[0]
+        # The released code passes a tensor with the batch axis first to a layer that expects the sequence axis first.
+        # (batch_size, num_queries, D) -> (num_queries, batch_size, D) -> (batch_size, num_queries, D)
+        return self.self_attention(queries.transpose(0, 1))[0].transpose(0, 1)
 
     def forward(
         self,
@@ -146,10 +100,7 @@ class UNEPTDecoderLayer(GradientCheckpointingLayer):
         query_shape: tuple[int, int],
         spatial_shapes: Sequence[tuple[int, int]],
     ) -> torch.Tensor:
-        if self.is_sparse:
-            attended = self.self_attention(queries, queries, points, [query_shape])
-        else:
-            attended = self.self_attention(queries)
+        attended = self.attend_to_queries(queries, points, query_shape)
         queries = self.self_attention_norm(queries + self.dropout(attended))
         attended = self.cross_attention(queries, memory, points, spatial_shapes)
         queries = self.cross_attention_norm(queries + self.dropout(attended))
@@ -167,13 +118,7 @@ class UNEPTEncoder(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """
-        Args:
-            pyramid (`list[torch.Tensor]`, each of shape `(batch_size, hidden_size, h, w)`): Levels.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, sum of h * w, hidden_size)`, and the `(h, w)` of each level.
-        """
+        """Encode levels `(batch_size, hidden_size, h, w)` to `(batch_size, sum of h * w, hidden_size)` and `(h, w)` of each."""
         # (B, D, h, w) -> (B, h * w, D), then the levels are concatenated
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
         device, dtype, hidden_size = hidden_states.device, hidden_states.dtype, hidden_states.shape[-1]
@@ -209,13 +154,8 @@ class UNEPTDecoder(nn.Module):
         self, context: torch.Tensor, memory: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> torch.Tensor:
         """
-        Args:
-            context (`torch.Tensor` of shape `(batch_size, hidden_size, height / 8, width / 8)`): Spatial features.
-            memory (`torch.Tensor` of shape `(batch_size, sum of h * w, hidden_size)`): The encoded pyramid.
-            spatial_shapes (`list[tuple[int, int]]`): `(h, w)` of each level of the pyramid.
-
-        Returns:
-            `torch.Tensor` of the shape of `context`.
+        Decode spatial features `(batch_size, hidden_size, height / 8, width / 8)` to features of the same shape, given the
+        output of the encoder.
         """
         height, width = context.shape[-2:]
         # (B, D, h, w) -> (B, h * w, D). The gradient of `flatten(2).transpose(1, 2)` for a single image would have strides

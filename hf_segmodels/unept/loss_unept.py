@@ -2,7 +2,7 @@
 """Loss of UN-EPT (section 3.2, equation 7): coarse and refined scores, boundaries, directions."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -15,32 +15,14 @@ from .boundary_targets import boundary_labels, direction_labels
 _IGNORED = -1
 
 
-class UNEPTLosses(NamedTuple):
-    """The four terms, unweighted, each of shape `()`."""
-
-    coarse: torch.Tensor
-    refined: torch.Tensor
-    boundary: torch.Tensor
-    direction: torch.Tensor
-
-
 def balanced_cross_entropy(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    padded_size: Sequence[int] | None = None,
-    align_corners: bool = True,
+    logits: torch.Tensor, targets: torch.Tensor, padded_size: Sequence[int] | None = None
 ) -> torch.Tensor:
     """
     Weighted mean of the cross-entropy, in which the weight of a class is 1 minus its frequency among the pixels that
     are not ignored. If all pixels are ignored, or all are of one class (of weight 0), it is 0 with a gradient, not nan.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_classes, h, w)`): Scores before softmax, at any resolution.
-        targets (`torch.LongTensor` of shape `(batch_size, height, width)`): Classes, or -1 for ignored pixels.
-        padded_size, align_corners (*optional*): See [`semantic_cross_entropy`].
-
-    Returns:
-        `torch.Tensor` of shape `()`, float32.
+    `logits` `(batch_size, num_classes, h, w)` have any resolution; `targets` `(batch_size, height, width)` are -1 at ignored
+    pixels. The result is float32.
     """
     num_classes = logits.shape[1]
     is_valid = targets != _IGNORED
@@ -49,7 +31,7 @@ def balanced_cross_entropy(
     counts = (targets.flatten() == classes).sum(dim=1).float()
     weights = 1 - counts / is_valid.sum().clamp(min=1)
     return semantic_cross_entropy(
-        logits, targets, _IGNORED, padded_size=padded_size, weight=weights, align_corners=align_corners
+        logits, targets, _IGNORED, padded_size=padded_size, weight=weights, align_corners=True
     )
 
 
@@ -67,7 +49,7 @@ def unept_losses(
     semantic_reduction: Literal["pixel_mean", "valid_mean"] = "pixel_mean",
     ignore_unlabeled_boundaries: bool = False,
     padded_size: Sequence[int] | None = None,
-) -> UNEPTLosses:
+) -> dict[str, torch.Tensor]:
     """
     Compute the terms of the loss, by default as the released code. The direction loss covers pixels where the model
     *predicts* a boundary. All scores may be of any resolution, and none are held at the resolution of the labels.
@@ -81,24 +63,19 @@ def unept_losses(
             See [`compute_boundary_targets`].
         refined_logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
             Refined scores. By default, `logits` are refined inside the loss, which takes less memory than [`refine`].
-        boundary_distance (`int`, *optional*, defaults to 5): Largest distance of boundary pixels from an edge.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        semantic_reduction (`str`, *optional*, defaults to `"pixel_mean"`): See [`semantic_cross_entropy`].
-        ignore_unlabeled_boundaries (`bool`, *optional*, defaults to `False`):
-            Whether the boundary and direction terms leave out ignored pixels, too.
+        boundary_distance, ignore_index, semantic_reduction, ignore_unlabeled_boundaries: See [`UNEPTConfig`].
         padded_size (`tuple[int, int]`, *optional*): Height and width that the scores span, if larger than the labels.
 
     Returns:
-        [`UNEPTLosses`].
+        `loss_coarse`, `loss_refined`, `loss_boundary` and `loss_direction`, unweighted, each of shape `()`.
     """
     height, width = labels.shape[1:]
     padded_size = (height, width) if padded_size is None else padded_size
     with torch.no_grad():
         boundaries, directions = resize_boundary_maps(boundary_logits, direction_logits, padded_size)
     boundary_targets = boundary_labels(distance_maps, boundary_distance)
-    direction_targets = direction_labels(angle_maps)
     is_predicted = boundaries.softmax(dim=1)[:, 1, :height, :width] > 0.5
-    direction_targets = direction_targets.masked_fill(~is_predicted, _IGNORED)
+    direction_targets = direction_labels(angle_maps).masked_fill(~is_predicted, _IGNORED)
     if ignore_unlabeled_boundaries:
         is_ignored = labels == ignore_index
         boundary_targets = boundary_targets.masked_fill(is_ignored, _IGNORED)
@@ -113,12 +90,9 @@ def unept_losses(
         )
         for scores, pixel_offsets in ((logits, None), (refined_logits, offsets))
     )
-    return UNEPTLosses(
-        coarse=coarse,
-        refined=refined,
-        boundary=balanced_cross_entropy(boundary_logits, boundary_targets, padded_size),
-        direction=balanced_cross_entropy(direction_logits, direction_targets, padded_size),
-    )
-
-
-__all__ = ["UNEPTLosses", "balanced_cross_entropy", "unept_losses"]
+    return {
+        "loss_coarse": coarse,
+        "loss_refined": refined,
+        "loss_boundary": balanced_cross_entropy(boundary_logits, boundary_targets, padded_size),
+        "loss_direction": balanced_cross_entropy(direction_logits, direction_targets, padded_size),
+    }

@@ -26,13 +26,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple
 
-from ..inference import DensePredictionMixin, LazyScores, WindowGrid, run_windows, slide_when_configured
+from ..inference import DensePredictionMixin, LazyScores, WindowGrid, slide_when_configured
 from ..modeling_utils import EncodedImage, SegmentationPreTrainedModel
 from ..plain_vit.embeddings import pad_to_multiple
 from ..sparse_attention import SamplingOffsets, SamplingWeights, SparseAttentionKernelMixin
 from ..utils.export import crop
 from .boundary_refinement import refine
-from .boundary_targets import batch_boundary_targets
+from .boundary_targets import compute_boundary_targets
 from .configuration_unept import QUERY_STRIDE, UNEPTConfig
 from .context_branch import UNEPTDecoder, UNEPTEncoder
 from .loss_unept import unept_losses
@@ -195,7 +195,13 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
     ) -> dict[str, torch.Tensor]:
         """Compute the weighted terms of the loss from the output of `decode`."""
         config = self.config
-        losses = unept_losses(
+        weights = {
+            "loss_coarse": config.coarse_loss_weight,
+            "loss_refined": config.refined_loss_weight,
+            "loss_boundary": config.boundary_loss_weight,
+            "loss_direction": config.direction_loss_weight,
+        }
+        terms = unept_losses(
             logits=outputs.logits,
             boundary_logits=outputs.boundary_logits,
             direction_logits=outputs.direction_logits,
@@ -208,16 +214,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             ignore_unlabeled_boundaries=config.ignore_unlabeled_boundaries,
             padded_size=padded_size,
         )
-        return {
-            "loss_coarse": config.coarse_loss_weight * losses.coarse,
-            "loss_refined": config.refined_loss_weight * losses.refined,
-            "loss_boundary": config.boundary_loss_weight * losses.boundary,
-            "loss_direction": config.direction_loss_weight * losses.direction,
-        }
-
-    def _dense_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        encoded = self.encode(pixel_values)
-        return self.decode(encoded).logits, encoded.padded_size
+        return {name: weights[name] * term for name, term in terms.items()}
 
     def _window_scores(
         self,
@@ -231,14 +228,8 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             max_windows = pixel_values.shape[0]
         if not self.config.refine_at_inference:
             return super()._window_scores(pixel_values, target_sizes, grid, max_windows)
-
-        def network(crops: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
-            encoded = self.encode(crops)
-            outputs = self.decode(encoded)
-            return [outputs.logits, outputs.boundary_logits, outputs.direction_logits], encoded.padded_size
-
-        outputs, padded_size = run_windows(network, pixel_values, grid, max_windows)
-        axes = grid.axes(outputs[0].shape[-2:], padded_size)
+        names = ("logits", "boundary_logits", "direction_logits")
+        outputs, axes = self._run_windows(pixel_values, grid, max_windows, *names)
         return [
             RefinedScores(*image_outputs, axes, target_size)
             for *image_outputs, target_size in zip(*outputs, target_sizes, strict=True)
@@ -299,29 +290,24 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
             distance_maps, angle_maps = self._boundary_targets(labels, distance_maps, angle_maps)
         encoded = self.encode(pixel_values, **kwargs)
         outputs = self.decode(encoded)
-        loss = loss_dict = None
+        padded_size, logits = encoded.padded_size, outputs.logits
         if labels is not None:
-            loss_dict = self.compute_loss(outputs, labels, distance_maps, angle_maps, encoded.padded_size)
-            loss = torch.stack(list(loss_dict.values())).sum()
+            outputs = self.add_loss(outputs, labels, distance_maps, angle_maps, padded_size)
         # training does not read refined scores, which would be its largest tensor
         if self.config.refine_at_inference and not (self.training and labels is not None):
-            logits = self._refined_logits(outputs, encoded.padded_size, size)
+            logits = nn.functional.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+            logits = crop(refine(logits, outputs.boundary_logits, outputs.direction_logits), size)
         else:
-            logits = self.crop_padding(outputs.logits, encoded.padded_size, size)
-        return replace(outputs, loss=loss, loss_dict=loss_dict, logits=logits)
-
-    def _refined_logits(
-        self, outputs: UNEPTOutput, padded_size: tuple[int, int], size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Return the scores of `decode` refined along predicted boundaries, at full resolution and without padding."""
-        logits = nn.functional.interpolate(outputs.logits, size=padded_size, mode="bilinear", align_corners=False)
-        return crop(refine(logits, outputs.boundary_logits, outputs.direction_logits), size)
+            logits = self.crop_padding(logits, padded_size, size)
+        return replace(outputs, logits=logits)
 
     def _boundary_targets(
         self, labels: torch.Tensor, distance_maps: torch.Tensor | None, angle_maps: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if distance_maps is None and angle_maps is None and not torch.compiler.is_compiling():
-            return batch_boundary_targets(labels, self.config.semantic_loss_ignore_index)
+            ignore_index = self.config.semantic_loss_ignore_index
+            targets = zip(*(compute_boundary_targets(label_map, ignore_index) for label_map in labels), strict=True)
+            distance_maps, angle_maps = (torch.stack(maps).to(labels.device) for maps in targets)
         if distance_maps is None or angle_maps is None:
             raise ValueError(
                 "`labels` need both `distance_maps` and `angle_maps`, or none of them unless the model is compiled: the image "

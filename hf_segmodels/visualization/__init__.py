@@ -2,7 +2,6 @@
 """Pictures of label maps, attention and regions, from and to PIL images without a plotting library."""
 
 from .attention import attention_map, overlay_heat_map, patch_at
-from .boundaries import DIRECTION_COLORS, draw_boundaries, draw_directions
 from .label_maps import (
     ClassShare,
     add_legend,
@@ -15,7 +14,16 @@ from .label_maps import (
 )
 from .palettes import generate_palette, palette_for
 from .regions import draw_regions, region_maps
-from .sampling import SampledPoints, draw_sampled_points, feature_picture, pyramid_picture, sampled_points
+from .unept_pictures import (
+    DIRECTION_COLORS,
+    SampledPoints,
+    draw_boundaries,
+    draw_directions,
+    draw_sampled_points,
+    feature_picture,
+    pyramid_picture,
+    sampled_points,
+)
 
 
 __all__ = [

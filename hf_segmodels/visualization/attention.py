@@ -123,12 +123,7 @@ def patch_at(
 
 
 def check_coverage(coverage: tuple[float, float]) -> None:
-    """
-    Check that a map with this `coverage` extends over the whole image.
-
-    Raises:
-        ValueError: if it leaves pixels of the image out.
-    """
+    """Raise `ValueError` if a map with this `coverage` leaves pixels of the image out."""
     if min(coverage) < 1:
         raise ValueError(
             f"`coverage` {tuple(coverage)} must be at least 1, so that the map extends over the whole image."

@@ -4,18 +4,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .palettes import check_palette
 
 
-if TYPE_CHECKING:
-    import torch
-
-LabelMap = Union[np.ndarray, Image.Image, "torch.Tensor"]
+LabelMap = np.ndarray | Image.Image | torch.Tensor
 
 _BACKGROUND = (255, 255, 255)
 _TEXT = (32, 32, 32)
@@ -43,7 +40,7 @@ def to_label_array(label_map: LabelMap) -> np.ndarray:
     Raises:
         ValueError: if the label map is not two-dimensional, or its values are not integers.
     """
-    if hasattr(label_map, "detach"):
+    if isinstance(label_map, torch.Tensor):
         label_map = label_map.detach().cpu().numpy()
     labels = np.asarray(label_map)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
@@ -89,12 +86,9 @@ def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int 
     Color each pixel by its class; ignored pixels are black.
 
     Args:
-        label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
-            Class of each pixel.
+        label_map, ignore_index: See [`class_shares`].
         palette (`np.ndarray` of shape `(num_labels, 3)`):
             Colors from 0 to 255; see [`palette_for`].
-        ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels without a class.
 
     Returns:
         `PIL.Image.Image`: RGB image of the size of the label map.
@@ -113,12 +107,8 @@ def color_label_map(label_map: LabelMap, palette: np.ndarray, ignore_index: int 
     colors[: len(palette)] = palette
     if ignore_index is not None:
         colors[ignore_index] = 0
-    if len(colors) > 256:
-        # (height, width) -> (height, width, 3)
-        return Image.fromarray(colors[labels])
-    picture = Image.fromarray(labels.astype(np.uint8))
-    picture.putpalette(colors.tobytes())
-    return picture.convert("RGB")
+    # (height, width) -> (height, width, 3)
+    return Image.fromarray(colors[labels]) if len(colors) > 256 else label_image(labels, colors).convert("RGB")
 
 
 def overlay(
@@ -134,10 +124,8 @@ def overlay(
     Args:
         image (`PIL.Image.Image`):
             Segmented image.
-        label_map (`torch.Tensor`, `np.ndarray` or `PIL.Image.Image` of shape `(height, width)`):
-            Class of each pixel of the image.
-        palette (`np.ndarray` of shape `(num_labels, 3)`):
-            Colors from 0 to 255; see [`palette_for`].
+        label_map, palette:
+            See [`color_label_map`].
         alpha (`float`, *optional*, defaults to 0.5):
             Opacity of the colors, from 0 (image only) to 1 (colors only).
         ignore_index (`int`, *optional*, defaults to 255):
@@ -200,8 +188,7 @@ def legend(
     capacity = rows * max_columns
     if len(entries) > capacity:
         others = shares[capacity - 1 :]
-        name = f"{len(others)} more"
-        rest = ClassShare(-1, name, sum(item.pixels for item in others), sum(item.share for item in others))
+        rest = ClassShare(-1, f"{len(others)} more", 0, sum(item.share for item in others))
         entries[capacity - 1 :] = [(None, rest.name, rest.percent)]
     num_columns = max(1, math.ceil(len(entries) / max(rows, 1)))
     rows = math.ceil(len(entries) / num_columns)
@@ -232,11 +219,13 @@ def add_legend(image: Image.Image, shares: Sequence[ClassShare], palette: np.nda
 
     Args:
         image (`PIL.Image.Image`): Image, usually the result of [`overlay`].
-        shares (`Sequence[ClassShare]`): Classes of the legend; see [`class_shares`].
-        palette (`np.ndarray` of shape `(num_labels, 3)`): Colors from 0 to 255.
+        shares, palette: See [`legend`].
     """
-    font_size = min(max(round(max(image.size) / 40), 13), 48)
-    return side_by_side([image, legend(shares, palette, font_size, height=image.height)], gap=0)
+    return side_by_side([image, legend(shares, palette, _font_size(image), height=image.height)], gap=0)
+
+
+def _font_size(image: Image.Image) -> int:
+    return min(max(round(max(image.size) / 40), 13), 48)
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = None, gap: int = 8) -> Image.Image:
@@ -255,20 +244,18 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str] | None = N
         raise ValueError(
             f"Got {len(images)} images and `titles` {titles}: give at least one image, and one title for each image or none."
         )
-    font_size = min(max(round(max(images[0].size) / 40), 13), 48)
+    font_size = _font_size(images[0])
     font = ImageFont.load_default(font_size)
     top = 0 if titles is None else round(font_size * 1.7)
-    widths = [image.width for image in images]
-    if titles is not None:
-        widths = [max(width, round(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+    titles = titles or [""] * len(images)
+    widths = [max(image.width, round(font.getlength(title))) for image, title in zip(images, titles, strict=True)]
     size = (sum(widths) + gap * (len(images) - 1), top + max(image.height for image in images))
     picture = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     left = 0
-    for index, (image, width) in enumerate(zip(images, widths, strict=True)):
+    for image, title, width in zip(images, titles, widths, strict=True):
         picture.paste(image.convert("RGB"), (left, top))
-        if titles is not None:
-            draw.text((left, top // 2), titles[index], fill=_TEXT, font=font, anchor="lm")
+        draw.text((left, top // 2), title, fill=_TEXT, font=font, anchor="lm")
         left += width + gap
     return picture
 

@@ -1,7 +1,6 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Colors of classes: the palette of a known data set, or generated colors."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +27,9 @@ def palette_for(config: PreTrainedConfig) -> np.ndarray:
     """
     palette = getattr(config, "palette", None)
     if palette is None:
-        palette = _dataset_palette([name for _, name in sorted((config.id2label or {}).items())])
+        names = [name.lower() for _, name in sorted((config.id2label or {}).items())]
+        datasets = (load_labels(dataset) for dataset in DATASETS)
+        palette = next((colors for dataset_names, colors in datasets if dataset_names == names), None)
     if palette is None:
         return generate_palette(config.num_labels)
     palette = check_palette(palette)
@@ -80,15 +81,6 @@ def check_palette(palette: np.ndarray | list) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
         raise ValueError("`palette` must hold integers from 0 to 255.")
     return array.astype(np.uint8)
-
-
-def _dataset_palette(names: Sequence[str]) -> np.ndarray | None:
-    target_names = [name.lower() for name in names]
-    for dataset in DATASETS:
-        dataset_names, palette = load_labels(dataset)
-        if target_names == dataset_names:
-            return np.array(palette)
-    return None
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
+from ..regproxy.painting import paint
 from .attention import overlay_heat_map
 
 
@@ -29,23 +31,14 @@ def region_maps(affinity: torch.Tensor, tokens: Sequence[tuple[int, int]]) -> to
             f"`affinity` must have the shape (9, h, w, H, W) of one image, got {tuple(affinity.shape)}: give "
             "`outputs.affinity[0]`."
         )
-    _, cell_height, cell_width, height, width = affinity.shape
+    height, width = affinity.shape[-2:]
     for row, column in tokens:
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f"`tokens` has {(row, column)}, outside the grid of {height} rows and {width} columns.")
-    index = torch.arange(len(tokens), device=affinity.device)
-    positions = torch.tensor(tokens, dtype=torch.long, device=affinity.device).view(-1, 2)
-    # with a border of one cell around the image for the neighbors of the outer tokens
-    maps = affinity.new_zeros(len(tokens), height + 2, width + 2, cell_height, cell_width, dtype=torch.float32)
-    for neighbor in range(9):
-        # the token is this neighbor of the cell in the opposite direction
-        rows, columns = positions[:, 0] - (neighbor // 3 - 1), positions[:, 1] - (neighbor % 3 - 1)
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        # (h, w, num_inside) -> (num_inside, h, w)
-        shares = affinity[neighbor][:, :, rows[inside], columns[inside]].detach().float().permute(2, 0, 1)
-        maps[index[inside], rows[inside] + 1, columns[inside] + 1] = shares
-    # (num_tokens, H, W, h, w) -> (num_tokens, H, h, W, w) -> (num_tokens, H * h, W * w)
-    return maps[:, 1:-1, 1:-1].transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    # the scores of a token in its own channel, (1, H * W, num_tokens), paint its affinity
+    index = torch.tensor([row * width + column for row, column in tokens], dtype=torch.long, device=affinity.device)
+    own_channel = nn.functional.one_hot(index, height * width).float().T[None]
+    return paint(own_channel, affinity[None].detach())[0]
 
 
 def draw_regions(
@@ -60,16 +53,8 @@ def draw_regions(
     the cells of the tokens as white frames.
 
     Args:
-        image (`PIL.Image.Image`):
-            Image of any size.
-        affinity (`torch.Tensor` of shape `(9, h, w, H, W)`):
-            Affinity of the image, for example `outputs.affinity[0]`.
-        tokens (`list[tuple[int, int]]`):
-            Row and column of each token.
-        alpha (`float`, *optional*, defaults to 0.6):
-            Opacity of the regions, from 0 to 1.
-        coverage (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
-            See [`overlay_heat_map`].
+        affinity, tokens: See [`region_maps`].
+        image, alpha, coverage: See [`overlay_heat_map`].
 
     Returns:
         `PIL.Image.Image`: RGB image of the same size.

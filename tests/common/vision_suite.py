@@ -19,6 +19,7 @@ from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor
 
 from common.pipeline_suite import SegmentationPipelineSuite
+from hf_segmodels import PlainViTConfig
 from hf_segmodels.modeling_utils import SegmentationPreTrainedModel
 
 
@@ -45,6 +46,17 @@ class VisionModelTester:
 
     def get_config(self) -> PreTrainedConfig:
         raise NotImplementedError
+
+    def get_encoder_config(self, **fields: Any) -> PlainViTConfig:
+        return PlainViTConfig(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            **fields,
+        )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
         shape = [self.batch_size, self.num_channels, self.image_size, self.image_size]

@@ -50,7 +50,8 @@ def reference_logits(model, image, window, stride, target_size, is_flipped=False
             right = min(column * stride[1] + window[1], width)
             top, left = max(bottom - window[0], 0), max(right - window[1], 0)
             crop = image[..., top:bottom, left:right]
-            logits, covered = model._dense_logits(crop)
+            encoded = model.encode(crop)
+            logits, covered = model.decode(encoded).logits, encoded.padded_size
             total[..., top:bottom, left:right] += resize(logits, covered)[..., : bottom - top, : right - left]
             count[top:bottom, left:right] += 1
     logits = resize(total / count, target_size)
@@ -226,7 +227,7 @@ def test_exported_graph_does_not_slide():
     images = make_images(1, 3, 64, 96)
     with torch.no_grad():
         logits = torch.export.export(model, (images,)).module()(images).logits
-        expected, _ = model._dense_logits(images)
+        expected = model.decode(model.encode(images)).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -41,15 +41,15 @@ def no_kernel(monkeypatch, tmp_path):
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(kernels, "CHECKOUT", tmp_path)
     monkeypatch.setattr(kernels, "_requested_kernel", None)
-    kernels.forget_kernel()
+    kernels.load_kernel.cache_clear()
     yield
-    kernels.forget_kernel()
+    kernels.load_kernel.cache_clear()
 
 
 @pytest.fixture
 def local_kernel(variant, monkeypatch) -> Path:
     monkeypatch.setenv("LOCAL_KERNELS", f"someone/else=/nowhere:{kernels.REPOSITORY}={variant.parent}")
-    kernels.forget_kernel()
+    kernels.load_kernel.cache_clear()
     return variant.parent
 
 
@@ -99,7 +99,7 @@ def test_devices_that_a_build_is_not_for_take_the_reference(local_kernel):
 
 def test_reference_on_request(local_kernel, monkeypatch, messages):
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
-    kernels.forget_kernel()
+    kernels.load_kernel.cache_clear()
     assert select_implementation(VALUE) is sparse_attention_reference
     assert messages[0][0] == "info"
 
@@ -221,7 +221,7 @@ def test_gradients_through_the_layer(local_kernel, monkeypatch):
 
     found = gradients()
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
-    kernels.forget_kernel()
+    kernels.load_kernel.cache_clear()
     torch.testing.assert_close(found, gradients(), atol=1e-5, rtol=1e-4)
 
 

@@ -21,8 +21,8 @@ from hf_segmodels.unept.boundary_refinement import (
     resize_boundary_maps,
 )
 from hf_segmodels.unept.boundary_targets import boundary_labels, direction_labels
+from hf_segmodels.unept.context_branch import sine_position_embeddings
 from hf_segmodels.unept.loss_unept import balanced_cross_entropy
-from hf_segmodels.unept.modeling_unept import sine_position_embeddings
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"
@@ -286,12 +286,12 @@ def test_boundary_and_direction_losses_weigh_rare_classes_more(stored):
     expected = nn.functional.cross_entropy(
         stored["mask_logits"], stored["mask_label"][:, 0], weight=stored["mask_class_weights"]
     )
-    torch.testing.assert_close(losses(stored).boundary, expected)
+    torch.testing.assert_close(losses(stored)["loss_boundary"], expected)
 
     targets = stored["direction_label_with_pred_ignore"][:, 0]
     shares = torch.bincount(targets[targets >= 0], minlength=8) / (targets >= 0).sum()
     expected = nn.functional.cross_entropy(stored["dir_logits"], targets, weight=1 - shares, ignore_index=-1)
-    torch.testing.assert_close(losses(stored).direction, expected)
+    torch.testing.assert_close(losses(stored)["loss_direction"], expected)
 
 
 def test_coarse_scores_are_refined_without_being_upsampled(stored):
@@ -321,10 +321,12 @@ def test_coarse_scores_are_refined_without_being_upsampled(stored):
     found = unept_losses(
         logits=logits, boundary_logits=boundaries, direction_logits=directions, padded_size=size, **targets
     )
-    for name, ours, plain in zip(found._fields, found, expected, strict=True):
+    for name, ours, plain in zip(found, found.values(), expected.values(), strict=True):
         torch.testing.assert_close(ours, plain, msg=name)
     for ours, plain in zip(
-        torch.autograd.grad(sum(found), inputs), torch.autograd.grad(sum(expected), inputs), strict=True
+        torch.autograd.grad(sum(found.values()), inputs),
+        torch.autograd.grad(sum(expected.values()), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)
 
@@ -335,9 +337,9 @@ def test_unlabeled_pixels_are_ignored_only_on_request(stored):
     assert ignored.any()
     changed["distance_map"][ignored] = 100
     changed["angle_map"][ignored] = 90
-    for term in ("boundary", "direction"):
-        assert getattr(losses(changed), term) != getattr(losses(stored), term)
-        kept, other = (getattr(losses(case, ignore_unlabeled_boundaries=True), term) for case in (stored, changed))
+    for term in ("loss_boundary", "loss_direction"):
+        assert losses(changed)[term] != losses(stored)[term]
+        kept, other = (losses(case, ignore_unlabeled_boundaries=True)[term] for case in (stored, changed))
         torch.testing.assert_close(kept, other)
 
 
@@ -357,15 +359,15 @@ def test_losses_are_defined_where_the_original_gives_nan(stored, case):
     for key in ("logits", "mask_logits", "dir_logits"):
         changed[key].requires_grad_()
     found = losses(changed, **options)
-    sum(found).backward()
-    is_zero = {name: value.item() == 0 for name, value in found._asdict().items()}
+    sum(found.values()).backward()
+    is_zero = {name: value.item() == 0 for name, value in found.items()}
     assert is_zero == {
-        "coarse": case == "nothing labeled",
-        "refined": case == "nothing labeled",
-        "boundary": case in ("no boundary at all", "nothing labeled"),
-        "direction": case != "no boundary at all",
+        "loss_coarse": case == "nothing labeled",
+        "loss_refined": case == "nothing labeled",
+        "loss_boundary": case in ("no boundary at all", "nothing labeled"),
+        "loss_direction": case != "no boundary at all",
     }
-    assert all(value.isfinite() for value in found)
+    assert all(value.isfinite() for value in found.values())
     assert all(changed[key].grad.isfinite().all() for key in ("logits", "mask_logits", "dir_logits"))
 
 

@@ -284,9 +284,9 @@ class TestUNEPTDense(UNEPTTester):
         attention = self.model().decoder.layers[0].self_attention
         attention.attention_dropout = 0.5
         queries = torch.randn(1, 10, 32)
-        assert torch.equal(attention(queries), attention(queries))
+        assert torch.equal(attention(queries)[0], attention(queries)[0])
         attention.train()
-        assert not torch.allclose(attention(queries), attention(queries))
+        assert not torch.allclose(attention(queries)[0], attention(queries)[0])
 
 
 class TestUNEPTOnResNet(UNEPTTester):
@@ -306,34 +306,21 @@ class TestUNEPTOnResNet(UNEPTTester):
 
 def released_model(**overrides) -> UNEPTForSemanticSegmentation:
     torch.manual_seed(0)
-    fields = {**SMALL, **WITHOUT_DROPOUT, "backbone_config": tiny_vit(), **overrides}
-    return UNEPTForSemanticSegmentation(
-        UNEPTConfig(num_labels=5, decoder_self_attention="across_batch", **fields)
-    ).eval()
+    fields = {"decoder_self_attention": "across_batch", "backbone_config": tiny_vit(), **overrides}
+    return UNEPTForSemanticSegmentation(UNEPTConfig(num_labels=5, **SMALL, **WITHOUT_DROPOUT, **fields)).eval()
 
 
-def test_dense_attention_is_multi_head_attention_over_the_queries_of_an_image():
-    torch.manual_seed(0)
-    config = UNEPTConfig(
-        num_labels=5, decoder_self_attention="dense", backbone_config=tiny_vit(), **SMALL, **WITHOUT_DROPOUT
-    )
-    attention = UNEPTForSemanticSegmentation(config).eval().decoder.layers[0].self_attention
-    expected = nn.MultiheadAttention(32, 4, batch_first=True)
-    weights = [attention.qkv.weight, attention.qkv.bias, attention.o_proj.weight, attention.o_proj.bias]
-    names = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
-    expected.load_state_dict(dict(zip(names, weights, strict=True)))
-    queries = torch.randn(2, 10, 32)
-    torch.testing.assert_close(attention(queries), expected(queries, queries, queries)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_released_attention_runs_over_the_batch():
-    attention = released_model().decoder.layers[0].self_attention
-    expected = nn.MultiheadAttention(32, 4, batch_first=False)
+@pytest.mark.parametrize("self_attention", ["dense", "across_batch"])
+def test_self_attention_is_multi_head_attention_over_queries_or_over_the_batch(self_attention):
+    layer = released_model(decoder_self_attention=self_attention).decoder.layers[0]
+    attention = layer.self_attention
+    expected = nn.MultiheadAttention(32, 4, batch_first=self_attention == "dense")
     weights = [attention.qkv.weight, attention.qkv.bias, attention.o_proj.weight, attention.o_proj.bias]
     names = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
     expected.load_state_dict(dict(zip(names, weights, strict=True)))
     queries = torch.randn(3, 10, 32)
-    torch.testing.assert_close(attention(queries), expected(queries, queries, queries)[0], atol=1e-5, rtol=1e-5)
+    found = layer.attend_to_queries(queries, points=None, query_shape=None)
+    torch.testing.assert_close(found, expected(queries, queries, queries)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_released_mode_mixes_images_and_says_so(caplog):

@@ -10,16 +10,7 @@ class PlainViTModelTester(VisionModelTester):
     config_class = PlainViTConfig
 
     def get_config(self, **overrides: Any) -> PlainViTConfig:
-        return PlainViTConfig(
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            out_indices=[1, 2],
-            **overrides,
-        )
+        return self.get_encoder_config(out_indices=[1, 2], **overrides)
 
 
 class PlainViTBackboneTest(BackboneSuite, unittest.TestCase):

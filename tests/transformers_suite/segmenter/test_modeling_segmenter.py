@@ -4,7 +4,7 @@ import unittest
 from transformers import Dinov2Config
 
 from common.vision_suite import SemanticSegmentationSuite, VisionModelTester
-from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+from hf_segmodels import SegmenterConfig, SegmenterForSemanticSegmentation
 
 
 class SegmenterModelTester(VisionModelTester):
@@ -12,14 +12,7 @@ class SegmenterModelTester(VisionModelTester):
 
     def get_config(self) -> SegmenterConfig:
         return SegmenterConfig(
-            backbone_config=PlainViTConfig(
-                hidden_size=self.hidden_size,
-                num_hidden_layers=self.num_hidden_layers,
-                num_attention_heads=self.num_attention_heads,
-                intermediate_size=self.intermediate_size,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-            ),
+            backbone_config=self.get_encoder_config(),
             decoder_hidden_size=24,
             decoder_num_attention_heads=2,
             num_labels=self.num_labels,

@@ -3,7 +3,7 @@ import unittest
 from typing import Any
 
 from common.vision_suite import SemanticSegmentationSuite, VisionModelTester
-from hf_segmodels import PlainViTConfig, SegViTConfig, SegViTForSemanticSegmentation
+from hf_segmodels import SegViTConfig, SegViTForSemanticSegmentation
 
 
 class SegViTModelTester(VisionModelTester):
@@ -12,17 +12,8 @@ class SegViTModelTester(VisionModelTester):
 
     def get_config(self, decoder_type: str = "cascade", **fields: Any) -> SegViTConfig:
         return SegViTConfig(
-            backbone_config=PlainViTConfig(
-                hidden_size=self.hidden_size,
-                num_hidden_layers=self.num_hidden_layers,
-                num_attention_heads=self.num_attention_heads,
-                intermediate_size=self.intermediate_size,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-                use_cls_token=False,
-                final_norm="none",
-                out_indices=[1, 2],
-                **fields,
+            backbone_config=self.get_encoder_config(
+                use_cls_token=False, final_norm="none", out_indices=[1, 2], **fields
             ),
             decoder_type=decoder_type,
             decoder_hidden_size=24,

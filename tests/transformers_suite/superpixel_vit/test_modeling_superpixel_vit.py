@@ -5,7 +5,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from common.vision_suite import SemanticSegmentationSuite, VisionModelTester
-from hf_segmodels import PlainViTConfig, SuperpixelViTConfig, SuperpixelViTForSemanticSegmentation
+from hf_segmodels import SuperpixelViTConfig, SuperpixelViTForSemanticSegmentation
 
 
 class SuperpixelViTModelTester(VisionModelTester):
@@ -13,14 +13,7 @@ class SuperpixelViTModelTester(VisionModelTester):
 
     def get_config(self) -> SuperpixelViTConfig:
         return SuperpixelViTConfig(
-            backbone_config=PlainViTConfig(
-                hidden_size=self.hidden_size,
-                num_hidden_layers=self.num_hidden_layers,
-                num_attention_heads=self.num_attention_heads,
-                intermediate_size=self.intermediate_size,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-            ),
+            backbone_config=self.get_encoder_config(),
             max_superpixels=self.seq_length - self.num_prefix_tokens,
             num_labels=self.num_labels,
         )

@@ -2,7 +2,7 @@
 import unittest
 
 from common.vision_suite import SemanticSegmentationSuite, VisionModelTester
-from hf_segmodels import PlainViTConfig, UNEPTConfig, UNEPTForSemanticSegmentation
+from hf_segmodels import UNEPTConfig, UNEPTForSemanticSegmentation
 
 
 class UNEPTModelTester(VisionModelTester):
@@ -10,16 +10,7 @@ class UNEPTModelTester(VisionModelTester):
 
     def get_config(self, **overrides) -> UNEPTConfig:
         return UNEPTConfig(
-            backbone_config=PlainViTConfig(
-                hidden_size=self.hidden_size,
-                num_hidden_layers=self.num_hidden_layers,
-                num_attention_heads=self.num_attention_heads,
-                intermediate_size=self.intermediate_size,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-                final_norm="none",
-                out_indices=[1, 2],
-            ),
+            backbone_config=self.get_encoder_config(final_norm="none", out_indices=[1, 2]),
             hidden_size=16,
             encoder_num_hidden_layers=1,
             decoder_num_hidden_layers=1,

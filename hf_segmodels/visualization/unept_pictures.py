@@ -1,6 +1,10 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
-"""Sampled points of the context queries of UN-EPT, and its feature pyramid, as in figures 7 and 5 of the paper."""
+"""
+Pictures of UN-EPT: predicted boundaries and directions, sampled points of the context queries and the feature pyramid, as in
+figures 7 and 5 of the paper.
+"""
 
+import colorsys
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,10 +14,73 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from ..unept.boundary_refinement import resize_boundary_maps
+from .attention import check_coverage, overlay_heat_map
 from .label_maps import side_by_side
 
 
-_STAR = "#00d020"
+# One hue for each direction, clockwise from red for left.
+DIRECTION_COLORS = np.array(
+    [[round(255 * part) for part in colorsys.hsv_to_rgb(index / 8, 1, 1)] for index in range(8)], dtype=np.uint8
+)
+
+
+def draw_boundaries(
+    image: Image.Image,
+    boundary_logits: torch.Tensor,
+    alpha: float = 0.6,
+    coverage: tuple[float, float] = (1.0, 1.0),
+) -> Image.Image:
+    """
+    Overlay the probability of a boundary on an image.
+
+    Args:
+        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
+        image, alpha, coverage: See [`overlay_heat_map`].
+    """
+    _check(boundary_logits, 2, "boundary_logits")
+    return overlay_heat_map(image, boundary_logits.detach().float().softmax(dim=0)[1], alpha, coverage)
+
+
+def draw_directions(
+    image: Image.Image,
+    boundary_logits: torch.Tensor,
+    direction_logits: torch.Tensor,
+    alpha: float = 0.8,
+    coverage: tuple[float, float] = (1.0, 1.0),
+) -> Image.Image:
+    """
+    Color the pixels whose scores the refinement replaces by their direction (`DIRECTION_COLORS`: left, up left, up, and so on
+    clockwise). Other pixels stay unchanged.
+
+    Args:
+        boundary_logits (`torch.Tensor` of shape `(2, h, w)`): For example `outputs.boundary_logits[0]`.
+        direction_logits (`torch.Tensor` of shape `(8, h, w)`): For example `outputs.direction_logits[0]`.
+        alpha (`float`, *optional*, defaults to 0.8): Opacity, from 0 to 1.
+        image, coverage: See [`overlay_heat_map`].
+
+    Returns:
+        `PIL.Image.Image`: RGB image of the same size.
+    """
+    _check(boundary_logits, 2, "boundary_logits")
+    _check(direction_logits, 8, "direction_logits")
+    check_coverage(coverage)
+    size = round(image.height * coverage[0]), round(image.width * coverage[1])
+    maps = resize_boundary_maps(boundary_logits.detach()[None], direction_logits.detach()[None], size)
+    boundaries, directions = (logits[0, :, : image.height, : image.width].cpu() for logits in maps)
+    # (height, width) -> (height, width, 3)
+    colors = DIRECTION_COLORS[directions.argmax(dim=0).numpy()]
+    original = image.convert("RGB")
+    painted = np.where((boundaries[1] > 0.5).numpy()[..., None], colors, np.asarray(original))
+    return Image.blend(original, Image.fromarray(painted), alpha)
+
+
+def _check(logits: torch.Tensor, num_channels: int, name: str) -> None:
+    if logits.ndim != 3 or logits.shape[0] != num_channels:
+        raise ValueError(
+            f"`{name}` must have the shape ({num_channels}, h, w) of one image, got {tuple(logits.shape)}: give "
+            f"`outputs.{name}[0]`."
+        )
 
 
 class SampledPoints(NamedTuple):
@@ -103,16 +170,13 @@ def draw_sampled_points(image: Image.Image, sampled: SampledPoints) -> Image.Ima
             color = (255, round(230 * (1 - weight)), 0)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline="black")
         x, y = np.array(sampled.query) * scale
-        draw.polygon(_star(x, y, 3 * radius), fill=_STAR, outline="black")
+        # a five-pointed star
+        lengths = [3 * radius * (1 if corner % 2 == 0 else 0.45) for corner in range(10)]
+        angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
+        corners = [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
+        draw.polygon(corners, fill="#00d020", outline="black")
         panels.append(panel)
     return side_by_side(panels, [f"scale {number}" for number in range(1, len(panels) + 1)])
-
-
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Return the corners of a five-pointed star."""
-    lengths = [radius if corner % 2 == 0 else 0.45 * radius for corner in range(10)]
-    angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
-    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
 
 
 def feature_picture(feature_map: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
