@@ -179,7 +179,7 @@ def missing_recipe(tmp_path):
 
 def broken_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("dataset: [")
-    return [tmp_path / "recipe.yaml"], "recipe.yaml is "
+    return [tmp_path / "recipe.yaml"], "recipe.yaml is not valid YAML: "
 
 
 def recipe_without_data(tmp_path):
