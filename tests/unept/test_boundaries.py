@@ -21,8 +21,8 @@ from hf_segmodels.unept.boundary_refinement import (
     resize_boundary_maps,
 )
 from hf_segmodels.unept.boundary_targets import boundary_labels, direction_labels
+from hf_segmodels.unept.context_branch import sine_position_embeddings
 from hf_segmodels.unept.loss_unept import balanced_cross_entropy
-from hf_segmodels.unept.modeling_unept import sine_position_embeddings
 
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "unept"
