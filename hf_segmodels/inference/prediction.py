@@ -71,16 +71,9 @@ def dense_prediction(
         raise ValueError(
             f"Got {len(inputs)} inputs and {len(flips)} flips: give at least one input, and a flip for each."
         )
-    sizes = as_sizes(target_sizes)
     for pixel_values in inputs:
         _check_images(pixel_values, model.config)
-        if pixel_values.shape[0] != len(sizes):
-            raise ValueError(
-                f"Got {len(sizes)} `target_sizes` for a batch of {pixel_values.shape[0]} images: give one "
-                "(height, width) for each image."
-            )
-    if any(min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
+        sizes = as_sizes(target_sizes, len(pixel_values))
     if max_windows < 1:
         raise ValueError(f"`max_windows` must be at least 1, got {max_windows}.")
     views = []
@@ -125,10 +118,8 @@ def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
 
 def _mean_probabilities(views: Sequence[LazyScores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
     """Mean softmax map `(num_labels, bottom - top, width)` of the inputs of one image, in a band of rows."""
-    total = views[0].evaluate(top, bottom).softmax(dim=0)
-    for view in views[1:]:
-        total = total + view.evaluate(top, bottom).softmax(dim=0)
-    return total / len(views)
+    probabilities = (view.evaluate(top, bottom).softmax(dim=0) for view in views)
+    return functools.reduce(torch.add, probabilities) / len(views)
 
 
 def _argmax_of_mean(views: Sequence[LazyScores]) -> torch.Tensor:

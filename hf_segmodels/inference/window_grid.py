@@ -14,19 +14,23 @@ from torch import nn
 Network = Callable[[torch.Tensor], tuple[Sequence[torch.Tensor], tuple[int, int]]]
 
 
-def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor) -> list[tuple[int, int]]:
+def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor, batch_size: int) -> list[tuple[int, int]]:
     """
     `(height, width)` of each image, from pairs or a tensor `(batch_size, 2)`.
 
     Raises:
-        ValueError: if an entry is not a pair of numbers.
+        ValueError: if there is not one pair of positive numbers for each image.
     """
     try:
-        return [(int(height), int(width)) for height, width in target_sizes]
-    except (TypeError, ValueError) as error:
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
         raise ValueError(
-            f"`target_sizes` must be a list with one (height, width) for each image, got {target_sizes}."
-        ) from error
+            f"`target_sizes` for a batch of {batch_size} images must be one (height, width) of at least one pixel for each, "
+            f"got {target_sizes}."
+        )
+    return sizes
 
 
 class WindowAxis(NamedTuple):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from .class_counts import ClassCounts
-from .label_pairs import read_label_maps
 
 
 class BoundaryIoU(ClassCounts):
@@ -53,17 +52,8 @@ class BoundaryIoU(ClassCounts):
         self.counts = torch.zeros(3, num_labels, dtype=torch.int64)
 
     def update(self, predictions: Any, references: Any) -> None:
-        """
-        Count one label map or a batch of them.
-
-        Args:
-            predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
-            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
-
-        Raises:
-            ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
-        """
-        maps = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
+        """Count one label map or a batch of them; see [`~SegmentationScores.update`]."""
+        maps = self._read_label_maps(predictions, references)
         if maps[0].numel() == 0:
             return
         void = self.num_labels

@@ -26,10 +26,7 @@ from .boundary_targets import PADDING_VALUE, compute_boundary_targets
 
 
 class UNEPTImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
-    """
-    do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
-        Whether to compute `distance_maps` and `angle_maps` from the label maps.
-    """
+    """Arguments of the boundary targets. See [`UNEPTImageProcessor`]."""
 
     do_boundary_targets: bool | None
 

@@ -240,7 +240,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         outputs, padded_size = run_windows(network, pixel_values, grid, max_windows)
         axes = grid.axes(outputs[0].shape[-2:], padded_size)
         return [
-            RefinedScores(*image_outputs, axes, target_size)
+            RefinedScores(*image_outputs, *axes, target_size)
             for *image_outputs, target_size in zip(*outputs, target_sizes, strict=True)
         ]
 
