@@ -271,7 +271,7 @@ class TestUserErrors:
             (["--window", "3x"], "--window"),
             (["--window", "-5"], "--window"),
             (["--stride", "0"], "--stride"),
-            (["--window", "16", "--stride", "32"], "leave pixels out"),
+            (["--window", "16", "--stride", "32"], "skips pixels"),
             (["--window", "0", "--stride", "8"], "needs a `window_size`"),
             (["--stride", "8"], "needs a `window_size`"),
             (["--scales", "0"], "--scales"),

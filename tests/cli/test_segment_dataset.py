@@ -647,7 +647,7 @@ class TestUserErrors:
             (["{}/in", "--output", "{}/photo.png"], "cannot use the output folder"),
             (["{}/in", "--batch-size", "0"], "--batch-size"),
             (["{}/in", "--num-workers", "-1"], "--num-workers"),
-            (["{}/in", "--window", "16", "--stride", "32"], "leave pixels out"),
+            (["{}/in", "--window", "16", "--stride", "32"], "skips pixels"),
         ],
     )
     def test_arguments(self, tmp_path, model_folder, output, capsys, arguments, message):
