@@ -238,7 +238,9 @@ class DensePredictionMixin:
 
         inputs, flips = [], []
         for size in scaled_sizes:
-            resized = pixel_values if size == (height, width) else _resize_images(pixel_values, size)
+            resized = pixel_values
+            if size != (height, width):
+                resized = nn.functional.interpolate(resized, size=size, mode="bilinear", align_corners=False)
             inputs += [resized, resized.flip(-1)] if flip else [resized]
             flips += [False, True] if flip else [False]
 
@@ -246,10 +248,6 @@ class DensePredictionMixin:
             return dense_prediction(
                 self, inputs, flips, target_sizes, window_size, window_stride, return_scores, max_windows
             )
-
-
-def _resize_images(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
 
 def slide_when_configured(forward: Callable) -> Callable:
