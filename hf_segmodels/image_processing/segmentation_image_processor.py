@@ -16,6 +16,8 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
     ChannelDimension,
     ImageInput,
     PILImageResampling,
@@ -72,8 +74,8 @@ class SegmentationImageProcessorBase(BaseImageProcessor):
         rescale_factor (`float`, *optional*, defaults to `1 / 255`): Factor of the pixel values.
         do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean` and divide by
             `image_std`.
-        image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to the method's.
-        image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults to the method's.
+        image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to ImageNet's, or to the method's.
+        image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults like `image_mean`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files: 0 becomes `ignore_index`, k
@@ -97,6 +99,8 @@ class SegmentationImageProcessorBase(BaseImageProcessor):
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
     do_convert_rgb = True
     do_reduce_labels = False
     do_pad = False

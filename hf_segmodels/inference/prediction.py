@@ -269,11 +269,8 @@ def slide_when_configured(forward: Callable) -> Callable:
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         size = pixel_values.shape[-2], pixel_values.shape[-1]
-        if (
-            windows is None
-            or returns_internals
-            or all(side <= limit for side, limit in zip(size, windows[0], strict=True))
-        ):
+        is_larger = windows is not None and any(side > limit for side, limit in zip(size, windows[0], strict=True))
+        if returns_internals or not is_larger:
             return forward(self, pixel_values, **kwargs)
         scores = dense_prediction(self, [pixel_values], [False], [size] * pixel_values.shape[0], return_scores=True)
         return output_class(logits=torch.stack(scores))

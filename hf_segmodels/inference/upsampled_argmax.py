@@ -338,13 +338,8 @@ def bounds(
     grid: torch.Tensor, row_support: torch.Tensor, column_support: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Largest and smallest entry of a grid `(h, w, K)` among the entries that each tile depends on.
-
-    Args:
-        row_support, column_support (`torch.LongTensor` of shape `(tiles, num_support)`): Rows and columns of the entries.
-
-    Returns:
-        Two `torch.Tensor` of shape `(tile rows, tile columns, K)`.
+    Largest and smallest entry of a grid `(h, w, K)` among the rows and columns `(tiles, num_support)` that each tile
+    depends on: two tensors `(tile rows, tile columns, K)`.
     """
     highest, lowest = (
         reduce(
@@ -381,17 +376,11 @@ def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.T
 
 def _lowest_average(grid: torch.Tensor, winners: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """
-    Lower bounds of the best score in tiles, from an average of classes: the best score is never below it.
+    Lower bounds `(tiles,)` of the best score in tiles, from an average of classes: the best score is never below it.
 
     Where classes meet, each class is low at the other's entries and gives a low bound of its own. The average of the classes
-    that win at some entry is low nowhere.
-
-    Args:
-        winners (`torch.LongTensor` of shape `(h * w,)`): The best class of each entry of the grid `(h, w, K)`.
-        entries (`torch.LongTensor` of shape `(tiles, support)`): The entries that the tiles depend on.
-
-    Returns:
-        `torch.Tensor` of shape `(tiles,)`.
+    that win at some entry is low nowhere. `winners (h * w,)` are the best classes of the entries of the grid `(h, w, K)`,
+    `entries (tiles, support)` those that the tiles depend on.
     """
     step = -(-entries.shape[1] // _MAX_WINNERS)
     winner = winners[entries[:, ::step]]

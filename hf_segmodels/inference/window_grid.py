@@ -146,8 +146,7 @@ def run_windows(
     Run a network over the windows of a batch of images.
 
     Args:
-        network: Maps `(num_windows, num_channels, height, width)` to tensors with one row per window, and to the size in
-            pixels that the grids of a window cover.
+        network ([`Network`]): The network.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The images.
         grid ([`WindowGrid`]): The windows.
         max_windows (`int`): Number of windows that go through the network together.

@@ -22,8 +22,7 @@ class BoundaryIoU(ClassCounts):
     pixels are summed over the whole data set before intersections are divided by unions.
 
     Args:
-        num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        num_labels, ignore_index: See [`ConfusionMatrix`].
         dilation_ratio (`float`, *optional*, defaults to 0.02):
             Distance relative to the image's diagonal, rounded to whole pixels, at least one. The paper uses 0.02 for
             COCO and LVIS, and 0.005 for Cityscapes, whose images are larger.

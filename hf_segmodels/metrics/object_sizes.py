@@ -21,8 +21,7 @@ class ObjectSizes(ClassCounts):
     the mean fraction of the image that is labeled with the class, over images where the class occurs.
 
     Args:
-        num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        num_labels, ignore_index: See [`ConfusionMatrix`].
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):

@@ -16,7 +16,6 @@
 from typing import Any
 
 import torch
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..image_processing.segmentation_image_processor import (
     SegmentationImageProcessor,
@@ -66,9 +65,6 @@ class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
             label maps, so they also match label maps that were mirrored or cropped. Their padding value is 255 (no
             boundary).
     """
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["UNEPTImageProcessor"]
