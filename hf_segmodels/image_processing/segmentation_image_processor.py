@@ -16,6 +16,8 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
     ChannelDimension,
     ImageInput,
     PILImageResampling,
@@ -33,17 +35,7 @@ from .rgb_images import image_to_tensor
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
-    """
-    antialias (`bool`, *optional*, defaults to `self.antialias`):
-        Whether to antialias when shrinking. The original pipelines (OpenCV) do not.
-    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether label 0 means "unlabeled" and classes start at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1,
-        `ignore_index` stays.
-    ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
-        Label of ignored pixels, also used to pad label maps.
-    num_labels (`int`, *optional*, defaults to `self.num_labels`):
-        Number of classes. When set, a label that is neither a class nor `ignore_index` raises an error.
-    """
+    """Arguments that the image processors of transformers do not have. See [`SegmentationImageProcessor`]."""
 
     antialias: bool | None
     do_reduce_labels: bool | None
@@ -64,7 +56,7 @@ def both_backends(reference: str) -> dict[str, str]:
     }
 
 
-class _SegmentationImageProcessorBase(BaseImageProcessor):
+class SegmentationImageProcessorBase(BaseImageProcessor):
     """
     Image processor for semantic segmentation: prepares images and label maps, and turns scores into label maps. The
     backend of transformers that follows in the class order rescales, normalizes and pads the pixels.
@@ -76,21 +68,24 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
             the aspect ratio. An integer sets the shortest edge.
         resample (`PILImageResampling`, *optional*, defaults to `PILImageResampling.BILINEAR`):
             Filter for images: nearest, bilinear or bicubic. Label maps always use nearest.
-        antialias (`bool`, *optional*, defaults to `False`): Whether to antialias when shrinking.
+        antialias (`bool`, *optional*, defaults to `False`): Whether to antialias when shrinking. The original
+            pipelines (OpenCV) do not.
         do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to `1 / 255`): Factor of the pixel values.
         do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean` and divide by
             `image_std`.
-        image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to the method's.
-        image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults to the method's.
+        image_mean (`list[float]`, *optional*): Mean of each channel. Defaults to ImageNet's, or to the method's.
+        image_std (`list[float]`, *optional*): Standard deviation of each channel. Defaults like `image_mean`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert images to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files.
+            Whether label 0 means "unlabeled" and classes start at 1, as in ADE20K's files: 0 becomes `ignore_index`, k
+            becomes k - 1, `ignore_index` stays.
         do_pad (`bool`, *optional*, defaults to `False`):
             Whether to pad at the bottom and right: images with 0 after normalizing, label maps with `ignore_index`.
         pad_size (`dict[str, int]`, *optional*): Size to pad to. Defaults to the largest size of the batch.
         ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        num_labels (`int`, *optional*): Number of classes. If set, labels are checked.
+        num_labels (`int`, *optional*): Number of classes. If set, a label that is neither a class nor `ignore_index` is
+            an error.
     """
 
     valid_kwargs = SegmentationImageProcessorKwargs
@@ -104,6 +99,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
     do_convert_rgb = True
     do_reduce_labels = False
     do_pad = False
@@ -171,9 +168,8 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         """
         logits = outputs.logits
         if target_sizes is None:
-            sizes = [tuple(logits.shape[-2:])] * len(logits)
-        else:
-            sizes = as_sizes(target_sizes, len(logits))
+            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+        sizes = as_sizes(target_sizes, len(logits))
         if return_segmentation_scores:
             scores = [
                 F.interpolate(image_logits[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -185,8 +181,6 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
                 )
                 for image_scores in scores
             ]
-        if target_sizes is None:
-            return list(logits.argmax(dim=1))
         if len(set(sizes)) == 1:
             return list(upsample_argmax(logits, sizes[0]))
         return [upsample_argmax(image_logits[None], size)[0] for image_logits, size in zip(logits, sizes, strict=True)]
@@ -228,15 +222,21 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         )
         if kwargs["do_normalize"]:
             _check_channels(images, kwargs["image_mean"], kwargs["image_std"])
-        data = self._preprocess(images, return_tensors=None, **kwargs).data
+        in_sizes = [tuple(image.shape[-2:]) for image in images]
+        if kwargs["do_resize"]:
+            size, resample, antialias = kwargs["size"], kwargs["resample"], bool(kwargs["antialias"])
+            images = [self.resize(image, size, resample=resample, antialias=antialias) for image in images]
+        data = self._preprocess(images, return_tensors=None, **kwargs | {"do_resize": False}).data
         pixel_values = data["pixel_values"]
+        targets = self._extra_inputs(images, **kwargs)
         if segmentation_maps is not None:
-            in_sizes = [tuple(image.shape[-2:]) for image in images]
-            out_sizes = [tuple(image.shape[-2:]) for image in pixel_values]
-            labels = _prepare_labels(segmentation_maps, in_sizes, **kwargs)
-            for name, (maps, padding_value) in self._training_targets(labels, **kwargs).items():
-                padded = (_pad_to(target, size, padding_value) for target, size in zip(maps, out_sizes, strict=True))
-                data[name] = [self._from_tensor(target, device) for target in padded]
+            targets |= self._training_targets(_prepare_labels(segmentation_maps, in_sizes, **kwargs), **kwargs)
+        for name, (maps, padding_value) in targets.items():
+            data[name] = []
+            for target, padded in zip(maps, pixel_values, strict=True):
+                # at the bottom and right
+                padding = (0, padded.shape[-1] - target.shape[1], 0, padded.shape[-2] - target.shape[0])
+                data[name].append(self._from_tensor(F.pad(target, padding, value=padding_value), device))
         if return_tensors is not None:
             _check_equal_shapes(pixel_values)
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -275,18 +275,12 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         resized = resize_image(torch.as_tensor(image), resized_size(height, width, size), resample, antialias)
         return self._from_tensor(resized)
 
-    def _preprocess(
-        self,
-        images: list,
-        do_resize: bool | None,
-        size: SizeDict,
-        resample: "PILImageResampling | int | None",
-        antialias: bool | None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        if do_resize:
-            images = [self.resize(image, size, resample=resample, antialias=bool(antialias)) for image in images]
-        return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
+    def _extra_inputs(self, images: list, **kwargs: Any) -> dict[str, tuple[list[torch.Tensor], int]]:
+        """
+        Return the inputs that a model needs in addition to `pixel_values` by name, as maps `(height, width)` of the
+        resized images, and the padding value of each.
+        """
+        return {}
 
     def _training_targets(
         self, labels: list[torch.Tensor], *, ignore_index: int, **kwargs: Any
@@ -307,14 +301,14 @@ class _SegmentationImageProcessorBase(BaseImageProcessor):
         raise NotImplementedError
 
 
-class SegmentationImageProcessor(_SegmentationImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]
+class SegmentationImageProcessor(SegmentationImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]
     """Image processor for semantic segmentation on transformers' torchvision backend (torch tensors, any device)."""
 
     def _from_tensor(self, tensor: torch.Tensor, device: "str | torch.device | None" = None) -> torch.Tensor:
         return tensor if device is None else tensor.to(device)
 
 
-class SegmentationImageProcessorPil(_SegmentationImageProcessorBase, PilBackend):  # type: ignore[misc]
+class SegmentationImageProcessorPil(SegmentationImageProcessorBase, PilBackend):  # type: ignore[misc]
     """[`SegmentationImageProcessor`] on transformers' PIL backend (numpy arrays): same values, without torchvision."""
 
     def _from_tensor(self, tensor: torch.Tensor, device: "str | torch.device | None" = None) -> np.ndarray:
@@ -362,12 +356,6 @@ def _prepare_labels(
             label_map = resize_label_map(label_map, resized_size(in_size[0], in_size[1], size))
         labels.append(label_map)
     return labels
-
-
-def _pad_to(target: torch.Tensor, size: tuple[int, ...], value: int) -> torch.Tensor:
-    """Pad `(height, width)` at the bottom and right."""
-    height, width = target.shape
-    return F.pad(target, (0, size[1] - width, 0, size[0] - height), value=value)
 
 
 def _flatten_label_maps(segmentation_maps: Any, num_images: int) -> list:

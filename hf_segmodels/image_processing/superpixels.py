@@ -1,27 +1,16 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """SLIC superpixels, and the mixin that adds them to the output of an image processor."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
 
 from ..inference.region_painting import paint_labels, paint_scores, resize_regions
 from ..inference.window_grid import as_sizes
-from .segmentation_image_processor import SegmentationImageProcessorKwargs
-
-
-if TYPE_CHECKING:
-    from transformers.image_utils import PILImageResampling
-
-    from .segmentation_image_processor import _SegmentationImageProcessorBase as _Base
-else:
-    _Base = object
+from .segmentation_image_processor import SegmentationImageProcessorBase, SegmentationImageProcessorKwargs
 
 
 def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 10.0) -> torch.Tensor:
@@ -60,22 +49,14 @@ def slic_superpixels(image: torch.Tensor, n_segments: int, compactness: float = 
 
 
 class SuperpixelMixinKwargs(SegmentationImageProcessorKwargs, total=False):
-    """
-    n_segments (`int`, *optional*, defaults to `self.n_segments`):
-        Approximate number of superpixels in each image. Defaults to the number of pixels divided by
-        `pixels_per_segment`.
-    pixels_per_segment (`int`, *optional*, defaults to `self.pixels_per_segment`):
-        Approximate number of pixels of the resized image in a superpixel. Ignored if `n_segments` is set.
-    compactness (`float`, *optional*, defaults to `self.compactness`):
-        Higher values make superpixels squarer.
-    """
+    """Arguments of the superpixels. See [`SuperpixelViTImageProcessor`]."""
 
     n_segments: int | None
     pixels_per_segment: int | None
     compactness: float | None
 
 
-class SuperpixelMixin(_Base):
+class SuperpixelMixin(SegmentationImageProcessorBase):
     """
     Add `superpixels (batch_size, height, width)`, int64, to the output of the image processor that follows in the class
     order: the superpixels of the resized images, and -1 in the padding.
@@ -91,32 +72,21 @@ class SuperpixelMixin(_Base):
     def __init__(self, **kwargs: Unpack[SuperpixelMixinKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]
 
-    def _preprocess(  # type: ignore[override]
+    def _extra_inputs(  # type: ignore[override]
         self,
         images: list,
-        do_resize: bool | None,
-        size: SizeDict,
-        resample: "PILImageResampling | int | None",
-        antialias: bool | None,
         *,
         n_segments: int | None,
         pixels_per_segment: int | None,
         compactness: float,
         **kwargs: Any,
-    ) -> BatchFeature:
-        if do_resize:
-            images = [self.resize(image, size, resample=resample, antialias=bool(antialias)) for image in images]
-        batch = super()._preprocess(
-            images, do_resize=False, size=size, resample=resample, antialias=antialias, **kwargs
-        )
-        batch["superpixels"] = []
-        for image, padded in zip(images, batch["pixel_values"], strict=True):
-            superpixels = self.make_superpixels(torch.as_tensor(image), n_segments, pixels_per_segment, compactness)
-            height, width = superpixels.shape
-            padding = (0, padded.shape[-1] - width, 0, padded.shape[-2] - height)
-            superpixels = F.pad(superpixels, padding, value=-1)
-            batch["superpixels"].append(self._from_tensor(superpixels, getattr(image, "device", None)))
-        return batch
+    ) -> dict[str, tuple[list[torch.Tensor], int]]:
+        tensors = map(torch.as_tensor, images)
+        superpixels = [
+            self.make_superpixels(image, n_segments, pixels_per_segment, compactness).to(image.device)
+            for image in tensors
+        ]
+        return {"superpixels": (superpixels, -1)}
 
     def make_superpixels(
         self,
@@ -152,7 +122,8 @@ class SuperpixelMixin(_Base):
         token_logits, superpixels = getattr(outputs, "token_logits", None), getattr(outputs, "superpixels", None)
         if token_logits is None or superpixels is None:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
-        target_sizes = [tuple(superpixels.shape[-2:])] * len(superpixels) if target_sizes is None else target_sizes
+        if target_sizes is None:
+            target_sizes = [tuple(superpixels.shape[-2:])] * len(superpixels)
         sizes = as_sizes(target_sizes, len(superpixels))
         regions = [resize_regions(regions[None], size) for regions, size in zip(superpixels, sizes, strict=True)]
         labels = [paint_labels(logits[None], maps)[0] for logits, maps in zip(token_logits, regions, strict=True)]

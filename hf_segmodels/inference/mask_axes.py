@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .upsampled_argmax import pixel_supports, resize_rows, resize_weights, split_into_tiles
+from .upsampled_argmax import Tiles, resize_rows, resize_weights, split_into_tiles
 from .window_grid import WindowAxis
 
 
@@ -70,26 +70,13 @@ class MaskAxis:
         return MaskTiles.from_axis(self)
 
 
-class _Part(NamedTuple):
-    """What a tile takes of one window; arrays as in [`MaskTiles`], without padding."""
-
-    tile: int
-    window: int
-    support: np.ndarray
-    entry_weights: np.ndarray
-    pixel_weights: np.ndarray
-
-
 @dataclass(frozen=True, eq=False)
-class MaskTiles:
+class MaskTiles(Tiles):
     """
-    A [`MaskAxis`] split into tiles of neighboring pixels, and the tiles into *parts*, one for each window that a tile
-    depends on. Parts of a tile follow each other. In parts with fewer entries than others, the last entry is repeated with
-    weight 0.
+    A [`MaskAxis`] split into tiles, and the tiles into *parts*, one for each window that a tile depends on. Parts of a
+    tile follow each other. In parts with fewer entries than others, the last entry is repeated with weight 0.
 
     Args:
-        size (`int`): Pixels per tile.
-        position (`torch.LongTensor` of shape `(num_pixels,)`): Index of each pixel in the concatenated tiles.
         first_part, num_parts (`torch.LongTensor` of shape `(num_tiles,)`): First part, and number of parts, of a tile.
         tile, window (`torch.LongTensor` of shape `(num_parts,)`): Tile and window of a part.
         support (`torch.LongTensor` of shape `(num_parts, num_support)`): The entries that the part depends on, among the
@@ -101,8 +88,6 @@ class MaskTiles:
         is_direct (`bool`): Whether each pixel is one prediction pixel of one window: `pixel_weights` are identities.
     """
 
-    size: int
-    position: torch.Tensor
     first_part: torch.Tensor
     num_parts: torch.Tensor
     tile: torch.Tensor
@@ -111,10 +96,6 @@ class MaskTiles:
     entry_weights: torch.Tensor
     pixel_weights: torch.Tensor
     is_direct: bool
-
-    @property
-    def number(self) -> int:
-        return len(self.first_part)
 
     @classmethod
     def from_axis(cls, axis: MaskAxis) -> "MaskTiles":
@@ -125,49 +106,48 @@ class MaskTiles:
         for number, window in enumerate(axis.windows):
             own = matrix[window.first : window.last, number * num_entries : (number + 1) * num_entries]
             own[:] = window.dense(window.first, window.last, num_predictions) @ entries
-        starts, _ = split_into_tiles(pixel_supports(matrix))
+        lengths, position, _ = split_into_tiles(matrix)
+        ends, size = lengths.cumsum(), int(lengths.max())
 
-        parts = []
-        for tile, (start, end) in enumerate(zip(starts, [*starts[1:], axis.size], strict=True)):
+        tiles, windows, supports, entry_weights, pixel_weights = [], [], [], [], []
+        for tile, (start, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist(), strict=True)):
             for number, window in enumerate(axis.windows):
                 if window.first >= end or window.last <= start:
                     continue
                 block = window.dense(start, end, num_predictions)
                 used = np.flatnonzero(block.any(axis=0))
                 support = np.flatnonzero(entries[used].any(axis=0))
-                weights = entries[np.ix_(used, support)]
-                parts.append(_Part(tile, number, number * num_entries + support, weights, block[:, used]))
-        return cls._from_parts(parts, np.diff([*starts, axis.size]), axis.entries.device)
+                tiles.append(tile)
+                windows.append(number)
+                supports.append(number * num_entries + support)
+                entry_weights.append(entries[np.ix_(used, support)])
+                pixel_weights.append(block[:, used])
 
-    @classmethod
-    def _from_parts(cls, parts: Sequence[_Part], lengths: np.ndarray, device: torch.device) -> "MaskTiles":
-        """Pads the parts of tiles of the given lengths to arrays."""
-        size, number = int(lengths.max()), len(lengths)
-        num_predictions, num_support = (max(part.entry_weights.shape[axis] for part in parts) for axis in (0, 1))
-        support = np.zeros((len(parts), num_support), dtype=np.int64)
-        entry_weights = np.zeros((len(parts), num_predictions, num_support), dtype=np.float32)
-        pixel_weights = np.zeros((len(parts), size, num_predictions), dtype=np.float32)
-        for index, part in enumerate(parts):
-            support[index] = np.pad(part.support, (0, num_support - len(part.support)), mode="edge")
-            entry_weights[index, : part.entry_weights.shape[0], : part.entry_weights.shape[1]] = part.entry_weights
-            pixel_weights[index, : part.pixel_weights.shape[0], : part.pixel_weights.shape[1]] = part.pixel_weights
-        tile = np.array([part.tile for part in parts])
-        num_parts = np.bincount(tile, minlength=number)
-        is_pixel = np.arange(size) < lengths[tile][:, None]
-        is_direct = num_predictions == size and bool((pixel_weights == np.eye(size) * is_pixel[..., None]).all())
-        starts = lengths.cumsum() - lengths
+        most_support = max(map(len, supports))
+        padded_weights = _stack_padded(pixel_weights)
+        is_pixel = np.arange(size) < lengths[tiles][:, None]
+        is_direct = padded_weights.shape[2] == size and (padded_weights == np.eye(size) * is_pixel[..., None]).all()
+        num_parts = np.bincount(tiles)
         arrays = {
-            "position": np.arange(lengths.sum()) + np.repeat(np.arange(number) * size - starts, lengths),
+            "position": position,
             "first_part": num_parts.cumsum() - num_parts,
             "num_parts": num_parts,
-            "tile": tile,
-            "window": np.array([part.window for part in parts]),
-            "support": support,
-            "entry_weights": entry_weights,
-            "pixel_weights": pixel_weights,
+            "tile": np.array(tiles),
+            "window": np.array(windows),
+            "support": np.stack([np.pad(each, (0, most_support - len(each)), mode="edge") for each in supports]),
+            "entry_weights": _stack_padded(entry_weights),
+            "pixel_weights": padded_weights,
         }
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(size=size, is_direct=is_direct, **tensors)
+        tensors = {name: torch.from_numpy(array).to(axis.entries.device) for name, array in arrays.items()}
+        return cls(number=len(lengths), size=size, is_direct=bool(is_direct), **tensors)
+
+
+def _stack_padded(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack matrices, padded with zeros to the largest shape."""
+    padded = np.zeros((len(blocks), *np.max([block.shape for block in blocks], axis=0)), dtype=np.float32)
+    for target, block in zip(padded, blocks, strict=True):
+        target[: block.shape[0], : block.shape[1]] = block
+    return padded
 
 
 @lru_cache(maxsize=32)

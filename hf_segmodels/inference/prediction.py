@@ -73,7 +73,7 @@ def dense_prediction(
         )
     for pixel_values in inputs:
         _check_images(pixel_values, model.config)
-        sizes = as_sizes(target_sizes, pixel_values.shape[0])
+        sizes = as_sizes(target_sizes, len(pixel_values))
     if max_windows < 1:
         raise ValueError(f"`max_windows` must be at least 1, got {max_windows}.")
     views = []
@@ -118,10 +118,8 @@ def _check_images(pixel_values: torch.Tensor, config: Any) -> None:
 
 def _mean_probabilities(views: Sequence[LazyScores], top: int = 0, bottom: int | None = None) -> torch.Tensor:
     """Mean softmax map `(num_labels, bottom - top, width)` of the inputs of one image, in a band of rows."""
-    total = views[0].evaluate(top, bottom).softmax(dim=0)
-    for view in views[1:]:
-        total = total + view.evaluate(top, bottom).softmax(dim=0)
-    return total / len(views)
+    probabilities = (view.evaluate(top, bottom).softmax(dim=0) for view in views)
+    return functools.reduce(torch.add, probabilities) / len(views)
 
 
 def _argmax_of_mean(views: Sequence[LazyScores]) -> torch.Tensor:
@@ -243,7 +241,9 @@ class DensePredictionMixin:
 
         inputs, flips = [], []
         for size in scaled_sizes:
-            resized = pixel_values if size == (height, width) else _resize_images(pixel_values, size)
+            resized = pixel_values
+            if size != (height, width):
+                resized = nn.functional.interpolate(resized, size=size, mode="bilinear", align_corners=False)
             inputs += [resized, resized.flip(-1)] if flip else [resized]
             flips += [False, True] if flip else [False]
 
@@ -251,10 +251,6 @@ class DensePredictionMixin:
             return dense_prediction(
                 self, inputs, flips, target_sizes, window_size, window_stride, return_scores, max_windows
             )
-
-
-def _resize_images(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
 
 def slide_when_configured(forward: Callable) -> Callable:
@@ -276,11 +272,8 @@ def slide_when_configured(forward: Callable) -> Callable:
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         size = pixel_values.shape[-2], pixel_values.shape[-1]
-        if (
-            windows is None
-            or returns_internals
-            or all(side <= limit for side, limit in zip(size, windows[0], strict=True))
-        ):
+        is_larger = windows is not None and any(side > limit for side, limit in zip(size, windows[0], strict=True))
+        if returns_internals or not is_larger:
             return forward(self, pixel_values, **kwargs)
         scores = dense_prediction(self, [pixel_values], [False], [size] * pixel_values.shape[0], return_scores=True)
         return output_class(logits=torch.stack(scores))

@@ -132,20 +132,14 @@ def segment_dataset(
     try:
         todo = [index for index in shards if not results.is_complete(index)]
         _segment_shards(todo, data, predictor, results, batch_size, num_workers, show_progress=process_index == 0)
-        summary = _write_summary(results, has_new_results=bool(todo), is_first=process_index == 0)
+        # The process that finishes last writes the summary. Without new results, the first process returns it.
+        records = results.records()
+        summary = None if records is None else summarize(records)
+        if summary is not None and not (results.write_summary(summary) if todo else process_index == 0):
+            summary = None
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}.") from error
     return SegmentedDataset(len(todo), len(shards) - len(todo), process_index, num_processes, summary)
-
-
-def _write_summary(results: DatasetResults, has_new_results: bool, is_first: bool) -> dict[str, Any] | None:
-    """Write the summary in the process that finishes last. Without new results, the first process returns it."""
-    records = results.records()
-    if records is None:
-        return None
-    summary = summarize(records)
-    is_last = results.write_summary(summary) if has_new_results else is_first
-    return summary if is_last else None
 
 
 def _find_process() -> tuple[int, int]:
@@ -183,17 +177,12 @@ def _open_data(
     except (ValueError, OSError) as error:
         raise UserError(f"cannot read {dataset.source}: {first_line(error)}") from error
     if format == "png":
-        binary = [name for name, feature in data.kept_features.items() if not _fits_json(feature)]
-        if binary:
-            raise UserError(
-                f"--format png does not support the column {binary[0]!r}, which contains files: use --format parquet."
-            )
+        for name, feature in data.kept_features.items():
+            if any(kind in str(feature) for kind in ("Image(", "Audio(", "Video(", "binary")):
+                raise UserError(
+                    f"--format png does not support the column {name!r}, which contains files: use --format parquet."
+                )
     return data
-
-
-def _fits_json(feature: Any) -> bool:
-    text = str(feature)
-    return not any(kind in text for kind in ("Image(", "Audio(", "Video(", "binary"))
 
 
 def _fingerprint(predictor: Predictor) -> str:
@@ -292,10 +281,6 @@ def _decode(value: Any) -> PIL.Image.Image:
         return to_rgb(PIL.ImageOps.exif_transpose(image))
 
 
-def _identity(item: Any) -> Any:
-    return item
-
-
 def segment_rows(
     rows: Iterable[ImageRow], predictor: Predictor, batch_size: int = 1, num_workers: int = 0
 ) -> Iterator[RowResult]:
@@ -313,9 +298,7 @@ def segment_rows(
     """
     if predictor.is_batch_dependent:
         batch_size = 1
-    loader = DataLoader(
-        _Preparation(predictor), sampler=enumerate(rows), batch_size=None, collate_fn=_identity, num_workers=num_workers
-    )
+    loader = DataLoader(_Preparation(predictor), sampler=enumerate(rows), batch_size=None, num_workers=num_workers)
     waiting: dict[tuple[Any, ...], list[_PreparedImage]] = {}  # by shapes, longest waiting first
     done: dict[int, RowResult] = {}
     next_index = 0
@@ -358,7 +341,7 @@ def _segment_batch(items: Sequence[_PreparedImage], predictor: Predictor) -> lis
         ]
     if len(items) > 1:
         return [image for item in items for image in _segment_batch([item], predictor)]
-    return [RowResult(item.index, item.row.name, error=message) for item in items]
+    return [RowResult(items[0].index, items[0].row.name, error=message)]
 
 
 class BatchSegmenter:

@@ -74,6 +74,11 @@ def _possible_names(image: Path, folder: Path) -> Iterator[str]:
     yield from ((folder / f"{image.stem}_{number}").as_posix() for number in count(2))
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 @dataclass
 class ResultsFolder:
     """The output folder: overlays, label maps, and the summary that maps them to images, over one or more runs."""
@@ -158,8 +163,7 @@ class ResultsFolder:
             "images": [self.entries[name] for name in sorted(self.entries)],
             "failed": [{"image": str(path.resolve()), "error": message} for path, message in failed],
         }
-        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        atomic_write(self.folder / SUMMARY, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(self.folder / SUMMARY, summary)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_path, atomic_write, remove
-from ..visualization import ClassShare, class_shares, label_image
-from .segment_images import SUMMARY
+from ..utils.files import atomic_path, remove
+from ..visualization import class_shares, label_image
+from .segment_images import SUMMARY, write_json
 
 
 MANIFEST = "manifest.json"
@@ -79,16 +78,9 @@ class _ParquetWriter(AbstractContextManager):
         self.rows: list[dict[str, Any]] = []
         self.file = pyarrow.parquet.ParquetWriter(path, self.features.arrow_schema)
 
-    def write(self, image: RowResult, labels: Image.Image, shares: list[ClassShare]) -> None:
-        row = {
-            "index": image.index,
-            "name": image.name,
-            "height": labels.height,
-            "width": labels.width,
-            "label_map": {"bytes": png_bytes(labels), "path": f"{_file_stem(image)}_labels.png"},
-            "classes": [asdict(share) for share in shares],
-        }
-        self.rows.append(row | image.kept)
+    def write(self, row: dict[str, Any], labels: Image.Image) -> None:
+        row = {"label_map": {"bytes": png_bytes(labels), "path": f"{_file_stem(row)}_labels.png"}, **row}
+        self.rows.append({name: row[name] for name in self.features})
         if len(self.rows) == _ROWS_PER_GROUP:
             self._write_group()
 
@@ -116,23 +108,15 @@ class _PngWriter(AbstractContextManager):
         self.names: set[str] = set()
         self.metadata = (folder / "metadata.jsonl").open("w", encoding="utf-8")
 
-    def write(self, image: RowResult, labels: Image.Image, shares: list[ClassShare]) -> None:
-        name = _file_stem(image)
+    def write(self, row: dict[str, Any], labels: Image.Image) -> None:
+        name = _file_stem(row)
         while name.casefold() in self.names:
-            name = f"{name}_{image.index}"
+            name = f"{name}_{row['index']}"
         self.names.add(name.casefold())
         path = self.folder / f"{name}_labels.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         labels.save(path)
-        entry = {
-            "file_name": path.relative_to(self.folder).as_posix(),
-            "index": image.index,
-            "name": image.name,
-            "height": labels.height,
-            "width": labels.width,
-            "classes": [asdict(share) for share in shares],
-            **image.kept,
-        }
+        entry = {"file_name": path.relative_to(self.folder).as_posix(), **row}
         self.metadata.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
 
     def __exit__(self, *_: object) -> None:
@@ -146,13 +130,13 @@ def png_bytes(labels: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _file_stem(image: RowResult) -> str:
+def _file_stem(row: Mapping[str, Any]) -> str:
     """Relative path of an image's results: its sanitized name without suffix, or its index if it has no name."""
-    name = (image.name or "").replace("\\", "/")
+    name = (row["name"] or "").replace("\\", "/")
     parts = [re.sub(r"[^\w.\- ]", "_", part)[:100].strip(". ") for part in name.split("/")]
     parts = [part for part in parts if part]
     if not parts:
-        return f"{image.index:08d}"
+        return f"{row['index']:08d}"
     is_inside = not (name.startswith("/") or "://" in name or ".." in name.split("/"))
     return "/".join([*(parts[:-1] if is_inside else []), Path(parts[-1]).stem])
 
@@ -200,7 +184,7 @@ class DatasetResults:
                         f"{self.folder} contains {strange[0]} but no {MANIFEST}: choose another --output, or add --overwrite to "
                         "replace it."
                     )
-            _write_json(path, self.manifest)
+            write_json(path, self.manifest)
         except OSError as error:
             raise UserError(f"cannot use the output folder {self.folder}: {error.strerror or error}.") from error
 
@@ -244,13 +228,8 @@ class DatasetResults:
 
     def records(self) -> list[dict[str, Any]] | None:
         """Records of all shards; `None` while some are missing."""
-        records = []
-        for index in range(self.num_shards):
-            record = self.record(index)
-            if record is None:
-                return None
-            records.append(record)
-        return records
+        records = [record for index in range(self.num_shards) if (record := self.record(index)) is not None]
+        return records if len(records) == self.num_shards else None
 
     def is_complete(self, index: int) -> bool:
         record = self.record(index)
@@ -273,7 +252,7 @@ class DatasetResults:
 
     def write_record(self, index: int, record: dict[str, Any]) -> None:
         """Write the record of a shard. The next run retries a shard whose record has an `"error"`."""
-        _write_json(self._path(index, ".json"), {"manifest": self.digest, **record})
+        write_json(self._path(index, ".json"), {"manifest": self.digest, **record})
 
     def write_summary(self, summary: dict[str, Any]) -> bool:
         """Write the totals. Returns `False` if another process wrote them."""
@@ -294,8 +273,7 @@ class ShardResults:
     id2label: dict[int, str]
     num_images: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
-    pixels: Counter[int] = field(default_factory=Counter)
-    images: Counter[int] = field(default_factory=Counter)
+    classes: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, image: RowResult) -> None:
         self.num_images += 1
@@ -303,33 +281,30 @@ class ShardResults:
             self.failed.append({"index": image.index, "name": image.name, "error": image.error})
             return
         shares = class_shares(image.label_map, self.id2label, ignore_index=None)
-        self.writer.write(image, label_image(image.label_map, self.palette), shares)
+        height, width = image.label_map.shape
+        row = {"index": image.index, "name": image.name, "height": height, "width": width}
+        row |= {"classes": [asdict(share) for share in shares], **image.kept}
+        self.writer.write(row, label_image(image.label_map, self.palette))
         for share in shares:
-            self.pixels[share.index] += share.pixels
-            self.images[share.index] += 1
+            _add_class(self.classes, share.index, share.name, share.pixels)
 
     def record(self) -> dict[str, Any]:
-        classes = [
-            {
-                "index": index,
-                "name": self.id2label.get(index, f"class {index}"),
-                "pixels": count,
-                "images": self.images[index],
-            }
-            for index, count in sorted(self.pixels.items())
-        ]
+        classes = [self.classes[index] for index in sorted(self.classes)]
         return {"images": self.num_images, "failed": self.failed, "classes": classes}
+
+
+def _add_class(totals: dict[int, dict[str, Any]], index: int, name: str, pixels: int, images: int = 1) -> None:
+    """Add the pixels and images of a class to the totals of a shard or a data set."""
+    total = totals.setdefault(index, {"index": index, "name": name, "pixels": 0, "images": 0})
+    total["pixels"] += pixels
+    total["images"] += images
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Totals over the records of all shards."""
     totals: dict[int, dict[str, Any]] = {}
     for item in (item for record in records for item in record.get("classes", ())):
-        total = totals.setdefault(
-            item["index"], {"index": item["index"], "name": item["name"], "pixels": 0, "images": 0}
-        )
-        total["pixels"] += item["pixels"]
-        total["images"] += item["images"]
+        _add_class(totals, **item)
     all_pixels = sum(total["pixels"] for total in totals.values())
     return {
         "shards": len(records),
@@ -350,11 +325,6 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     identity = {key: value for key, value in manifest.items() if key not in _INFORMATION}
     options = identity.pop("options", {})
     return json.loads(json.dumps({**identity, **options}))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _format_value(value: Any) -> str:

@@ -15,7 +15,6 @@ labels are those of upsampling every class.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial, reduce
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,56 +60,65 @@ class AxisWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class AxisTiles:
+class Tiles:
     """
-    [`AxisWeights`] split into tiles of neighboring pixels.
+    Tiles of neighboring pixels along one axis.
+
+    Args:
+        number (`int`): Number of tiles.
+        size (`int`): Pixels per tile.
+        position (`torch.LongTensor` of shape `(num_pixels,)`): Index of each pixel in the concatenated tiles.
+    """
+
+    number: int
+    size: int
+    position: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTiles(Tiles):
+    """
+    [`AxisWeights`] split into tiles.
 
     Args:
         support (`torch.LongTensor` of shape `(num_tiles, num_support)`): The grid entries that a tile's pixels depend
             on; the last one is repeated in tiles with fewer entries.
         weights (`torch.Tensor` of shape `(num_tiles, tile_size, num_support)`): Their weights for each pixel; zero for
             repeated entries, and for the missing pixels of shorter tiles.
-        position (`torch.LongTensor` of shape `(num_pixels,)`): Index of each pixel in the concatenated tiles.
     """
 
     support: torch.Tensor
     weights: torch.Tensor
-    position: torch.Tensor
-
-    @property
-    def number(self) -> int:
-        return self.weights.shape[0]
-
-    @property
-    def size(self) -> int:
-        return self.weights.shape[1]
 
     @classmethod
     def from_matrix(cls, matrix: torch.Tensor) -> "AxisTiles":
         """Split a matrix `(num_pixels, num_entries)`."""
         values = matrix.cpu().numpy()
-        starts, tile_supports = split_into_tiles(pixel_supports(values))
-        lengths = np.diff([*starts, len(values)])
+        lengths, position, tile_supports = split_into_tiles(values)
         num_support = max(map(len, tile_supports))
-        tile_support = np.zeros((len(starts), num_support), dtype=np.int64)
-        tile_weights = np.zeros((len(starts), lengths.max(), num_support), dtype=values.dtype)
-        position = np.arange(len(values)) + np.repeat(np.arange(len(starts)) * lengths.max() - starts, lengths)
-        for tile, (start, length, support) in enumerate(zip(starts, lengths, tile_supports, strict=True)):
+        tile_support = np.zeros((len(lengths), num_support), dtype=np.int64)
+        tile_weights = np.zeros((len(lengths), lengths.max(), num_support), dtype=values.dtype)
+        for tile, (rows, support) in enumerate(
+            zip(np.split(values, lengths.cumsum()[:-1]), tile_supports, strict=True)
+        ):
             # descending: a matrix product that adds its terms in this order rounds as `interpolate` does on CPUs
             order = sorted(support, reverse=True)
             tile_support[tile] = order + order[-1:] * (num_support - len(order))
-            tile_weights[tile, :length, : len(order)] = values[start : start + length, order]
-        return cls(*(torch.from_numpy(array).to(matrix.device) for array in (tile_support, tile_weights, position)))
+            tile_weights[tile, : len(rows), : len(order)] = rows[:, order]
+        tensors = (torch.from_numpy(array).to(matrix.device) for array in (position, tile_support, tile_weights))
+        return cls(len(lengths), int(lengths.max()), *tensors)
 
 
-def pixel_supports(matrix: np.ndarray) -> list[set[int]]:
-    """The entries that each pixel of a matrix `(num_pixels, num_entries)` depends on."""
+def split_into_tiles(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
+    """
+    Split the pixels of a matrix `(num_pixels, num_entries)` into tiles.
+
+    Returns:
+        Number of pixels of each tile, index of each pixel in the concatenated tiles, and the entries that the pixels of
+        each tile depend on.
+    """
     pixels, entries = matrix.nonzero()
-    return [set(part.tolist()) for part in np.split(entries, np.searchsorted(pixels, range(1, len(matrix))))]
-
-
-def split_into_tiles(supports: Sequence[set[int]]) -> tuple[list[int], list[set[int]]]:
-    """First pixel of each tile, and the entries that its pixels depend on, given the entries of each pixel."""
+    supports = [set(part.tolist()) for part in np.split(entries, np.searchsorted(pixels, range(1, len(matrix))))]
     smallest = max(map(len, supports))
     starts, tile_supports = [0], [supports[0]]
     for pixel, support in enumerate(supports):
@@ -120,7 +128,9 @@ def split_into_tiles(supports: Sequence[set[int]]) -> tuple[list[int], list[set[
             tile_supports.append(support)
         else:
             tile_supports[-1] = union
-    return starts, tile_supports
+    lengths = np.diff([*starts, len(matrix)])
+    offsets = np.arange(len(starts)) * lengths.max() - starts
+    return lengths, np.arange(len(matrix)) + np.repeat(offsets, lengths), tile_supports
 
 
 def resize_rows(matrix: torch.Tensor, num_pixels: int, align_corners: bool = False) -> torch.Tensor:
@@ -266,17 +276,6 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return labels
 
 
-class Tiles(Protocol):
-    """Tiles along one axis: their number, the pixels per tile, and the index of each pixel in the concatenated tiles."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def position(self) -> torch.Tensor: ...
-
-
 def label_tiles(
     can_win: torch.Tensor,
     rows: Tiles,
@@ -339,13 +338,8 @@ def bounds(
     grid: torch.Tensor, row_support: torch.Tensor, column_support: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Largest and smallest entry of a grid `(h, w, K)` among the entries that each tile depends on.
-
-    Args:
-        row_support, column_support (`torch.LongTensor` of shape `(tiles, num_support)`): Rows and columns of the entries.
-
-    Returns:
-        Two `torch.Tensor` of shape `(tile rows, tile columns, K)`.
+    Largest and smallest entry of a grid `(h, w, K)` among the rows and columns `(tiles, num_support)` that each tile
+    depends on: two tensors `(tile rows, tile columns, K)`.
     """
     highest, lowest = (
         reduce(
@@ -382,17 +376,11 @@ def _can_win(grid: torch.Tensor, rows: AxisTiles, columns: AxisTiles) -> torch.T
 
 def _lowest_average(grid: torch.Tensor, winners: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """
-    Lower bounds of the best score in tiles, from an average of classes: the best score is never below it.
+    Lower bounds `(tiles,)` of the best score in tiles, from an average of classes: the best score is never below it.
 
     Where classes meet, each class is low at the other's entries and gives a low bound of its own. The average of the classes
-    that win at some entry is low nowhere.
-
-    Args:
-        winners (`torch.LongTensor` of shape `(h * w,)`): The best class of each entry of the grid `(h, w, K)`.
-        entries (`torch.LongTensor` of shape `(tiles, support)`): The entries that the tiles depend on.
-
-    Returns:
-        `torch.Tensor` of shape `(tiles,)`.
+    that win at some entry is low nowhere. `winners (h * w,)` are the best classes of the entries of the grid `(h, w, K)`,
+    `entries (tiles, support)` those that the tiles depend on.
     """
     step = -(-entries.shape[1] // _MAX_WINNERS)
     winner = winners[entries[:, ::step]]

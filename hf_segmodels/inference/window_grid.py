@@ -14,25 +14,22 @@ from torch import nn
 Network = Callable[[torch.Tensor], tuple[Sequence[torch.Tensor], tuple[int, int]]]
 
 
-def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor, num_images: int) -> list[tuple[int, int]]:
+def as_sizes(target_sizes: Sequence[tuple[int, int]] | torch.Tensor, batch_size: int) -> list[tuple[int, int]]:
     """
-    Return `(height, width)` of each image, from pairs or a tensor `(num_images, 2)`.
+    Return `(height, width)` of each image, from pairs or a tensor `(batch_size, 2)`.
 
     Raises:
-        ValueError: if there is not one pair of numbers for each image, or a size has no pixel.
+        ValueError: if there is not one pair of positive numbers for each image.
     """
     try:
         sizes = [(int(height), int(width)) for height, width in target_sizes]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
         raise ValueError(
-            f"`target_sizes` must be a list with one (height, width) for each image, got {target_sizes}."
-        ) from error
-    if len(sizes) != num_images:
-        raise ValueError(
-            f"Got {len(sizes)} `target_sizes` for a batch of {num_images} images: give one (height, width) for each image."
+            f"`target_sizes` for a batch of {batch_size} images must be one (height, width) of at least one pixel for each, "
+            f"got {target_sizes}."
         )
-    if any(min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be (height, width) of at least one pixel each, got {sizes}.")
     return sizes
 
 
@@ -149,8 +146,7 @@ def run_windows(
     Run a network over the windows of a batch of images.
 
     Args:
-        network: Maps `(num_windows, num_channels, height, width)` to tensors with one row per window, and to the size in
-            pixels that the grids of a window cover.
+        network ([`Network`]): The network.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The images.
         grid ([`WindowGrid`]): The windows.
         max_windows (`int`): Number of windows that go through the network together.

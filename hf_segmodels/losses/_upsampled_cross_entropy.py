@@ -35,12 +35,6 @@ class LossOptions(NamedTuple):
     align_corners: bool
 
 
-def upsampled_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    """Return the sum of the pixels' losses, of shape `()`, without holding all upsampled scores."""
-    with_gradient = logits.requires_grad and torch.is_grad_enabled()
-    return _upsampled_cross_entropy(logits, labels, with_gradient, *options)[0]
-
-
 def loss_dtype(logits: torch.Tensor) -> torch.dtype:
     """Return the dtype in which the loss of `logits` is computed."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -48,12 +42,7 @@ def loss_dtype(logits: torch.Tensor) -> torch.dtype:
 
 def check_targets(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """
-    Check that all labels are classes.
-
-    Args:
-        labels (`torch.LongTensor`): Classes. Ignored pixels hold any class.
-        num_labels (`int`): Number of classes.
-        ignore_index (`int`): Label of ignored pixels, for the error message.
+    Check that all labels are classes, among them those of ignored pixels. `ignore_index` is for the error message.
 
     Raises:
         IndexError: if a label is not a class. On CUDA devices, an assertion fails asynchronously instead.
@@ -71,7 +60,7 @@ def check_targets(labels: torch.Tensor, num_labels: int, ignore_index: int) -> N
 
 
 @torch.library.custom_op("hf_segmodels::upsampled_cross_entropy", mutates_args=())
-def _upsampled_cross_entropy(
+def upsampled_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     with_gradient: bool,
@@ -83,9 +72,8 @@ def _upsampled_cross_entropy(
     align_corners: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Returns:
-        The sum of the pixels' losses, of shape `()`, and its gradient with respect to `logits` (an empty tensor unless
-        `with_gradient`).
+    Return the sum of the pixels' losses, of shape `()`, and its gradient with respect to `logits` (an empty tensor unless
+    `with_gradient`), without holding all upsampled scores.
     """
     num_labels, grid_height, grid_width = logits.shape[1:]
     height, width = padded_size
@@ -132,7 +120,7 @@ def _upsampled_cross_entropy(
     return torch.stack(losses).sum(), gradient
 
 
-@_upsampled_cross_entropy.register_fake
+@upsampled_cross_entropy.register_fake
 def _fake_outputs(
     logits: torch.Tensor, labels: torch.Tensor, with_gradient: bool, *options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,16 +147,13 @@ def _backward(ctx: Any, grad_total: torch.Tensor | None, grad_gradient: torch.Te
     return grad_logits, *[None] * (ctx.num_inputs - 1)
 
 
-_upsampled_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+upsampled_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Band(NamedTuple):
     """
-    Rows of pixels from `start` to `stop`, which depend on the grid's rows from `first` to `last`; or columns.
-
-    Args:
-        weights (`torch.Tensor` of shape `(stop - start, last - first)`): Weights of the grid's rows in the pixels'
-            rows.
+    Rows of pixels from `start` to `stop`, which depend on the grid's rows from `first` to `last` with `weights (stop -
+    start, last - first)`; or columns.
     """
 
     start: int
@@ -306,10 +291,8 @@ def _band_loss(
     scores: torch.Tensor, grad_scores: torch.Tensor, targets: _BandTargets, options: LossOptions, with_gradient: bool
 ) -> torch.Tensor:
     """
-    Return the sum of the losses of a band, of shape `()`, and write its gradient into `grad_scores`.
-
-    Args:
-        scores, grad_scores (`torch.Tensor` of shape `(pixels, num_labels)`): `grad_scores` is overwritten in any case.
+    Return the sum of the losses of a band, of shape `()`, from its `scores (pixels, num_labels)`. Overwrite `grad_scores`,
+    `with_gradient` with their gradient.
     """
     num_labels = scores.shape[1]
     smoothing, sharp = options.label_smoothing / num_labels, 1 - options.label_smoothing

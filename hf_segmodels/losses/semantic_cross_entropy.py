@@ -115,7 +115,8 @@ def semantic_cross_entropy(
     if is_small and pixel_offsets is None and not torch.compiler.is_compiling():
         total = _dense_cross_entropy(logits, labels, options)
     else:
-        total = upsampled_cross_entropy(logits, labels, options)
+        with_gradient = logits.requires_grad and torch.is_grad_enabled()
+        total, _ = upsampled_cross_entropy(logits, labels, with_gradient, *options)
 
     if reduction == "pixel_mean":
         return total / max(labels.numel(), 1)

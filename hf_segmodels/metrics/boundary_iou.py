@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from .class_counts import ClassCounts
-from .label_pairs import read_label_maps
 
 
 class BoundaryIoU(ClassCounts):
@@ -23,8 +22,7 @@ class BoundaryIoU(ClassCounts):
     pixels are summed over the whole data set before intersections are divided by unions.
 
     Args:
-        num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        num_labels, ignore_index: See [`ConfusionMatrix`].
         dilation_ratio (`float`, *optional*, defaults to 0.02):
             Distance relative to the image's diagonal, rounded to whole pixels, at least one. The paper uses 0.02 for
             COCO and LVIS, and 0.005 for Cityscapes, whose images are larger.
@@ -53,17 +51,8 @@ class BoundaryIoU(ClassCounts):
         self.counts = torch.zeros(3, num_labels, dtype=torch.int64)
 
     def update(self, predictions: Any, references: Any) -> None:
-        """
-        Count one label map or a batch of them.
-
-        Args:
-            predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
-            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
-
-        Raises:
-            ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
-        """
-        maps = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
+        """Count one label map or a batch of them; see [`~SegmentationScores.update`]."""
+        maps = self._read_label_maps(predictions, references)
         if maps[0].numel() == 0:
             return
         void = self.num_labels

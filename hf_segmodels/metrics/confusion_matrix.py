@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from .class_counts import ClassCounts
-from .label_pairs import check_classes, read_pair
+from .class_counts import ClassCounts, read_pair
 
 
 # Maximum size of the table of all pairs of values, in which values that are not classes are found after counting.
@@ -43,16 +42,7 @@ class ConfusionMatrix(ClassCounts):
         self.counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
 
     def update(self, predictions: Any, references: Any) -> None:
-        """
-        Count one label map or a batch of them.
-
-        Args:
-            predictions (integer tensor or array of any shape): Predicted classes.
-            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
-
-        Raises:
-            ValueError: if the shapes differ, or if a value is not a class.
-        """
+        """Count predictions of any shape; see [`~SegmentationScores.update`]."""
         predictions, references = read_pair(predictions, references)
         if references.numel() == 0:
             return
@@ -87,7 +77,7 @@ class ConfusionMatrix(ClassCounts):
         """Check the pixels that are not ignored, then count them."""
         is_valid = references != self.ignore_index
         predictions, references = predictions[is_valid].long(), references[is_valid].long()
-        check_classes(predictions, references, self.num_labels, self.ignore_index)
+        self._check_classes(predictions, references)
         counts = torch.bincount(references * self.num_labels + predictions, minlength=self.num_labels**2)
         # (num_labels * num_labels,) -> (labels, predictions)
         return counts.view(self.num_labels, self.num_labels)

@@ -38,12 +38,8 @@ Returns:
 class MeanIoU(evaluate.Metric):
     """
     Streaming mean IoU. With several processes (`torch.distributed`), `compute` sums the counts of all processes. All of
-    them must call it, even without any counts.
-
-    Args:
-        num_labels (`int`, *optional*): Number of classes. Required before the first `add` or `add_batch`.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
-        boundary_iou, dilation_ratio, object_sizes (*optional*): See [`~hf_segmodels.metrics.SegmentationScores`].
+    them must call it, even without any counts. Takes the arguments of [`~hf_segmodels.metrics.SegmentationScores`];
+    `num_labels` is required before the first `add` or `add_batch`.
     """
 
     def __init__(
@@ -57,8 +53,9 @@ class MeanIoU(evaluate.Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.num_labels, self.ignore_index = num_labels, ignore_index
         self.options: dict[str, Any] = {
+            "num_labels": num_labels,
+            "ignore_index": ignore_index,
             "boundary_iou": boundary_iou,
             "dilation_ratio": dilation_ratio,
             "object_sizes": object_sizes,
@@ -86,9 +83,9 @@ class MeanIoU(evaluate.Metric):
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Count one label map of shape `(height, width)`."""
         if self.scores is None:
-            if self.num_labels is None:
+            if self.options["num_labels"] is None:
                 raise ValueError("`num_labels` is not set: `evaluate.load(MEAN_IOU, num_labels=...)`.")
-            self.scores = SegmentationScores(self.num_labels, self.ignore_index, **self.options)
+            self.scores = SegmentationScores(**self.options)
         self.scores.update(prediction, reference)
 
     def compute(
@@ -105,10 +102,11 @@ class MeanIoU(evaluate.Metric):
         """
         if kwargs:
             raise ValueError(f"Unknown arguments {sorted(kwargs)}: labels are reduced by the image processor.")
-        if self.scores is not None and (num_labels, ignore_index) != (None, None):
+        given = {"num_labels": num_labels, "ignore_index": ignore_index}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.scores is not None and given:
             raise ValueError("Pass `num_labels` and `ignore_index` to `evaluate.load`: batches were already counted.")
-        self.num_labels = self.num_labels if num_labels is None else num_labels
-        self.ignore_index = self.ignore_index if ignore_index is None else ignore_index
+        self.options |= given
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         scores, self.scores = self.scores, None

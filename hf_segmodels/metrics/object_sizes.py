@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from .class_counts import ClassCounts
-from .label_pairs import read_label_maps
 
 
 GROUPS = ("small", "medium", "large")
@@ -22,8 +21,7 @@ class ObjectSizes(ClassCounts):
     the mean fraction of the image that is labeled with the class, over images where the class occurs.
 
     Args:
-        num_labels (`int`): Number of classes.
-        ignore_index (`int`, *optional*, defaults to 255): Label of ignored pixels.
+        num_labels, ignore_index: See [`ConfusionMatrix`].
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):
@@ -32,17 +30,8 @@ class ObjectSizes(ClassCounts):
         self.counts = torch.zeros(2, num_labels, dtype=torch.float64)
 
     def update(self, predictions: Any, references: Any) -> None:
-        """
-        Count one label map or a batch of them.
-
-        Args:
-            predictions (integer tensor or array of shape `(..., height, width)`): Only checked.
-            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
-
-        Raises:
-            ValueError: if the shapes differ or have fewer than two dimensions, or if a value is not a class.
-        """
-        _, labels = read_label_maps(predictions, references, self.num_labels, self.ignore_index)
+        """Count one label map or a batch of them; see [`~SegmentationScores.update`]."""
+        _, labels = self._read_label_maps(predictions, references)
         if labels.numel() == 0:
             return
         # (..., height, width) -> (images, pixels)

@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """All metrics of a data set together, over one or several processes."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from .confusion_matrix import ConfusionMatrix
 from .object_sizes import ObjectSizes
 
 
+@dataclass(eq=False)
 class SegmentationScores:
     """
     Mean IoU, accuracies and, optionally, boundary IoU and mean IoU by the size of objects, accumulated batch by batch.
@@ -36,24 +38,22 @@ class SegmentationScores:
     ```
     """
 
-    def __init__(
-        self,
-        num_labels: int,
-        ignore_index: int = 255,
-        boundary_iou: bool = False,
-        dilation_ratio: float = 0.02,
-        object_sizes: bool = False,
-    ):
-        self.settings: dict[str, Any] = {
-            "num_labels": num_labels,
-            "ignore_index": ignore_index,
-            "boundary_iou": boundary_iou,
-            "dilation_ratio": dilation_ratio,
-            "object_sizes": object_sizes,
-        }
-        self.matrix = ConfusionMatrix(num_labels, ignore_index)
-        self.boundaries = BoundaryIoU(num_labels, ignore_index, dilation_ratio) if boundary_iou else None
-        self.sizes = ObjectSizes(num_labels, ignore_index) if object_sizes else None
+    num_labels: int
+    ignore_index: int = 255
+    boundary_iou: bool = False
+    dilation_ratio: float = 0.02
+    object_sizes: bool = False
+
+    def __post_init__(self) -> None:
+        self.matrix = ConfusionMatrix(self.num_labels, self.ignore_index)
+        self.boundaries = None
+        if self.boundary_iou:
+            self.boundaries = BoundaryIoU(self.num_labels, self.ignore_index, self.dilation_ratio)
+        self.sizes = ObjectSizes(self.num_labels, self.ignore_index) if self.object_sizes else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
 
     @property
     def parts(self) -> list[ClassCounts]:
@@ -66,11 +66,12 @@ class SegmentationScores:
         Count one label map or a batch of them.
 
         Args:
-            predictions (integer tensor or array of shape `(..., height, width)`): Predicted classes.
-            references (integer tensor or array of that shape): Labels: classes, or `ignore_index`.
+            predictions (integer tensor, array or list of shape `(..., height, width)`): Predicted classes.
+            references (integer tensor, array or list of that shape): Labels: classes, or `ignore_index`.
 
         Raises:
-            ValueError: if the shapes differ, or if a value is not a class.
+            ValueError: if the shapes differ, if boundaries or sizes of fewer than two dimensions are requested, or if a
+                value is not an integer or not a class.
         """
         for part in self.parts:
             part.update(predictions, references)
@@ -107,9 +108,6 @@ def sum_over_processes(scores: SegmentationScores | None) -> SegmentationScores 
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, scores and scores.settings)
     settings = [each for each in gathered if each is not None]
-    numbers = sorted({each["num_labels"] for each in settings})
-    if len(numbers) > 1:
-        raise ValueError(f"The processes have different `num_labels`, {numbers}: use the same number in all processes.")
     if any(each != settings[0] for each in settings):
         raise ValueError(f"The processes have different settings, {settings}: use the same options in all processes.")
     if not settings:

@@ -13,17 +13,12 @@
 # limitations under the License.
 """Image processor for RegProxy (PIL backend: works without torchvision)."""
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
 
 
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class RegProxyImageProcessorPil(SegmentationImageProcessorPil):
     """[`RegProxyImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["RegProxyImageProcessorPil"]

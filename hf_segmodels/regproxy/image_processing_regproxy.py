@@ -13,8 +13,6 @@
 # limitations under the License.
 """Image processor for RegProxy (torchvision backend)."""
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 
 
@@ -26,9 +24,6 @@ class RegProxyImageProcessor(SegmentationImageProcessor):
     The defaults are those of ADE20K: the shorter edge becomes 512 unless the longer edge would exceed 2048, bilinear
     without antialiasing, ImageNet's mean and standard deviation. Takes the arguments of [`SegmentationImageProcessor`].
     """
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["RegProxyImageProcessor"]

@@ -13,8 +13,6 @@
 # limitations under the License.
 """Image processor for RegProxy's superpixel pilot (PIL backend: works without torchvision)."""
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
 from ..image_processing.superpixels import SuperpixelMixin
 
@@ -25,9 +23,6 @@ class SuperpixelViTImageProcessorPil(SuperpixelMixin, SegmentationImageProcessor
     [`SuperpixelViTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values. The model itself
     needs torchvision.
     """
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["SuperpixelViTImageProcessorPil"]

@@ -13,8 +13,6 @@
 # limitations under the License.
 """Image processor for RegProxy's superpixel pilot (torchvision backend)."""
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessor
 from ..image_processing.superpixels import SuperpixelMixin
 
@@ -42,9 +40,6 @@ class SuperpixelViTImageProcessor(SuperpixelMixin, SegmentationImageProcessor):
         compactness (`float`, *optional*, defaults to 10.0):
             Weight of distances in space relative to distances in color. Higher values make superpixels squarer.
     """
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["SuperpixelViTImageProcessor"]

@@ -348,7 +348,7 @@ class SuperpixelViTForSemanticSegmentation(SuperpixelViTPreTrainedModel):
         superpixels = self._check_inputs(pixel_values, superpixels)
         if target_sizes is None:
             target_sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * pixel_values.shape[0]
-        sizes = as_sizes(target_sizes, pixel_values.shape[0])
+        sizes = as_sizes(target_sizes, len(pixel_values))
         with eval_mode(self):
             token_logits = self.classify_superpixels(pixel_values, superpixels).token_logits
         paint = paint_scores if return_scores else paint_labels

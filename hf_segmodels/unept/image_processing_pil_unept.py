@@ -13,8 +13,6 @@
 # limitations under the License.
 """Image processor for UN-EPT (PIL backend: works without torchvision)."""
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..image_processing.segmentation_image_processor import SegmentationImageProcessorPil
 from .image_processing_unept import BoundaryTargetsMixin
 
@@ -22,9 +20,6 @@ from .image_processing_unept import BoundaryTargetsMixin
 # trf-ignore: TRF057 (the generated text knows less than this one)
 class UNEPTImageProcessorPil(BoundaryTargetsMixin, SegmentationImageProcessorPil):
     """[`UNEPTImageProcessor`] on numpy arrays, without torchvision: same arguments, same values."""
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["UNEPTImageProcessorPil"]

@@ -16,7 +16,6 @@
 from typing import Any
 
 import torch
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..image_processing.segmentation_image_processor import (
     SegmentationImageProcessor,
@@ -26,10 +25,7 @@ from .boundary_targets import PADDING_VALUE, compute_boundary_targets
 
 
 class UNEPTImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
-    """
-    do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
-        Whether to compute `distance_maps` and `angle_maps` from the label maps.
-    """
+    """Arguments of the boundary targets. See [`UNEPTImageProcessor`]."""
 
     do_boundary_targets: bool | None
 
@@ -69,9 +65,6 @@ class UNEPTImageProcessor(BoundaryTargetsMixin, SegmentationImageProcessor):
             label maps, so they also match label maps that were mirrored or cropped. Their padding value is 255 (no
             boundary).
     """
-
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
 
 
 __all__ = ["UNEPTImageProcessor"]

@@ -231,7 +231,7 @@ class UNEPTForSemanticSegmentation(UNEPTPreTrainedModel):
         names = ("logits", "boundary_logits", "direction_logits")
         outputs, axes = self._run_windows(pixel_values, grid, max_windows, *names)
         return [
-            RefinedScores(*image_outputs, axes, target_size)
+            RefinedScores(*image_outputs, *axes, target_size)
             for *image_outputs, target_size in zip(*outputs, target_sizes, strict=True)
         ]
 

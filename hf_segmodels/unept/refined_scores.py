@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Refined scores of windows, merged and resized in bands of rows."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -14,6 +15,7 @@ from .boundary_refinement import refinement_offsets, resize_boundary_maps
 _BAND = 1 << 22
 
 
+@dataclass(frozen=True, eq=False)
 class RefinedScores:
     """
     [`LazyScores`] that are refined along each window's predicted boundaries, which is not a linear function of its grid.
@@ -23,21 +25,16 @@ class RefinedScores:
             of the windows.
         boundary_logits (`torch.Tensor` of shape `(window rows, window columns, 2, h, w)`): Boundary logits of the windows.
         direction_logits (`torch.Tensor` of shape `(window rows, window columns, 8, h, w)`): Direction logits of the windows.
-        axes (pair of [`WindowAxis`]): The windows along rows and columns.
+        rows, columns ([`WindowAxis`]): The windows along rows and columns.
         target_size (`tuple[int, int]`): Target `(height, width)`.
     """
 
-    def __init__(
-        self,
-        logits: torch.Tensor,
-        boundary_logits: torch.Tensor,
-        direction_logits: torch.Tensor,
-        axes: tuple[WindowAxis, WindowAxis],
-        target_size: tuple[int, int],
-    ):
-        self.logits, self.boundary_logits, self.direction_logits = logits, boundary_logits, direction_logits
-        self.rows, self.columns = axes
-        self.target_size = target_size
+    logits: torch.Tensor
+    boundary_logits: torch.Tensor
+    direction_logits: torch.Tensor
+    rows: WindowAxis
+    columns: WindowAxis
+    target_size: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,7 +42,7 @@ class RefinedScores:
 
     @cached_property
     def steps(self) -> torch.Tensor:
-        """[`refinement_steps`] of each window, `(window rows, window columns, height, width, 2)`, int8."""
+        """[`refinement_offsets`] of each window, `(window rows, window columns, height, width, 2)`, int8."""
         size = self.rows.padded_size, self.columns.padded_size
         # one window at a time: the resized maps are larger than the steps
         steps = [

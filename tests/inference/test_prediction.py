@@ -257,7 +257,7 @@ def test_gradients_reach_the_image_through_windows():
         ({"window_stride": 8}, r"`window_stride` 8 needs a `window_size`"),
         ({"scales": ()}, "`scales` must be factors"),
         ({"scales": (1.0, 0.001)}, "leave pixels of 40 x 60"),
-        ({"target_sizes": [(40, 60)]}, r"1 `target_sizes` for a batch of 2"),
+        ({"target_sizes": [(40, 60)]}, r"`target_sizes` for a batch of 2 images must be"),
         ({"target_sizes": [(40, 60), (0, 60)]}, "at least one pixel"),
     ],
 )

@@ -298,11 +298,11 @@ def test_operator_passes_the_checks_of_torch():
     offsets = torch.randint(-1, 2, (1, 9, 5, 2))
     labels, options = random_labels(3, 1, 8, 5), operator.LossOptions(torch.ones(3), offsets, [9, 5], 255, 0.1, False)
     half = random_logits(1, 3, 3, 2, dtype=torch.float16).detach()
-    torch.library.opcheck(operator._upsampled_cross_entropy, (half, labels, False, *options))
+    torch.library.opcheck(operator.upsampled_cross_entropy, (half, labels, False, *options))
     # the whole check would differentiate the gradient, which is refused
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     logits = random_logits(1, 3, 3, 2)
-    torch.library.opcheck(operator._upsampled_cross_entropy, (logits, labels, True, *options), test_utils=checks)
+    torch.library.opcheck(operator.upsampled_cross_entropy, (logits, labels, True, *options), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -412,7 +412,9 @@ def test_dense_formula_only_for_few_scores_of_few_classes(monkeypatch, num_label
     monkeypatch.setattr(dispatch, "_MAX_DENSE_SCORES", 2 * 15 * 48 * 40)
     taken = []
     monkeypatch.setattr(dispatch, "_dense_cross_entropy", lambda *_: taken.append("dense") or torch.zeros(()))
-    monkeypatch.setattr(dispatch, "upsampled_cross_entropy", lambda *_: taken.append("bands") or torch.zeros(()))
+    monkeypatch.setattr(
+        dispatch, "upsampled_cross_entropy", lambda *_: taken.append("bands") or (torch.zeros(()), None)
+    )
     semantic_cross_entropy(random_logits(2, num_labels, 6, 5), random_labels(num_labels, 2, *size), **options)
     assert taken == [expected]
 

@@ -226,7 +226,7 @@ class TestPredict:
 
     @pytest.mark.parametrize("sizes", [[(10, 10)], [(10, 10), (0, 5)]])
     def test_bad_target_sizes(self, batch, sizes):
-        with pytest.raises(ValueError, match="`target_sizes`"):
+        with pytest.raises(ValueError, match=r"`target_sizes` for a batch of 2 images must be"):
             make_model().predict(batch[0], sizes, superpixels=batch[1])
 
 
