@@ -35,6 +35,9 @@ def region_maps(affinity: torch.Tensor, tokens: Sequence[tuple[int, int]]) -> to
     for row, column in tokens:
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f"`tokens` has {(row, column)}, outside the grid of {height} rows and {width} columns.")
+    if not tokens:
+        cell_height, cell_width = affinity.shape[1:3]
+        return affinity.new_zeros(0, height * cell_height, width * cell_width, dtype=torch.float32)
     # the scores of a token in its own channel, (1, H * W, num_tokens), paint its affinity
     index = torch.tensor([row * width + column for row, column in tokens], dtype=torch.long, device=affinity.device)
     own_channel = nn.functional.one_hot(index, height * width).float().T[None]
