@@ -359,7 +359,14 @@ def test_site_builds_without_warnings(tmp_path: Path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings_handlers.python")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    finished = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     fields = (tmp_path / "site" / "api" / "configurations" / "index.html").read_text()
     assert "region_resolution" in fields
