@@ -64,7 +64,8 @@ def test_there_are_no_import_cycles():
 
 
 def test_who_may_import_whom():
-    for module, imported in ((module, imported) for module in MODULES for imported in imports(module, at_import=False)):
+    pairs = [(name, imported) for name in MODULES for imported in imports(name, at_import=False)]
+    for module, imported in pairs:
         folder, target = module.partition(".")[0], imported.partition(".")[0]
         if target in {"cli", "demo"}:
             assert folder in {"cli", target}, f"{module} imports {imported}"
