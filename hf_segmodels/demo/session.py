@@ -2,6 +2,7 @@
 """The demo without its page: models in memory, segmentation of uploaded files, and views. Imports no Gradio."""
 
 import argparse
+import math
 import re
 import threading
 import time
@@ -248,8 +249,7 @@ def _check_number_of_windows(predictor: Predictor, pixel_values: torch.Tensor) -
     total = 0
     for scale in options.get("scales", (1.0,)):
         height, width = (round(side * scale) for side in pixel_values.shape[-2:])
-        rows, columns = WindowGrid((height, width), *windows).starts
-        total += len(rows) * len(columns) * (2 if options.get("flip") else 1)
+        total += math.prod(WindowGrid((height, width), *windows).num_windows) * (2 if options.get("flip") else 1)
     if total > _MAX_WINDOWS:
         raise UserError(
             f"these options make {total} windows, more than {_MAX_WINDOWS}: choose a larger window or stride."

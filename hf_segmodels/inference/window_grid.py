@@ -1,6 +1,7 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Sliding windows: their positions in an image, and a network's outputs for them in batches."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -108,6 +109,13 @@ class WindowGrid:
         )
         return rows, columns
 
+    @property
+    def num_windows(self) -> tuple[int, int]:
+        """Number of rows and of columns of windows, without a list of `starts`, which can be huge."""
+        sides = zip(self.image_size, self.crop_size, self.window_stride, strict=True)
+        rows, columns = (1 + math.ceil((image - crop) / stride) for image, crop, stride in sides)
+        return rows, columns
+
     def crops(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """
         Cut images `(batch_size, num_channels, height, width)` of `input_size` into crops `(num_channels, crop_height,
@@ -160,7 +168,7 @@ def run_windows(
     for first in range(0, len(crops), max_windows):
         tensors, padded_size = network(torch.stack(crops[first : first + max_windows]))
         outputs.append([tensor.float() for tensor in tensors])
-    num_windows = (*map(len, grid.starts), len(pixel_values))
+    num_windows = (*grid.num_windows, len(pixel_values))
     # (rows * columns * batch_size, ...) -> (batch_size, rows, columns, ...)
     merged = [torch.cat(parts).unflatten(0, num_windows).movedim(2, 0) for parts in zip(*outputs, strict=True)]
     return merged, padded_size

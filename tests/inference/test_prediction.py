@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_segmodels import PlainViTConfig, SegmenterConfig, SegmenterForSemanticSegmentation
 from hf_segmodels.conversion import convert
-from hf_segmodels.inference import dense_prediction
+from hf_segmodels.inference import WindowGrid, dense_prediction
 
 
 def make_model(**fields) -> SegmenterForSemanticSegmentation:
@@ -112,6 +112,14 @@ def test_small_images_are_left_unchanged():
     expected = reference_logits(model, image, (32, 32), (24, 24), (20, 50))
     (scores,) = model.predict(image, window_size=32, window_stride=24, return_scores=True)
     torch.testing.assert_close(scores, expected[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (40, 64), (41, 63), (100, 33)])
+@pytest.mark.parametrize("mode", ["none", "pad", "upscale"])
+def test_number_of_windows_is_that_of_their_starts(size, mode):
+    for stride in [(1, 1), (9, 16), (32, 20)]:
+        grid = WindowGrid(size, (32, 20), stride, mode)
+        assert grid.num_windows == tuple(map(len, grid.starts))
 
 
 def test_windows_come_from_the_config():

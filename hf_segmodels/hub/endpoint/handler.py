@@ -168,9 +168,7 @@ class EndpointHandler:
         for scale in parameters.scales:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             grid = WindowGrid(size, *(windows or (size, size)), config.small_image_mode)
-            sides = zip(grid.image_size, grid.crop_size, grid.window_stride, strict=True)
-            # counted, since a list of the windows can be huge
-            pixels += math.prod(crop * (1 + math.ceil((side - crop) / stride)) for side, crop, stride in sides)
+            pixels += math.prod((*grid.crop_size, *grid.num_windows))
         pixels *= 2 if parameters.flip else 1
         if pixels > self.settings.max_network_pixels:
             raise RequestError(
