@@ -370,11 +370,12 @@ def compare_memory(threads: int, script: str = __file__, of: str = "") -> dict[s
 
 
 def processor_name() -> str:
-    """Name of the processor on Linux, otherwise its architecture."""
+    """Name of the processor on Linux, otherwise its architecture; and the instruction set that torch uses on it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+    name = f"{len(names)} x {names[0]}" if names else platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @torch.inference_mode()

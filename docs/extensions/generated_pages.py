@@ -73,7 +73,7 @@ def _default(field: dataclasses.Field) -> str:
     value: Any = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
-    return "required" if value is dataclasses.MISSING else f"`{value}`"
+    return "" if value in ("", dataclasses.MISSING) else f"`{value}`"
 
 
 def _escape(text: str) -> str:
