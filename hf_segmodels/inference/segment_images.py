@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.layouts import IMAGE_SUFFIXES
 from ..image_processing import read_image
 from ..utils.errors import UserError, first_line
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, write_json
 from ..visualization import ClassShare, add_legend, class_shares, label_image, overlay, palette_for
 from .predictor import describe_failure, load_predictor
 
@@ -72,11 +72,6 @@ def _possible_names(image: Path, folder: Path) -> Iterator[str]:
     yield (folder / image.stem).as_posix()
     yield (folder / f"{image.resolve().parent.name}_{image.stem}").as_posix()
     yield from ((folder / f"{image.stem}_{number}").as_posix() for number in count(2))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @dataclass

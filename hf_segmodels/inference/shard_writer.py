@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_path, remove
+from ..utils.files import atomic_path, remove, write_json
 from ..visualization import class_shares, label_image
-from .segment_images import SUMMARY, write_json
+from .segment_images import SUMMARY
 
 
 MANIFEST = "manifest.json"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from transformers.utils import _LazyModule
 
 
+# `check-data` reads recipes without importing Accelerate and the loop.
 _import_structure = {
     "accelerate_loop": ["train"],
     "recipe": ["Recipe"],

@@ -1,11 +1,13 @@
 # Copyright the hf_segmodels authors. Licensed under the Apache License, Version 2.0.
 """Atomic writes: a file or a folder appears complete, or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -64,6 +66,12 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path, then move the file that it wrote to `path`."""
     with atomic_path(path) as temporary:
         write(temporary)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def remove(path: Path) -> None:
