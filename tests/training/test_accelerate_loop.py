@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from common.interrupted_training import train_until_first_checkpoint
 from hf_segmodels import (
     PlainViTBackbone,
     PlainViTConfig,
@@ -31,10 +32,6 @@ from hf_segmodels.training.augmentation import training_augmentation
 from hf_segmodels.training.factory import build_model, build_optimizer
 from hf_segmodels.training.recipe import Recipe
 from hf_segmodels.training.schedules import learning_rate_factor
-
-
-class Interrupted(Exception):
-    pass
 
 
 def weights(folder):
@@ -110,17 +107,7 @@ def test_resumed_run_equals_uninterrupted_one(recipe):
     losses = train(whole)["losses"]
 
     part = recipe("part", **fields)
-
-    save = script.save_checkpoint
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        raise Interrupted
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_checkpoint", save_then_stop)
-        with pytest.raises(Interrupted):
-            train(part)
+    train_until_first_checkpoint(train, part, script, "save_checkpoint")
     torch.manual_seed(123)
     part.resume = True
     assert train(part)["losses"] == losses

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSemanticSegmentation
 
+from common.interrupted_training import train_until_first_checkpoint
 from common.segmentation_folders import write_folders
 from hf_segmodels import SegmenterImageProcessor
 from hf_segmodels.data import DatasetSpec, SegmentationData, find_id2label, load_segmentation_dataset
@@ -67,10 +68,6 @@ def test_more_workers_than_shards_are_refused(numbered):
         batches_of(numbered, num_workers=2, num_processes=8)
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
 def camera_in_folders(camera, tmp_path):
     """The files of `camera`: streaming those, `datasets` sleeps after each epoch."""
@@ -93,16 +90,7 @@ def test_streamed_runs_learn_and_resume(recipe, camera_in_folders):
     assert scores["mean_iou"] > 0.9
 
     part = recipe("part", **fields)
-    save = script.save_checkpoint
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        raise Interrupted
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_checkpoint", save_then_stop)
-        with pytest.raises(Interrupted):
-            script.train(part)
+    train_until_first_checkpoint(script.train, part, script, "save_checkpoint")
     part.resume = True
     assert script.train(part)["losses"] == scores["losses"]
     states = [AutoModelForSemanticSegmentation.from_pretrained(run.output_dir).state_dict() for run in (whole, part)]

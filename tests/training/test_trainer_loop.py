@@ -5,12 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
+from common.interrupted_training import train_until_first_checkpoint
 from hf_segmodels.training import accelerate_loop, trainer_loop
 from hf_segmodels.training.trainer_loop import SegmentationTrainer, train
-
-
-class Interrupted(Exception):
-    pass
 
 
 def weights(folder):
@@ -53,17 +50,7 @@ def test_resumed_run_equals_uninterrupted_one(recipe, backbone):
     fields = {"warmup_steps": 1, "checkpoint_steps": 2, "model": model}
     whole, part = recipe("whole", **fields), recipe("part", **fields)
     expected = train(whole)["losses"]
-
-    save = SegmentationTrainer._save_checkpoint
-
-    def save_then_stop(*arguments, **options):
-        save(*arguments, **options)
-        raise Interrupted
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmentationTrainer, "_save_checkpoint", save_then_stop)
-        with pytest.raises(Interrupted):
-            train(part)
+    train_until_first_checkpoint(train, part, SegmentationTrainer, "_save_checkpoint")
     torch.manual_seed(123)
     part.resume = True
     assert train(part)["losses"][-2:] == expected[-2:]
